@@ -1,0 +1,248 @@
+//! The only mapping between `message/` and lapin's types.
+
+mod connect;
+mod uri;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::{
+    Acker, BasicProperties,
+    message::Delivery,
+    types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString, ShortStringError},
+};
+
+pub use connect::{ConnectError, ConnectErrorKind};
+pub(crate) use connect::{ConnectOptions, close};
+pub use uri::InvalidUri;
+
+use crate::message::{HeaderValue, Headers, IncomingMessage, Properties, Stamped, reserved};
+
+/// The version of the reserved headers.
+const VERSION: i32 = 1;
+
+const TRANSIENT: u8 = 1;
+const PERSISTENT: u8 = 2;
+
+/// The properties of attempt number `attempt` of a message.
+pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicProperties, ShortStringError> {
+    let message = &stamped.message;
+    let mut headers = FieldTable::default();
+    let mut properties = BasicProperties::default()
+        .with_message_id(ShortString::try_new(stamped.id().as_str())?)
+        .with_timestamp(seconds(stamped.timestamp))
+        .with_delivery_mode(if message.is_persistent() { PERSISTENT } else { TRANSIENT });
+    if let Some(mime) = message.mime() {
+        properties = properties.with_content_type(ShortString::try_new(mime)?);
+    }
+    if let Some(app_id) = &stamped.app_id {
+        properties = properties.with_app_id(ShortString::try_new(&**app_id)?);
+    }
+    if let Some(extra) = message.extra() {
+        if let Some(kind) = &extra.kind {
+            properties = properties.with_type(ShortString::try_new(kind.as_str())?);
+        }
+        if let Some(encoding) = &extra.content_encoding {
+            properties = properties.with_content_encoding(ShortString::try_new(encoding.as_str())?);
+        }
+        if let Some(id) = &extra.correlation_id {
+            properties = properties.with_correlation_id(ShortString::try_new(id.as_str())?);
+        }
+        if let Some(queue) = &extra.reply_to {
+            properties = properties.with_reply_to(ShortString::try_new(queue.as_str())?);
+        }
+        if let Some(priority) = extra.priority {
+            properties = properties.with_priority(priority);
+        }
+        if let Some(after) = extra.expiration {
+            properties = properties.with_expiration(ShortString::try_new(after.as_millis().to_string())?);
+        }
+        for (name, value) in extra.headers.iter() {
+            headers.insert(ShortString::try_new(name)?, amqp_value(value)?);
+        }
+    }
+    let hex = LongString::from(stamped.fingerprint.hex().to_vec());
+    headers.insert(ShortString::from(reserved::FINGERPRINT), AMQPValue::LongString(hex));
+    headers.insert(ShortString::from(reserved::VERSION), AMQPValue::LongInt(VERSION));
+    headers.insert(ShortString::from(reserved::ATTEMPT), AMQPValue::LongLongInt(attempt.into()));
+    Ok(properties.with_headers(headers))
+}
+
+/// The attempt that a copy of one of our messages was sent in.
+pub(crate) fn attempt(properties: &BasicProperties) -> Option<u32> {
+    let value = properties.headers().as_ref()?.inner().get(reserved::ATTEMPT)?;
+    header_value(value).as_i64()?.try_into().ok()
+}
+
+/// A name that came from the broker, which has checked its length.
+pub(crate) fn short(name: &str) -> ShortString {
+    ShortString::try_new(name).unwrap_or_default()
+}
+
+/// Takes a delivery apart: the message for the handler, the properties in case it is parked, and what settles it.
+pub(crate) fn incoming(mut delivery: Delivery) -> (IncomingMessage, BasicProperties, Acker) {
+    let body = std::mem::take(&mut delivery.data).into();
+    (message(&delivery, body), delivery.properties, delivery.acker)
+}
+
+impl From<&Delivery> for IncomingMessage {
+    /// For a consume loop of your own; copies the body.
+    fn from(delivery: &Delivery) -> Self {
+        message(delivery, Bytes::copy_from_slice(&delivery.data))
+    }
+}
+
+fn message(delivery: &Delivery, body: Bytes) -> IncomingMessage {
+    let properties = &delivery.properties;
+    let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
+    IncomingMessage {
+        body,
+        exchange: delivery.exchange.to_string(),
+        routing_key: delivery.routing_key.to_string(),
+        redelivered: delivery.redelivered,
+        properties: Properties {
+            message_id: text(properties.message_id()),
+            timestamp: *properties.timestamp(),
+            app_id: text(properties.app_id()),
+            kind: text(properties.kind()),
+            content_type: text(properties.content_type()),
+            content_encoding: text(properties.content_encoding()),
+            correlation_id: text(properties.correlation_id()),
+            reply_to: text(properties.reply_to()),
+            user_id: text(properties.user_id()),
+            priority: *properties.priority(),
+            headers: properties.headers().as_ref().map(headers).unwrap_or_default(),
+        },
+    }
+}
+
+/// What a parked message says of itself.
+#[derive(Debug)]
+pub(crate) struct Note<'a> {
+    pub(crate) reason: &'a str,
+    pub(crate) error: Option<String>,
+    pub(crate) attempts: u32,
+    pub(crate) at: SystemTime,
+    pub(crate) scope: &'a str,
+    pub(crate) queue: &'a str,
+    pub(crate) exchange: &'a str,
+    pub(crate) routing_key: &'a str,
+}
+
+/// The properties of a parked copy: the original's, but for those that would make it vanish, be refused or multiply.
+pub(crate) fn parked_properties(original: BasicProperties, note: &Note<'_>) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in original.headers().iter().flat_map(|headers| headers.inner()) {
+        // RabbitMQ routes copies to the queues that CC and BCC name.
+        match name.as_str() {
+            "CC" => headers.insert(ShortString::from(reserved::ORIGINAL_CC), value.clone()),
+            "BCC" => continue,
+            _ => headers.insert(name.clone(), value.clone()),
+        };
+    }
+    let mut text = |name: &'static str, value: &str| {
+        headers.insert(ShortString::from(name), AMQPValue::LongString(LongString::from(value)));
+    };
+    text(reserved::PARKED_REASON, note.reason);
+    if let Some(error) = &note.error {
+        text(reserved::PARKED_ERROR, error);
+    }
+    text(reserved::PARKED_SCOPE, note.scope);
+    text(reserved::ORIGINAL_QUEUE, note.queue);
+    text(reserved::ORIGINAL_EXCHANGE, note.exchange);
+    text(reserved::ORIGINAL_ROUTING_KEY, note.routing_key);
+    // A parked message waits for somebody to look at it: it must not expire.
+    if let Some(expiration) = original.expiration() {
+        text(reserved::ORIGINAL_EXPIRATION, expiration.as_str());
+    }
+    // The broker refuses a user_id that is not the connection's own.
+    if let Some(user) = original.user_id() {
+        text(reserved::ORIGINAL_USER_ID, user.as_str());
+    }
+    headers.insert(ShortString::from(reserved::PARKED_AT), AMQPValue::Timestamp(seconds(note.at)));
+    headers.insert(ShortString::from(reserved::PARKED_ATTEMPTS), AMQPValue::LongLongInt(note.attempts.into()));
+    without_expiration_and_user(original).with_delivery_mode(PERSISTENT).with_headers(headers)
+}
+
+/// lapin's properties can be set but not unset.
+fn without_expiration_and_user(original: BasicProperties) -> BasicProperties {
+    let mut kept = BasicProperties::default();
+    macro_rules! keep {
+        ($($get:ident => $set:ident),* $(,)?) => {$(
+            if let Some(value) = original.$get().clone() {
+                kept = kept.$set(value);
+            }
+        )*};
+    }
+    keep! {
+        content_type => with_content_type,
+        content_encoding => with_content_encoding,
+        priority => with_priority,
+        correlation_id => with_correlation_id,
+        reply_to => with_reply_to,
+        message_id => with_message_id,
+        timestamp => with_timestamp,
+        kind => with_type,
+        app_id => with_app_id,
+        cluster_id => with_cluster_id,
+    }
+    kept
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn headers(table: &FieldTable) -> Headers {
+    table.inner().iter().map(|(name, value)| (name.to_string(), header_value(value))).collect()
+}
+
+fn header_value(value: &AMQPValue) -> HeaderValue {
+    match value {
+        AMQPValue::Boolean(value) => HeaderValue::Bool(*value),
+        AMQPValue::ShortShortInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::ShortShortUInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::ShortInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::ShortUInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::LongInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::LongUInt(value) => HeaderValue::Int((*value).into()),
+        AMQPValue::LongLongInt(value) => HeaderValue::Int(*value),
+        AMQPValue::Float(value) => HeaderValue::Float((*value).into()),
+        AMQPValue::Double(value) => HeaderValue::Float(*value),
+        AMQPValue::DecimalValue(value) => {
+            HeaderValue::Float(f64::from(value.value) / 10_f64.powi(value.scale.into()))
+        }
+        AMQPValue::ShortString(value) => HeaderValue::String(value.to_string()),
+        AMQPValue::LongString(value) => match std::str::from_utf8(value.as_bytes()) {
+            Ok(text) => HeaderValue::String(text.to_owned()),
+            Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(value.as_bytes())),
+        },
+        AMQPValue::FieldArray(values) => HeaderValue::List(values.as_slice().iter().map(header_value).collect()),
+        AMQPValue::Timestamp(value) => HeaderValue::Timestamp(*value),
+        AMQPValue::FieldTable(table) => HeaderValue::Table(headers(table)),
+        AMQPValue::ByteArray(value) => HeaderValue::Bytes(Bytes::copy_from_slice(value.as_slice())),
+        AMQPValue::Void => HeaderValue::Void,
+    }
+}
+
+fn amqp_value(value: &HeaderValue) -> Result<AMQPValue, ShortStringError> {
+    Ok(match value {
+        HeaderValue::Void => AMQPValue::Void,
+        HeaderValue::Bool(value) => AMQPValue::Boolean(*value),
+        HeaderValue::Int(value) => AMQPValue::LongLongInt(*value),
+        HeaderValue::Float(value) => AMQPValue::Double(*value),
+        HeaderValue::String(text) => AMQPValue::LongString(LongString::from(text.as_str())),
+        HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(bytes.to_vec().into()),
+        HeaderValue::Timestamp(value) => AMQPValue::Timestamp(*value),
+        HeaderValue::List(values) => {
+            AMQPValue::FieldArray(FieldArray::from(values.iter().map(amqp_value).collect::<Result<Vec<_>, _>>()?))
+        }
+        HeaderValue::Table(table) => {
+            let mut fields = FieldTable::default();
+            for (name, value) in table.iter() {
+                fields.insert(ShortString::try_new(name)?, amqp_value(value)?);
+            }
+            AMQPValue::FieldTable(fields)
+        }
+    })
+}

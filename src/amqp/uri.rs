@@ -1,0 +1,238 @@
+//! AMQP URIs, parsed with checks of our own.
+//!
+//! lapin's parser takes an IPv6 host for `localhost`, ignores query keys that it does not know, and prints the
+//! password in some errors. A setting that looks as if it worked is worse than an error, so whatever would be
+//! ignored is refused here, and no error, `Debug` or `Display` shows a secret.
+
+use std::fmt;
+
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use percent_encoding::percent_decode_str;
+use url::{Host, Url};
+
+/// Why a connection URI was refused.
+///
+/// The text never holds the URI itself: it may carry a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidUri {
+    /// It is not a URI at all.
+    #[error("not a URI: {0}")]
+    Syntax(&'static str),
+    /// The scheme is neither `amqp` nor `amqps`.
+    #[error("the scheme must be amqp or amqps")]
+    Scheme,
+    /// `amqps` needs the crate's feature `tls`.
+    #[error("amqps needs the crate feature `tls`")]
+    TlsNotCompiled,
+    /// There is no host.
+    #[error("the host is missing")]
+    MissingHost,
+    /// A part is not percent-encoded UTF-8.
+    #[error("the {0} is not percent-encoded UTF-8")]
+    Encoding(&'static str),
+    /// The virtual host has more than one path segment; a slash inside its name is written `%2f`.
+    #[error("the virtual host holds an unescaped `/`: write it as %2f")]
+    VirtualHost,
+    /// A query parameter that this crate does not act on.
+    #[error("query parameter `{0}` is not supported and would be ignored")]
+    UnknownParameter(String),
+    /// A query parameter whose value does not fit.
+    #[error("query parameter `{0}` has an unusable value")]
+    ParameterValue(&'static str),
+    /// A fragment (`#...`) has no meaning in an AMQP URI; a `#` in a password is written `%23`.
+    #[error("a fragment has no meaning here: write `#` as %23")]
+    Fragment,
+    /// No URI was given.
+    #[error("no URI was given")]
+    Missing,
+}
+
+/// One broker address with its credentials; prints without them.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    uri: AMQPUri,
+}
+
+impl Endpoint {
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidUri> {
+        let url = Url::parse(text).map_err(|error| InvalidUri::Syntax(syntax(error)))?;
+        let scheme = match url.scheme() {
+            "amqp" => AMQPScheme::AMQP,
+            "amqps" if cfg!(feature = "tls") => AMQPScheme::AMQPS,
+            "amqps" => return Err(InvalidUri::TlsNotCompiled),
+            _ => return Err(InvalidUri::Scheme),
+        };
+        if url.fragment().is_some() {
+            return Err(InvalidUri::Fragment);
+        }
+        let host = match url.host() {
+            Some(Host::Domain(name)) if !name.is_empty() => decode(name, "host")?,
+            Some(Host::Ipv4(address)) => address.to_string(),
+            Some(Host::Ipv6(address)) => address.to_string(),
+            _ => return Err(InvalidUri::MissingHost),
+        };
+        let username = match url.username() {
+            "" => "guest".to_owned(),
+            name => decode(name, "user name")?,
+        };
+        let password = match url.password() {
+            None => "guest".to_owned(),
+            Some(password) => decode(password, "password")?,
+        };
+        let port = url.port().unwrap_or_else(|| scheme.default_port());
+        let uri = AMQPUri {
+            scheme,
+            authority: AMQPAuthority { userinfo: AMQPUserInfo { username, password }, host, port },
+            vhost: virtual_host(url.path())?,
+            query: query(&url)?,
+        };
+        Ok(Self { uri })
+    }
+
+    /// What lapin connects with.
+    pub(crate) fn amqp_uri(&self) -> &AMQPUri {
+        &self.uri
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AMQPAuthority { userinfo, host, port } = &self.uri.authority;
+        let user = userinfo.username.escape_debug();
+        let vhost = self.uri.vhost.escape_debug();
+        if host.contains(':') {
+            write!(f, "{}://{user}:***@[{host}]:{port} (virtual host {vhost})", self.uri.scheme)
+        } else {
+            write!(f, "{}://{user}:***@{host}:{port} (virtual host {vhost})", self.uri.scheme)
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+/// `url`'s own messages never hold the input, but a fixed text is easier to promise.
+fn syntax(error: url::ParseError) -> &'static str {
+    match error {
+        url::ParseError::EmptyHost => "the host is empty",
+        url::ParseError::InvalidPort => "the port is not a number up to 65535",
+        url::ParseError::InvalidIpv4Address => "the IPv4 address is malformed",
+        url::ParseError::InvalidIpv6Address => "the IPv6 address is malformed",
+        url::ParseError::RelativeUrlWithoutBase => "it does not start with amqp:// or amqps://",
+        _ => "it is malformed",
+    }
+}
+
+fn decode(text: &str, part: &'static str) -> Result<String, InvalidUri> {
+    match percent_decode_str(text).decode_utf8() {
+        Ok(text) => Ok(text.into_owned()),
+        Err(_) => Err(InvalidUri::Encoding(part)),
+    }
+}
+
+/// No path means the default virtual host `/`. The AMQP URI specification lets a lone `/` mean the virtual host
+/// whose name is empty, which no broker has by default and hardly anybody means: both forms are the default here.
+fn virtual_host(path: &str) -> Result<String, InvalidUri> {
+    match path.strip_prefix('/').unwrap_or(path) {
+        "" => Ok("/".to_owned()),
+        name if name.contains('/') => Err(InvalidUri::VirtualHost),
+        name => decode(name, "virtual host"),
+    }
+}
+
+fn query(url: &Url) -> Result<AMQPQueryString, InvalidUri> {
+    let mut query = AMQPQueryString::default();
+    for (key, value) in url.query_pairs() {
+        match key.as_ref() {
+            // Zero would switch heartbeats off, and a dead peer would never be noticed.
+            "heartbeat" => match value.parse() {
+                Ok(seconds @ 1..) => query.heartbeat = Some(seconds),
+                _ => return Err(InvalidUri::ParameterValue("heartbeat")),
+            },
+            // 4096 is AMQP 0-9-1's frame-min-size.
+            "frame_max" => match value.parse() {
+                Ok(bytes @ 4096..) => query.frame_max = Some(bytes),
+                _ => return Err(InvalidUri::ParameterValue("frame_max")),
+            },
+            "channel_max" => match value.parse() {
+                Ok(channels @ 1..) => query.channel_max = Some(channels),
+                _ => return Err(InvalidUri::ParameterValue("channel_max")),
+            },
+            "auth_mechanism" => match value.parse() {
+                Ok(mechanism) => query.auth_mechanism = Some(mechanism),
+                Err(_) => return Err(InvalidUri::ParameterValue("auth_mechanism")),
+            },
+            _ => {
+                let shown = key.chars().take(64).flat_map(char::escape_debug).collect();
+                return Err(InvalidUri::UnknownParameter(shown));
+            }
+        }
+    }
+    Ok(query)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> AMQPUri {
+        Endpoint::parse(text).unwrap().uri
+    }
+
+    #[test]
+    fn parts_are_percent_decoded() {
+        let uri = parsed("amqp://us%40er:p%2fw%23@broker.example:5673/my%2fhost?heartbeat=7");
+        assert_eq!(uri.authority.userinfo.username, "us@er");
+        assert_eq!(uri.authority.userinfo.password, "p/w#");
+        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("broker.example", 5673));
+        assert_eq!(uri.vhost, "my/host");
+        assert_eq!(uri.query.heartbeat, Some(7));
+    }
+
+    #[test]
+    fn a_missing_or_empty_path_is_the_default_virtual_host() {
+        for text in ["amqp://localhost", "amqp://localhost/", "amqp://localhost/%2f"] {
+            assert_eq!(parsed(text).vhost, "/", "{text}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_host_stays_what_it_is() {
+        assert_eq!(parsed("amqp://[2001:db8::1]:5673").authority.host, "2001:db8::1");
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        let refused = [
+            ("amqp://h?verify=verify_none", InvalidUri::UnknownParameter("verify".into())),
+            ("amqp://h?cacertfile=x", InvalidUri::UnknownParameter("cacertfile".into())),
+            ("amqp://h?connection_timeout=5", InvalidUri::UnknownParameter("connection_timeout".into())),
+            ("amqp://h?heartbeat=0", InvalidUri::ParameterValue("heartbeat")),
+            ("amqp://h?heartbeat=soon", InvalidUri::ParameterValue("heartbeat")),
+            ("amqp://h?frame_max=1", InvalidUri::ParameterValue("frame_max")),
+            ("amqp://h/a/b", InvalidUri::VirtualHost),
+            ("amqp://h/#x", InvalidUri::Fragment),
+            ("amqp:///x", InvalidUri::MissingHost),
+            ("http://h", InvalidUri::Scheme),
+            ("localhost", InvalidUri::Syntax("it does not start with amqp:// or amqps://")),
+            ("amqp://u:%ff@h", InvalidUri::Encoding("password")),
+        ];
+        for (text, expected) in refused {
+            assert_eq!(Endpoint::parse(text).unwrap_err(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_rendering_shows_the_password() {
+        let endpoint = Endpoint::parse("amqp://user:canary@host").unwrap();
+        assert!(!format!("{endpoint} {endpoint:?} {endpoint:#?}").contains("canary"));
+        for text in ["amqp://user:canary@:99999", "amqp://user:canary@h?x=y", "amqp://user:canary%ff@h"] {
+            let error = Endpoint::parse(text).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("canary"), "{text}");
+        }
+    }
+}

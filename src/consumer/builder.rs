@@ -1,0 +1,170 @@
+//! How a consumer is set up.
+
+use std::{future::Future, time::Duration};
+
+use super::{
+    error::{ConsumeError, ConsumeErrorKind},
+    park::ParkingTarget,
+    runner::Runner,
+};
+use crate::{
+    amqp::{ConnectOptions, InvalidUri},
+    idempotency::{Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Scope},
+};
+
+/// Consumes a queue through a [`Guard`]: each message takes effect once, whatever is delivered twice.
+///
+/// Deliveries are acked after the effect is committed. A consumer that dies at any point leaves either no effect and an unacked
+/// delivery, or an effect and a remembered ID.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct IdempotentConsumer;
+
+impl IdempotentConsumer {
+    /// Starts to set up a consumer of `queue` whose effects are guarded by `store`.
+    ///
+    /// The queue must exist. URI parameters are those of
+    /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
+    pub fn builder<S: IdempotencyStore>(
+        uri: impl AsRef<str>,
+        queue: impl Into<String>,
+        store: S,
+    ) -> ConsumerBuilder<S> {
+        let queue = queue.into();
+        ConsumerBuilder {
+            connect: ConnectOptions::new([uri.as_ref()]),
+            store,
+            scope: queue.clone(),
+            key: KeySource::default(),
+            missing_id: MissingIdPolicy::default(),
+            options: Options {
+                parking: ParkingTarget::queue_beside(&queue),
+                queue,
+                prefetch: 64,
+                workers: 1,
+                max_attempts: 20,
+                first_delay: Duration::from_millis(100),
+                longest_delay: Duration::from_secs(30),
+                drain_timeout: Duration::from_secs(30),
+            },
+        }
+    }
+}
+
+/// Sets up an [`IdempotentConsumer`] and runs it.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is consumed before `run_until` is awaited"]
+pub struct ConsumerBuilder<S> {
+    connect: Result<ConnectOptions, InvalidUri>,
+    store: S,
+    scope: String,
+    key: KeySource,
+    missing_id: MissingIdPolicy,
+    options: Options,
+}
+
+/// What the runner needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) queue: String,
+    pub(crate) parking: ParkingTarget,
+    pub(crate) prefetch: u16,
+    pub(crate) workers: usize,
+    pub(crate) max_attempts: u32,
+    pub(crate) first_delay: Duration,
+    pub(crate) longest_delay: Duration,
+    pub(crate) drain_timeout: Duration,
+}
+
+impl<S: IdempotencyStore> ConsumerBuilder<S> {
+    /// The consumer's identity: a message may take effect once in each scope. Default: the name of the queue.
+    ///
+    /// All instances of one service use the same scope; services that share a table use different ones.
+    pub fn scope(mut self, scope: impl Into<String>) -> Self {
+        self.scope = scope.into();
+        self
+    }
+
+    /// Which data of a message is its identity. Default: the message ID.
+    pub fn key(mut self, key: KeySource) -> Self {
+        self.key = key;
+        self
+    }
+
+    /// What happens to a message without an ID. Default: it is parked.
+    pub fn missing_id(mut self, policy: MissingIdPolicy) -> Self {
+        self.missing_id = policy;
+        self
+    }
+
+    /// How many unsettled deliveries the broker may send ahead (`basic.qos`). Default 64; at least 1.
+    pub fn prefetch(mut self, messages: u16) -> Self {
+        self.options.prefetch = messages.max(1);
+        self
+    }
+
+    /// How many messages are handled at once. Default 1; at least 1. More than one gives up the order of the queue.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.options.workers = workers.max(1);
+        self
+    }
+
+    /// After how many failed attempts a message is parked. Default 20; at least 1.
+    ///
+    /// Counted by this consumer, so the count starts anew when the process does.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.max_attempts = attempts.max(1);
+        self
+    }
+
+    /// The delays before a failed message is delivered again: `first`, doubling up to `longest`. Default 100 ms and 30 s.
+    pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
+        self.options.first_delay = first;
+        self.options.longest_delay = longest.max(first);
+        self
+    }
+
+    /// Parks messages through this exchange and routing key, which must lead to a queue. Default: a durable queue, named
+    /// like the consumed one with `.parked` behind, which is declared if it is missing.
+    pub fn parking(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.options.parking = ParkingTarget::exchange(exchange.into(), routing_key.into());
+        self
+    }
+
+    /// How long handlers may go on after shutdown was asked for, or after the connection was lost. Default 30 s.
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.options.drain_timeout = limit;
+        self
+    }
+
+    /// Consumes until `shutdown` completes: then takes no more messages, lets the handlers that run finish, settles, and
+    /// returns. Unsettled deliveries go back to the queue.
+    ///
+    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConsumeError`] if it cannot start: bad settings, no broker, no such queue.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future drops the running handlers, whose sessions are released; their deliveries come again.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn run_until<H>(
+        self,
+        handler: H,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ConsumeError>
+    where
+        H: IdempotentHandler<S>,
+    {
+        let mut connect =
+            self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        connect.name = Some(self.scope.clone());
+        let guard = Guard::new(self.store, Scope::new(self.scope)?).key(self.key).missing_id(self.missing_id);
+        Runner::new(guard, handler, connect, self.options).run(shutdown).await
+    }
+}

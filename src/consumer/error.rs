@@ -1,0 +1,58 @@
+//! Why a consumer could not run.
+
+use std::fmt;
+
+use crate::{amqp::ConnectError, error::BoxError, idempotency::InvalidScope};
+
+/// A consumer could not start. Once it runs it reconnects by itself, and ends without an error when it is told to.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct ConsumeError {
+    kind: ConsumeErrorKind,
+    source: BoxError,
+}
+
+/// The reason of a [`ConsumeError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ConsumeErrorKind {
+    /// The builder was given something that cannot work.
+    Invalid,
+    /// No connection to the broker.
+    Connect,
+    /// The broker refused to let us consume: no such queue, or no permission.
+    Refused,
+}
+
+impl ConsumeError {
+    pub(crate) fn new(kind: ConsumeErrorKind, source: impl Into<BoxError>) -> Self {
+        Self { kind, source: source.into() }
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ConsumeErrorKind {
+        self.kind
+    }
+}
+
+impl From<ConnectError> for ConsumeError {
+    fn from(error: ConnectError) -> Self {
+        Self::new(ConsumeErrorKind::Connect, error)
+    }
+}
+
+impl From<InvalidScope> for ConsumeError {
+    fn from(error: InvalidScope) -> Self {
+        Self::new(ConsumeErrorKind::Invalid, error)
+    }
+}
+
+impl fmt::Display for ConsumeErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "the consumer is not set up right",
+            Self::Connect => "cannot connect to the broker",
+            Self::Refused => "the broker refused to let us consume",
+        })
+    }
+}

@@ -1,0 +1,90 @@
+//! What a store is asked, and what it answers.
+
+use std::time::{Duration, SystemTime};
+
+use super::key::Scope;
+use crate::message::{Fingerprint, MessageId};
+
+/// One identity to be claimed, with the fingerprint of the message that asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// The consumer's identity.
+    pub scope: Scope,
+    /// The message's identity.
+    pub message_id: MessageId,
+    /// The hash of the message's body, remembered beside the ID.
+    pub fingerprint: Fingerprint,
+}
+
+/// A store's answer to one [`ClaimRequest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a claim that is not acted on loses a message or doubles its effect"]
+pub enum Claim {
+    /// The identity is new, and ours until the session ends.
+    Acquired,
+    /// The identity was completed before.
+    Completed {
+        /// The fingerprint that was remembered with it.
+        fingerprint: Fingerprint,
+        /// When it was completed, by the store's clock.
+        processed_at: SystemTime,
+    },
+    /// Another consumer holds a lease on it.
+    InProgress {
+        /// How long that lease still runs, unless it is renewed.
+        remaining: Duration,
+    },
+}
+
+/// A store's answer to a batch of requests.
+#[derive(Debug)]
+#[must_use = "a session that is dropped is released sooner or later, not at once"]
+pub struct Claims<S> {
+    /// The open session; present if and only if at least one request was [`Claim::Acquired`].
+    pub session: Option<S>,
+    /// One answer per request, in their order.
+    pub claims: Vec<Claim>,
+}
+
+/// A claim that expires, fenced by a token: the session of stores that have no transaction to offer.
+///
+/// The effect is *not* committed together with the identity. A crash between the two repeats the effect after the lease has run
+/// out, so an effect elsewhere should take [`token`](Self::token) or the message ID as its own idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a lease that is neither completed nor released blocks its message until it runs out"]
+pub struct Lease {
+    scope: Scope,
+    message_id: MessageId,
+    fingerprint: Fingerprint,
+    token: u64,
+}
+
+impl Lease {
+    /// For stores: the lease on a claim that was acquired under `token`.
+    ///
+    /// A token is never used twice for one identity, and a later lease has a greater one.
+    pub fn new(request: &ClaimRequest, token: u64) -> Self {
+        let ClaimRequest { scope, message_id, fingerprint } = request.clone();
+        Self { scope, message_id, fingerprint, token }
+    }
+
+    /// The consumer's identity.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The message's identity.
+    pub fn message_id(&self) -> &MessageId {
+        &self.message_id
+    }
+
+    /// The fingerprint that is remembered when the lease is completed.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// The fencing token: greater for each later lease on the same identity.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+}

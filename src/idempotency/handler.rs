@@ -1,0 +1,97 @@
+//! What a consumer service implements.
+
+use std::{any::Any, fmt, future::Future, time::Duration};
+
+use super::store::IdempotencyStore;
+use crate::{
+    error::BoxError,
+    message::{DecodeError, IncomingMessage},
+};
+
+/// Handles one message, once per scope.
+///
+/// The second argument is what the store opens around the handler: a SQL transaction, whose writes are committed together with
+/// the message's identity; or a [`Lease`](super::Lease). The type of the store picks it, so that a handler for a transaction cannot be
+/// run with a lease by mistake.
+///
+/// Write `async fn handle`. Do not commit or roll back the transaction: the guard does.
+///
+/// # Cancellation
+///
+/// The future is dropped when a lease is lost. The session is then released, and the message comes again.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not handle messages with the sessions of `{S}`",
+    note = "implement `IdempotentHandler<{S}>`, whose `handle` takes `&IncomingMessage` and `&mut <{S} as IdempotencyStore>::Session`"
+)]
+pub trait IdempotentHandler<S: IdempotencyStore>: Send + Sync {
+    /// Does the message's work through the session.
+    ///
+    /// # Errors
+    ///
+    /// A [`HandlerError`] says whether the message is worth another try. `?` on any error means that it is, except for a
+    /// [`DecodeError`], which will not get better.
+    fn handle(
+        &self,
+        message: &IncomingMessage,
+        session: &mut S::Session,
+    ) -> impl Future<Output = HandlerResult> + Send;
+}
+
+/// What a handler returns.
+pub type HandlerResult = Result<(), HandlerError>;
+
+/// Why a message was not handled, and what is to become of it.
+///
+/// Deliberately no [`std::error::Error`], so that `?` can turn every error into a retry.
+pub struct HandlerError(pub(crate) Failure);
+
+pub(crate) enum Failure {
+    Retry { after: Option<Duration>, error: BoxError },
+    Reject { error: BoxError },
+}
+
+impl HandlerError {
+    /// The message is delivered again, after the consumer's own delay.
+    pub fn retry(error: impl Into<BoxError>) -> Self {
+        Self(Failure::Retry { after: None, error: error.into() })
+    }
+
+    /// The message is delivered again, not before `delay` has passed.
+    pub fn retry_after(delay: Duration, error: impl Into<BoxError>) -> Self {
+        Self(Failure::Retry { after: Some(delay), error: error.into() })
+    }
+
+    /// The message will never be handled; it is parked.
+    pub fn reject(error: impl Into<BoxError>) -> Self {
+        Self(Failure::Reject { error: error.into() })
+    }
+}
+
+impl<E> From<E> for HandlerError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    fn from(error: E) -> Self {
+        if (&error as &dyn Any).is::<DecodeError>() { Self::reject(error) } else { Self::retry(error) }
+    }
+}
+
+impl fmt::Debug for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Failure::Retry { after, error } => {
+                f.debug_struct("Retry").field("after", after).field("error", error).finish()
+            }
+            Failure::Reject { error } => f.debug_struct("Reject").field("error", error).finish(),
+        }
+    }
+}
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Failure::Retry { error, .. } => write!(f, "to be tried again: {error}"),
+            Failure::Reject { error } => write!(f, "rejected: {error}"),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Identity: who handles, and what makes a message the same message.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    error::BoxError,
+    message::{IdError, IdStrategy, IncomingMessage, InvalidMessageId, MessageId},
+};
+
+/// The consumer's identity: one message may take effect once in each scope.
+///
+/// Two services, or two handlers, that read copies of the same messages and share a table need different scopes; all
+/// instances of one service need the same. 1 to 255 bytes of UTF-8 without control characters, compared byte by byte.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Scope(Arc<str>);
+
+/// A scope is empty, too long, or holds control characters.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid scope")]
+pub struct InvalidScope(#[source] InvalidMessageId);
+
+impl Scope {
+    /// Checks a scope.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidScope`] unless it has 1 to 255 bytes and no control characters.
+    pub fn new(scope: impl Into<Arc<str>>) -> Result<Self, InvalidScope> {
+        // A scope obeys the same rules as a message ID, so that every store can hold both.
+        let scope = scope.into();
+        MessageId::new(Arc::clone(&scope)).map_err(InvalidScope)?;
+        Ok(Self(scope))
+    }
+
+    /// The scope as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scope({:?})", self.0)
+    }
+}
+
+type KeyFn = dyn Fn(&IncomingMessage) -> Result<Option<MessageId>, BoxError> + Send + Sync;
+
+/// Which unique data of a message makes it the same message.
+///
+/// The message ID by default. A publisher that sets none may still send something unique: a header, or a field of
+/// the body.
+#[derive(Clone, Default)]
+pub struct KeySource(Source);
+
+#[derive(Clone, Default)]
+enum Source {
+    #[default]
+    MessageId,
+    Header(Arc<str>),
+    Body(IdStrategy),
+    Closure(Arc<KeyFn>),
+}
+
+impl KeySource {
+    /// The AMQP property `message_id`.
+    pub fn message_id() -> Self {
+        Self::default()
+    }
+
+    /// A header whose value is text or an integer; the value itself is the ID.
+    pub fn header(name: impl Into<Arc<str>>) -> Self {
+        Self(Source::Header(name.into()))
+    }
+
+    /// The values at JSON pointers into the body (RFC 6901), such as `/order/id`.
+    ///
+    /// Gives the ID that a publisher with [`IdStrategy::json_pointers`] stamps for the same body.
+    pub fn json_pointers<I>(pointers: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        Self(Source::Body(IdStrategy::json_pointers(pointers)))
+    }
+
+    /// A function of the message; `None` means that the message has no ID.
+    pub fn from_fn<F>(key: F) -> Self
+    where
+        F: Fn(&IncomingMessage) -> Result<Option<MessageId>, BoxError> + Send + Sync + 'static,
+    {
+        Self(Source::Closure(Arc::new(key)))
+    }
+
+    /// The ID of a message; `None` if it has none, an error if what it has is not usable.
+    pub(crate) fn id(&self, message: &IncomingMessage) -> Result<Option<MessageId>, BoxError> {
+        match &self.0 {
+            Source::MessageId => Ok(message.id()?),
+            Source::Header(name) => {
+                let Some(value) = message.header(name) else { return Ok(None) };
+                let text = match (value.as_str(), value.as_i64()) {
+                    (Some(text), _) => text.to_owned(),
+                    (None, Some(number)) => number.to_string(),
+                    (None, None) => return Err("the header is neither text nor an integer".into()),
+                };
+                if text.is_empty() { Ok(None) } else { Ok(Some(MessageId::new(text)?)) }
+            }
+            Source::Body(strategy) => match strategy.derive_from_body(message.body()) {
+                Ok(id) => Ok(Some(id)),
+                Err(IdError::PointerMissing { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Source::Closure(key) => key(message),
+        }
+    }
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::MessageId => f.write_str("KeySource::message_id"),
+            Source::Header(name) => write!(f, "KeySource::header({name:?})"),
+            Source::Body(strategy) => write!(f, "KeySource({strategy:?})"),
+            Source::Closure(_) => f.write_str("KeySource::from_fn"),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The protocol: claim, handle, complete or release. No AMQP here, and no SQL.
+//!
+//! ```text
+//!             claim                    handle                 complete
+//! delivery ──────────► acquired ─────────────────► done ─────────────────► Processed      ack
+//!             │                       │                    │
+//!             │ completed             │ retry, panic       │ lease lost ──► LeaseLost      nack
+//!             ▼                       │ reject             │
+//!         Duplicate  ack              ▼                    └ outcome unknown ► Unavailable  nack
+//!             │                    release
+//!             │ other body            │
+//!             ▼                       ├──► Retry    delivered again
+//!         Mismatch   park             └──► Reject   parked
+//! ```
+//!
+//! A *store* remembers identities, which are (scope, message ID), and opens a *session* around the handler: a SQL
+//! transaction, or a lease. What the handler writes through a SQL session is committed together with the
+//! identity, in one transaction. What it does elsewhere is not covered by that.
+//!
+//! # Invariants
+//!
+//! * **I1** An ack follows a commit: a delivery is settled as handled only after `complete` returned `Ok`.
+//! * **I2** At most one committed effect per (scope, message ID) within the retention.
+//! * **I3** A released claim can be claimed again.
+//! * **I4** A stale lease changes nothing: it neither completes nor releases a successor's claim.
+//! * **I5** A publish is `Ok` only if its own confirm came and its own message was not returned.
+//! * **I6** Every attempt of one message carries the same ID and the same body.
+//! * **I7** Purging never forgets an ID that is younger than the retention.
+//!
+//! Where the guard cannot know, it fails closed: an unknown commit is a failure, the delivery comes again, and the
+//! claim of that delivery finds out what happened.
+
+mod claim;
+mod guard;
+mod handler;
+mod key;
+mod outcome;
+mod store;
+
+pub use claim::{Claim, ClaimRequest, Claims, Lease};
+pub use guard::{Guard, MissingIdPolicy};
+pub use handler::{HandlerError, HandlerResult, IdempotentHandler};
+pub use key::{InvalidScope, KeySource, Scope};
+pub use outcome::{Duplicate, DuplicateCause, Outcome};
+pub use store::{IdempotencyStore, StoreError, StoreErrorKind};

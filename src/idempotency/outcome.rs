@@ -1,0 +1,130 @@
+//! What the guard decided about one delivery.
+
+use std::time::{Duration, SystemTime};
+
+use super::store::StoreError;
+use crate::{
+    error::BoxError,
+    message::{Fingerprint, IncomingMessage},
+};
+
+/// What became of one delivery. `consumer::settle` turns it into an ack, a nack or parking.
+#[derive(Debug)]
+#[non_exhaustive]
+#[must_use = "an outcome that is not settled leaves its delivery unacknowledged"]
+pub enum Outcome {
+    /// The handler ran and its effect is committed.
+    Processed,
+    /// The effect was committed before; the handler did not run.
+    Duplicate(Duplicate),
+    /// Another consumer is at it.
+    InProgress {
+        /// How long its lease still runs, unless it is renewed.
+        remaining: Duration,
+    },
+    /// The handler failed and asks for another try. Nothing was committed.
+    Retry {
+        /// The least delay that the handler asked for.
+        after: Option<Duration>,
+        /// What the handler said.
+        error: BoxError,
+    },
+    /// The handler refused the message for good. Nothing was committed.
+    Reject {
+        /// What the handler said.
+        error: BoxError,
+    },
+    /// The ID was seen before with another body: two different messages share one ID.
+    FingerprintMismatch {
+        /// The fingerprint that the ID was completed with.
+        stored: Fingerprint,
+        /// The fingerprint of this message.
+        found: Fingerprint,
+    },
+    /// The message has no ID.
+    MissingId,
+    /// The message has an ID that cannot be used.
+    InvalidId {
+        /// What is wrong with it.
+        error: BoxError,
+    },
+    /// The store could not be asked, or the outcome of the commit is unknown. The delivery must come again.
+    StoreUnavailable {
+        /// What the store said.
+        error: StoreError,
+    },
+    /// The lease ran out before the work was complete. The effect, if it was outside of the session, may repeat.
+    LeaseLost,
+}
+
+impl Outcome {
+    /// A short name for logs and counters.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Processed => "processed",
+            Self::Duplicate(_) => "duplicate",
+            Self::InProgress { .. } => "in_progress",
+            Self::Retry { .. } => "retry",
+            Self::Reject { .. } => "reject",
+            Self::FingerprintMismatch { .. } => "fingerprint_mismatch",
+            Self::MissingId => "missing_id",
+            Self::InvalidId { .. } => "invalid_id",
+            Self::StoreUnavailable { .. } => "store_unavailable",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+
+    /// Whether the message has taken effect, now or earlier.
+    pub fn is_handled(&self) -> bool {
+        matches!(self, Self::Processed | Self::Duplicate(_))
+    }
+}
+
+/// A delivery whose effect had been committed before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Duplicate {
+    /// Where the copy most likely comes from.
+    pub cause: DuplicateCause,
+    /// When the effect was committed, by the store's clock.
+    pub processed_at: SystemTime,
+}
+
+impl Duplicate {
+    pub(crate) fn new(message: &IncomingMessage, processed_at: SystemTime) -> Self {
+        let cause = if message.redelivered() {
+            DuplicateCause::BrokerRedelivery
+        } else if message.attempt().is_some_and(|attempt| attempt > 1) {
+            DuplicateCause::PublisherRetry
+        } else {
+            DuplicateCause::Republished
+        };
+        Self { cause, processed_at }
+    }
+}
+
+/// Why a copy of a handled message was delivered.
+///
+/// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then the attempt that our publisher
+/// stamped. It explains duplicates; it never decides whether something is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DuplicateCause {
+    /// At delivery or rebalance: the broker delivered the same copy again, because its ack did not arrive.
+    BrokerRedelivery,
+    /// At sending: the publisher sent the message again, because its confirm did not arrive.
+    PublisherRetry,
+    /// The application published the same ID and body anew.
+    Republished,
+}
+
+impl DuplicateCause {
+    /// A short name for logs and counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BrokerRedelivery => "broker_redelivery",
+            Self::PublisherRetry => "publisher_retry",
+            Self::Republished => "republished",
+        }
+    }
+}

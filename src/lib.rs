@@ -1,0 +1,85 @@
+//! Both halves of message idempotency over RabbitMQ.
+//!
+//! A service publishes "debit 500 from account A for order 42". The confirm is lost, and it publishes again. The broker
+//! delivers again after a cut connection. A deployment moves consumers about. The queue now holds three copies of one
+//! message, and the account must be debited once.
+//!
+//! * [`IdempotentPublisher`] gives every message an ID and does not stop until the broker has confirmed it, always under the
+//!   same ID.
+//! * [`IdempotentConsumer`] (or [`Guard`], in a consume loop of your own) turns at-least-once delivery into one committed effect
+//!   per message ID. A service implements [`IdempotentHandler`].
+//!
+//! # What is guaranteed, and where it stops
+//!
+//! Delivery is at least once. The effect is committed at most once per (scope, message ID) within the retention period,
+//! when the effect is written through the session that the store opens. A message that was confirmed to the publisher
+//! is never lost by this crate, and a message that was not confirmed is never reported as published.
+//!
+//! Not covered: effects outside of the session, such as an e-mail or a call to another service; messages that the broker
+//! loses after it has confirmed them; IDs that were forgotten (purged, or lost with a store's disk); two messages that the
+//! application gives the same ID *and* the same body.
+//!
+//! # Publishing
+//!
+//! ```no_run
+//! use lapin_idempotent::{IdempotentPublisher, OutgoingMessage};
+//! # #[derive(serde::Serialize)]
+//! # struct Debit { account: &'static str, amount: i64 }
+//! # async fn example() -> Result<(), lapin_idempotent::BoxError> {
+//! let publisher = IdempotentPublisher::builder("amqp://localhost").app_id("orders").connect().await?;
+//! let message = OutgoingMessage::to("payments", "debit")
+//!     .idempotency_key("debit/order-42")
+//!     .json(&Debit { account: "A", amount: 500 })?;
+//! let receipt = publisher.publish_idempotent(message).await?;
+//! println!("{} confirmed after {} attempt(s)", receipt.message_id(), receipt.attempts());
+//! # Ok(())
+//! # }
+//! ```
+//!
+#![cfg_attr(feature = "sqlite", doc = "# Consuming")]
+#![cfg_attr(feature = "sqlite", doc = "")]
+#![cfg_attr(feature = "sqlite", doc = "```no_run")]
+#![cfg_attr(feature = "sqlite", doc = include_str!("docs/consume.rs"))]
+#![cfg_attr(feature = "sqlite", doc = "```")]
+//!
+//! # Stores
+//!
+//! | Store | Feature | Session of the handler | Identity and effect | Survives |
+//! |---|---|---|---|---|
+//! | `SqliteStore` | `sqlite` | `SqliteTransaction` | committed together | a crash, and a power loss if opened by `connect` |
+//! | [`MemoryStore`] | – | [`Lease`](idempotency::Lease) | one after the other | nothing: it ends with the process |
+//!
+//! With a lease the effect is not part of the guard's commit: a crash between the two repeats it, once the lease has run out.
+//!
+//! # Features
+//!
+//! | Feature | Default | What it adds |
+//! |---|---|---|
+//! | `tls` | yes | `amqps://`, with rustls, ring and the system's certificates |
+//! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
+//! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
+//!
+//! # The tree
+//!
+//! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`] receives, [`store`] remembers, [`amqp`]
+//! connects.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod amqp;
+pub mod consumer;
+mod error;
+pub mod idempotency;
+pub mod message;
+pub mod publisher;
+pub mod store;
+
+pub use consumer::IdempotentConsumer;
+pub use error::BoxError;
+pub use idempotency::{Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, Outcome};
+pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
+pub use publisher::{IdempotentPublisher, PublishError, Receipt, RetryPolicy};
+pub use store::MemoryStore;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use store::SqliteStore;

@@ -1,0 +1,189 @@
+//! Message headers, and the names that are ours.
+
+use std::{collections::BTreeMap, fmt};
+
+use bytes::Bytes;
+
+/// The header names that this crate writes. All have one prefix, and applications cannot set any of them.
+pub(crate) mod reserved {
+    /// What all reserved names start with.
+    pub(crate) const PREFIX: &str = "x-idempotency-";
+    /// The number of the attempt that this copy was sent in, from 1.
+    pub(crate) const ATTEMPT: &str = "x-idempotency-attempt";
+    /// SHA-256 of the body, in hexadecimal.
+    pub(crate) const FINGERPRINT: &str = "x-idempotency-fingerprint";
+    /// The version of these headers.
+    pub(crate) const VERSION: &str = "x-idempotency-version";
+    /// Why a message was parked.
+    pub(crate) const PARKED_REASON: &str = "x-idempotency-parked-reason";
+    /// What the handler said.
+    pub(crate) const PARKED_ERROR: &str = "x-idempotency-parked-error";
+    /// When it was parked.
+    pub(crate) const PARKED_AT: &str = "x-idempotency-parked-at";
+    /// How often it had been tried.
+    pub(crate) const PARKED_ATTEMPTS: &str = "x-idempotency-parked-attempts";
+    /// Which consumer parked it.
+    pub(crate) const PARKED_SCOPE: &str = "x-idempotency-parked-scope";
+    /// Which queue it was consumed from.
+    pub(crate) const ORIGINAL_QUEUE: &str = "x-idempotency-original-queue";
+    /// Which exchange it had been published to.
+    pub(crate) const ORIGINAL_EXCHANGE: &str = "x-idempotency-original-exchange";
+    /// Its routing key.
+    pub(crate) const ORIGINAL_ROUTING_KEY: &str = "x-idempotency-original-routing-key";
+    /// Its property `expiration`, which a parked message must not have.
+    pub(crate) const ORIGINAL_EXPIRATION: &str = "x-idempotency-original-expiration";
+    /// Its property `user_id`, which the broker would check against us.
+    pub(crate) const ORIGINAL_USER_ID: &str = "x-idempotency-original-user-id";
+    /// Its header `CC`, which would route copies of the parked message.
+    pub(crate) const ORIGINAL_CC: &str = "x-idempotency-original-cc";
+
+    /// Whether a name is ours; case does not matter, so that no look-alike gets through.
+    pub(crate) fn is_reserved(name: &str) -> bool {
+        name.as_bytes().get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX.as_bytes()))
+    }
+}
+
+/// A value in an AMQP header table (AMQP 0-9-1, section 4.2.5.5, with RabbitMQ's additions).
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum HeaderValue {
+    /// No value.
+    Void,
+    /// A truth value.
+    Bool(bool),
+    /// A signed integer, of whatever width on the wire; sent as 64 bits.
+    Int(i64),
+    /// A number in floating point; sent as 64 bits.
+    Float(f64),
+    /// Text.
+    String(String),
+    /// Bytes; also a string that is not UTF-8.
+    Bytes(Bytes),
+    /// A time, in seconds since 1970-01-01 UTC.
+    Timestamp(u64),
+    /// A list.
+    List(Vec<HeaderValue>),
+    /// A nested table.
+    Table(Headers),
+}
+
+impl HeaderValue {
+    /// The text, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The integer, if it is one.
+    pub fn as_i64(&self) -> Option<i64> {
+        match self {
+            Self::Int(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// How deep lists and tables are nested in it: 0 for a plain value.
+    pub(super) fn depth(&self) -> usize {
+        match self {
+            Self::List(values) => 1 + values.iter().map(Self::depth).max().unwrap_or_default(),
+            Self::Table(table) => 1 + table.iter().map(|(_, value)| value.depth()).max().unwrap_or_default(),
+            _ => 0,
+        }
+    }
+}
+
+macro_rules! header_value_from {
+    ($($from:ty => |$value:ident| $to:expr;)*) => {$(
+        impl From<$from> for HeaderValue {
+            fn from($value: $from) -> Self {
+                $to
+            }
+        }
+    )*};
+}
+
+header_value_from! {
+    &str => |value| Self::String(value.to_owned());
+    String => |value| Self::String(value);
+    bool => |value| Self::Bool(value);
+    i32 => |value| Self::Int(value.into());
+    u32 => |value| Self::Int(value.into());
+    i64 => |value| Self::Int(value);
+    f64 => |value| Self::Float(value);
+    Bytes => |value| Self::Bytes(value);
+    Headers => |value| Self::Table(value);
+    Vec<HeaderValue> => |value| Self::List(value);
+}
+
+/// Header names and their values, in the order of the names.
+#[derive(Clone, PartialEq, Default)]
+pub struct Headers(BTreeMap<String, HeaderValue>);
+
+impl Headers {
+    /// No headers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value of a header; names are compared byte by byte.
+    pub fn get(&self, name: &str) -> Option<&HeaderValue> {
+        self.0.get(name)
+    }
+
+    /// Sets a header and returns its former value.
+    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Option<HeaderValue> {
+        self.0.insert(name.into(), value.into())
+    }
+
+    /// All headers.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(String, HeaderValue)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (String, HeaderValue)>>(headers: I) -> Self {
+        Self(headers.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(&self.0).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_names_are_known_in_any_case() {
+        for name in [reserved::ATTEMPT, reserved::PARKED_ERROR, "X-Idempotency-Anything", "x-idempotency-"] {
+            assert!(reserved::is_reserved(name), "{name}");
+        }
+        for name in ["x-idempotency", "x-idempotenc\u{e9}-a", "traceparent", ""] {
+            assert!(!reserved::is_reserved(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_measured() {
+        let nested = (0..5).fold(HeaderValue::Bool(true), |inner, _| HeaderValue::List(vec![inner]));
+        assert_eq!(nested.depth(), 5);
+        let table: Headers = [("a".to_owned(), nested)].into_iter().collect();
+        assert_eq!(HeaderValue::from(table).depth(), 6);
+    }
+}

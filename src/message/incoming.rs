@@ -1,0 +1,245 @@
+//! A message as it was delivered.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::{
+    fingerprint::Fingerprint,
+    headers::{HeaderValue, Headers, reserved},
+    id::{InvalidMessageId, MessageId},
+};
+
+/// A delivered message, read-only. It cannot be acked: settling is the consumer's.
+///
+/// `Debug` shows neither the body nor header values.
+#[derive(Clone, Default)]
+pub struct IncomingMessage {
+    pub(crate) body: Bytes,
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) redelivered: bool,
+    pub(crate) properties: Properties,
+}
+
+/// The AMQP properties of a delivery.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Properties {
+    pub(crate) message_id: Option<String>,
+    pub(crate) timestamp: Option<u64>,
+    pub(crate) app_id: Option<String>,
+    pub(crate) kind: Option<String>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) content_encoding: Option<String>,
+    pub(crate) correlation_id: Option<String>,
+    pub(crate) reply_to: Option<String>,
+    pub(crate) user_id: Option<String>,
+    pub(crate) priority: Option<u8>,
+    pub(crate) headers: Headers,
+}
+
+/// The body is not what the handler expects. As an error of a handler it means that the message is rejected, not tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("the message body cannot be decoded")]
+pub struct DecodeError {
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl IncomingMessage {
+    /// A message that did not come through this crate's consumer: out of a consume loop of your own, or for a test.
+    pub fn new(body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::default() }
+    }
+
+    /// Sets the property `message_id` as it was received; it is checked when it is used.
+    #[must_use]
+    pub fn with_message_id(mut self, id: impl Into<String>) -> Self {
+        self.properties.message_id = Some(id.into());
+        self
+    }
+
+    /// Sets the exchange and the routing key of the delivery.
+    #[must_use]
+    pub fn with_route(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.exchange = exchange.into();
+        self.routing_key = routing_key.into();
+        self
+    }
+
+    /// Sets the broker's flag `redelivered`.
+    #[must_use]
+    pub fn with_redelivered(mut self, redelivered: bool) -> Self {
+        self.redelivered = redelivered;
+        self
+    }
+
+    /// Sets a header.
+    #[must_use]
+    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
+        self.properties.headers.insert(name, value);
+        self
+    }
+
+    /// The message ID; `None` if there is none, or an empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidMessageId`] if another client sent one that is not allowed here.
+    pub fn id(&self) -> Result<Option<MessageId>, InvalidMessageId> {
+        match self.raw_message_id() {
+            None | Some("") => Ok(None),
+            Some(id) => MessageId::new(id).map(Some),
+        }
+    }
+
+    /// AMQP property `message_id` as it came, unchecked. Escape it before printing.
+    pub fn raw_message_id(&self) -> Option<&str> {
+        self.properties.message_id.as_deref()
+    }
+
+    /// The body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The body, decoded from JSON. Up to 128 levels deep.
+    ///
+    /// # Errors
+    ///
+    /// A [`DecodeError`] if it is not such JSON; returned from a handler it rejects the message.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        serde_json::from_slice(&self.body).map_err(|error| DecodeError { source: error.into() })
+    }
+
+    /// The body as text.
+    ///
+    /// # Errors
+    ///
+    /// A [`DecodeError`] if it is not UTF-8.
+    pub fn text(&self) -> Result<&str, DecodeError> {
+        std::str::from_utf8(&self.body).map_err(|error| DecodeError { source: error.into() })
+    }
+
+    /// The hash of the body as it was received.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.body)
+    }
+
+    /// The exchange that it was published to.
+    pub fn exchange(&self) -> &str {
+        &self.exchange
+    }
+
+    /// Its routing key.
+    pub fn routing_key(&self) -> &str {
+        &self.routing_key
+    }
+
+    /// Whether the broker delivered this copy before. False does not mean that the message is new: a publisher's retry is a
+    /// copy of its own.
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// The attempt in which this crate's publisher sent this copy, from 1; `None` from other publishers.
+    pub fn attempt(&self) -> Option<u32> {
+        self.header(reserved::ATTEMPT)?.as_i64()?.try_into().ok()
+    }
+
+    /// AMQP property `timestamp`.
+    pub fn timestamp(&self) -> Option<SystemTime> {
+        let seconds = self.properties.timestamp?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    /// AMQP property `app_id`.
+    pub fn app_id(&self) -> Option<&str> {
+        self.properties.app_id.as_deref()
+    }
+
+    /// AMQP property `type`.
+    pub fn kind(&self) -> Option<&str> {
+        self.properties.kind.as_deref()
+    }
+
+    /// AMQP property `content_type`.
+    pub fn content_type(&self) -> Option<&str> {
+        self.properties.content_type.as_deref()
+    }
+
+    /// AMQP property `content_encoding`.
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.properties.content_encoding.as_deref()
+    }
+
+    /// AMQP property `correlation_id`.
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.properties.correlation_id.as_deref()
+    }
+
+    /// AMQP property `reply_to`.
+    pub fn reply_to(&self) -> Option<&str> {
+        self.properties.reply_to.as_deref()
+    }
+
+    /// AMQP property `user_id`, which the broker has checked.
+    pub fn user_id(&self) -> Option<&str> {
+        self.properties.user_id.as_deref()
+    }
+
+    /// AMQP property `priority`.
+    pub fn priority(&self) -> Option<u8> {
+        self.properties.priority
+    }
+
+    /// All headers, those of this crate and of the broker included.
+    pub fn headers(&self) -> &Headers {
+        &self.properties.headers
+    }
+
+    /// One header.
+    pub fn header(&self, name: &str) -> Option<&HeaderValue> {
+        self.properties.headers.get(name)
+    }
+}
+
+impl fmt::Debug for IncomingMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IncomingMessage")
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("message_id", &self.raw_message_id())
+            .field("redelivered", &self.redelivered)
+            .field("body_bytes", &self.body.len())
+            .field("headers", &self.headers().len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_id_is_none_and_a_bad_one_an_error() {
+        assert_eq!(IncomingMessage::new("").id(), Ok(None));
+        assert_eq!(IncomingMessage::new("").with_message_id("").id(), Ok(None));
+        assert!(IncomingMessage::new("").with_message_id("a\u{7}").id().is_err());
+    }
+
+    #[test]
+    fn deep_json_is_an_error_not_a_crash() {
+        let deep = "[".repeat(100_000);
+        assert!(IncomingMessage::new(deep).json::<serde_json::Value>().is_err());
+    }
+
+    #[test]
+    fn debug_shows_no_content() {
+        let message = IncomingMessage::new("canary").with_header("token", "canary");
+        assert!(!format!("{message:?}").contains("canary"));
+    }
+}

@@ -1,0 +1,358 @@
+//! A message on its way out.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::{
+    headers::{HeaderValue, Headers, reserved},
+    id::{MessageId, SHORT_STRING_BYTES},
+    strategy::IdError,
+};
+
+/// How deep header tables may nest. Receivers parse them recursively, and a deep one can take a process down.
+const HEADER_DEPTH: usize = 16;
+
+/// A message to be published: where to, the body, and what identifies it.
+///
+/// Setters cannot fail; what AMQP or this crate does not allow is found by [`validate`](Self::validate), which every publish
+/// does before anything is sent. `Debug` shows neither the body nor header values.
+#[derive(Clone)]
+#[must_use = "a message does nothing until it is published"]
+pub struct OutgoingMessage {
+    exchange: String,
+    routing_key: String,
+    body: Bytes,
+    id: Option<MessageId>,
+    key: Vec<String>,
+    content_type: Option<String>,
+    /// Most messages set none of these.
+    extra: Option<Box<Extra>>,
+    persistent: bool,
+}
+
+/// The properties that few messages set.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Extra {
+    pub(crate) kind: Option<String>,
+    pub(crate) content_encoding: Option<String>,
+    pub(crate) correlation_id: Option<String>,
+    pub(crate) reply_to: Option<String>,
+    pub(crate) priority: Option<u8>,
+    pub(crate) expiration: Option<Duration>,
+    pub(crate) timestamp: Option<SystemTime>,
+    pub(crate) headers: Headers,
+}
+
+/// Why a message cannot be published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMessage {
+    /// A field that AMQP sends as a short string has more than 255 bytes.
+    #[error("the {field} has {bytes} bytes; AMQP allows 255")]
+    TooLong {
+        /// Which field.
+        field: &'static str,
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// A header name begins with `x-idempotency-`, which is this crate's.
+    #[error("the header {} is reserved", .name.escape_debug())]
+    ReservedHeader {
+        /// The header's name.
+        name: String,
+    },
+    /// A header name is empty or has more than 255 bytes.
+    #[error("a header name has {bytes} bytes; AMQP allows 1 to 255")]
+    HeaderName {
+        /// The length of the name.
+        bytes: usize,
+    },
+    /// A header value nests lists or tables too deep.
+    #[error("the header {} is nested {depth} deep; at most 16 are allowed", .name.escape_debug())]
+    HeaderTooDeep {
+        /// The header's name.
+        name: String,
+        /// How deep.
+        depth: usize,
+    },
+    /// No message ID could be made.
+    #[error("no message ID could be made")]
+    Id(#[from] IdError),
+}
+
+impl OutgoingMessage {
+    /// A message to an exchange, with a routing key. The exchange `""` leads to the queue that the routing key names.
+    pub fn to(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        Self {
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            body: Bytes::new(),
+            id: None,
+            key: Vec::new(),
+            content_type: None,
+            extra: None,
+            persistent: true,
+        }
+    }
+
+    /// The identity itself: AMQP property `message_id`. Goes before any key or strategy.
+    pub fn message_id(mut self, id: MessageId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// The business identity that the message ID is derived from, such as `"debit/order-42"`.
+    ///
+    /// The same key always gives the same ID, also after a restart and in another process, so one key must name one message:
+    /// `"order-42"` alone would make the order's debit and its shipment one message.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.key = vec![key.into()];
+        self
+    }
+
+    /// Like [`idempotency_key`](Self::idempotency_key), of several parts. `("ab", "c")` and `("a", "bc")` are different keys.
+    pub fn idempotency_key_parts<I>(mut self, parts: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.key = parts.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The body as bytes.
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// The body as text; sets `content_type` to `text/plain; charset=utf-8`.
+    pub fn text(self, body: impl Into<String>) -> Self {
+        self.body(body.into()).content_type("text/plain; charset=utf-8")
+    }
+
+    /// The body as JSON; sets `content_type` to `application/json`.
+    ///
+    /// # Errors
+    ///
+    /// What [`serde_json::to_vec`] says of the value.
+    pub fn json<T: Serialize + ?Sized>(self, body: &T) -> Result<Self, serde_json::Error> {
+        Ok(self.body(serde_json::to_vec(body)?).content_type("application/json"))
+    }
+
+    /// AMQP property `content_type`: the MIME type of the body.
+    pub fn content_type(mut self, mime: impl Into<String>) -> Self {
+        self.content_type = Some(mime.into());
+        self
+    }
+
+    /// AMQP property `content_encoding`, such as `gzip`.
+    pub fn content_encoding(mut self, encoding: impl Into<String>) -> Self {
+        self.extra_mut().content_encoding = Some(encoding.into());
+        self
+    }
+
+    /// AMQP property `type`: what kind of message this is, such as `order.created`.
+    pub fn kind(mut self, kind: impl Into<String>) -> Self {
+        self.extra_mut().kind = Some(kind.into());
+        self
+    }
+
+    /// AMQP property `correlation_id`.
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.extra_mut().correlation_id = Some(id.into());
+        self
+    }
+
+    /// AMQP property `reply_to`.
+    pub fn reply_to(mut self, queue: impl Into<String>) -> Self {
+        self.extra_mut().reply_to = Some(queue.into());
+        self
+    }
+
+    /// AMQP property `priority`.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.extra_mut().priority = Some(priority);
+        self
+    }
+
+    /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the message. In milliseconds on
+    /// the wire; a shorter rest is cut off.
+    pub fn expiration(mut self, after: Duration) -> Self {
+        self.extra_mut().expiration = Some(after);
+        self
+    }
+
+    /// AMQP property `timestamp`, in seconds on the wire. Default: the time of the publish.
+    pub fn timestamp(mut self, at: SystemTime) -> Self {
+        self.extra_mut().timestamp = Some(at);
+        self
+    }
+
+    /// Sets a header. Names that start with `x-idempotency-` are reserved and refused at publish.
+    ///
+    /// RabbitMQ acts on some headers: `CC` and `BCC` route copies of the message.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
+        self.extra_mut().headers.insert(name, value);
+        self
+    }
+
+    /// AMQP property `delivery_mode` 1 instead of 2: a restart of the broker may lose the message, although it was confirmed.
+    pub fn transient(mut self) -> Self {
+        self.persistent = false;
+        self
+    }
+
+    /// The ID that was set, or that it was stamped with when it was published.
+    pub fn id(&self) -> Option<&MessageId> {
+        self.id.as_ref()
+    }
+
+    /// The exchange it goes to.
+    pub fn exchange(&self) -> &str {
+        &self.exchange
+    }
+
+    /// Its routing key.
+    pub fn routing_key(&self) -> &str {
+        &self.routing_key
+    }
+
+    /// Its body.
+    pub fn payload(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The application's headers.
+    pub fn headers(&self) -> Option<&Headers> {
+        self.extra.as_ref().map(|extra| &extra.headers)
+    }
+
+    /// Checks everything that can be checked before sending.
+    ///
+    /// # Errors
+    ///
+    /// The first [`InvalidMessage`] found. Whether an ID can be made is found when it is.
+    pub fn validate(&self) -> Result<(), InvalidMessage> {
+        short("exchange", Some(&self.exchange))?;
+        short("routing key", Some(&self.routing_key))?;
+        short("content type", self.content_type.as_ref())?;
+        let Some(extra) = &self.extra else { return Ok(()) };
+        short("type", extra.kind.as_ref())?;
+        short("content encoding", extra.content_encoding.as_ref())?;
+        short("correlation ID", extra.correlation_id.as_ref())?;
+        short("reply-to", extra.reply_to.as_ref())?;
+        extra.headers.iter().try_for_each(|(name, value)| check_header(name, value))
+    }
+
+    pub(super) fn key(&self) -> &[String] {
+        &self.key
+    }
+
+    pub(super) fn stamped_at(&self) -> Option<SystemTime> {
+        self.extra.as_ref().and_then(|extra| extra.timestamp)
+    }
+
+    pub(crate) fn extra(&self) -> Option<&Extra> {
+        self.extra.as_deref()
+    }
+
+    pub(crate) fn mime(&self) -> Option<&str> {
+        self.content_type.as_deref()
+    }
+
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.persistent
+    }
+
+    fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_with(Box::default)
+    }
+}
+
+fn short(field: &'static str, text: Option<&String>) -> Result<(), InvalidMessage> {
+    match text.map(String::len) {
+        Some(bytes) if bytes > SHORT_STRING_BYTES => Err(InvalidMessage::TooLong { field, bytes }),
+        _ => Ok(()),
+    }
+}
+
+fn check_header(name: &str, value: &HeaderValue) -> Result<(), InvalidMessage> {
+    if reserved::is_reserved(name) {
+        return Err(InvalidMessage::ReservedHeader { name: name.to_owned() });
+    }
+    let depth = value.depth();
+    if depth > HEADER_DEPTH {
+        return Err(InvalidMessage::HeaderTooDeep { name: name.to_owned(), depth });
+    }
+    check_names(name, value)
+}
+
+/// The names of nested tables are short strings, too.
+fn check_names(name: &str, value: &HeaderValue) -> Result<(), InvalidMessage> {
+    if name.is_empty() || name.len() > SHORT_STRING_BYTES {
+        return Err(InvalidMessage::HeaderName { bytes: name.len() });
+    }
+    match value {
+        HeaderValue::List(values) => values.iter().try_for_each(|value| check_names(name, value)),
+        HeaderValue::Table(table) => table.iter().try_for_each(|(name, value)| check_names(name, value)),
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Debug for OutgoingMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutgoingMessage")
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("id", &self.id)
+            .field("body_bytes", &self.body.len())
+            .field("headers", &self.headers().map_or(0, Headers::len))
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_amqp_cannot_carry_is_found_before_sending() {
+        let long = "x".repeat(256);
+        let bad = [
+            OutgoingMessage::to(long.clone(), "k"),
+            OutgoingMessage::to("e", long.clone()),
+            OutgoingMessage::to("e", "k").content_type(long.clone()),
+            OutgoingMessage::to("e", "k").kind(long.clone()),
+            OutgoingMessage::to("e", "k").content_encoding(long.clone()),
+            OutgoingMessage::to("e", "k").correlation_id(long.clone()),
+            OutgoingMessage::to("e", "k").reply_to(long.clone()),
+        ];
+        for message in bad {
+            assert!(matches!(message.validate(), Err(InvalidMessage::TooLong { bytes: 256, .. })), "{message:?}");
+        }
+        let header = OutgoingMessage::to("e", "k").header(long, 1);
+        assert!(matches!(header.validate(), Err(InvalidMessage::HeaderName { bytes: 256 })));
+        assert!(OutgoingMessage::to("e", "k".repeat(255)).validate().is_ok());
+    }
+
+    #[test]
+    fn reserved_and_deep_headers_are_refused() {
+        let reserved = OutgoingMessage::to("e", "k").header("X-Idempotency-Attempt", 7);
+        assert!(matches!(reserved.validate(), Err(InvalidMessage::ReservedHeader { .. })));
+        let deep = (0..17).fold(HeaderValue::Void, |inner, _| HeaderValue::List(vec![inner]));
+        let message = OutgoingMessage::to("e", "k").header("deep", deep);
+        assert!(matches!(message.validate(), Err(InvalidMessage::HeaderTooDeep { depth: 17, .. })));
+    }
+
+    #[test]
+    fn debug_shows_no_content() {
+        let message = OutgoingMessage::to("e", "k").body("canary").header("token", "canary");
+        assert!(!format!("{message:?}").contains("canary"));
+    }
+}

@@ -1,0 +1,182 @@
+//! Which confirm belongs to which message, and what it proves.
+//!
+//! RabbitMQ *acks* an unroutable message, right after it has sent it back with `basic.return`. lapin does not match
+//! returns to publishes: it queues them, and hands the oldest one to whichever confirm completes next, walking an
+//! ack of several messages in the order of a hash map. With several messages in flight an unroutable one can therefore read
+//! `Ack(None)`, and a routed one `Ack(Some(another message))`. This module is the rule that makes sense of it.
+//!
+//! # Why it is sound
+//!
+//! Per channel, one task owns every confirm. Three facts hold:
+//!
+//! 1. The broker sends a message's return before the ack that covers the message.
+//! 2. lapin works in one thread, through one confirm after the other: it takes the oldest waiting return, if there is one,
+//!    stores the result, and wakes the confirm's future before it touches the next confirm.
+//! 3. A round (see `round.rs`) polls until nothing more is ready, so that it holds every confirm that completed
+//!    before any confirm in it.
+//!
+//! When a confirm completes as `Ack(None)`, no return was waiting at that moment (2). If its own message was
+//! returned, the return had come before (1), so it was handed to a confirm that completed earlier, and that one
+//! is in this round or was in an earlier one (3). Hence: **first record all returns of the round, then judge**.
+//!
+//! `Ack(Some(other))` proves that `other` was returned, and says nothing of its own message, whose return may still
+//! be waiting behind. Such an answer is *held*: until its own return shows up; or until a confirm completes as `Ack(None)` in a
+//! later round, which proves that no return was waiting after it; or until nothing is left unanswered, as there are never more
+//! returns than confirms. Later *round*, because within one round the order of completion is not known.
+//!
+//! A return that matches nothing in flight means that these facts do not hold; the channel is given up, and
+//! everything in flight counts as unknown.
+
+use lapin::{Confirmation, message::BasicReturnMessage};
+use slab::Slab;
+use tokio::time::{Duration, Instant};
+
+use super::{
+    error::ReturnedByBroker,
+    job::{Job, Verdict},
+};
+
+/// The messages that are in flight on one channel.
+#[derive(Default)]
+pub(crate) struct Window {
+    slots: Slab<InFlight>,
+    held: Vec<usize>,
+    sent: u64,
+}
+
+struct InFlight {
+    job: Job,
+    order: u64,
+    sent_at: Instant,
+    answer: Option<Answer>,
+    returned: Option<ReturnedByBroker>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Ack,
+    Nack,
+}
+
+/// The channel broke the rules that verdicts rest on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Violation {
+    #[error("the channel is not in confirm mode")]
+    NotInConfirmMode,
+    #[error("the broker returned a message that is not in flight")]
+    UnmatchedReturn,
+}
+
+impl Window {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Takes a job in before it is sent; the number stands for it until its verdict.
+    pub(crate) fn insert(&mut self, job: Job, now: Instant) -> usize {
+        self.sent += 1;
+        self.slots.insert(InFlight { job, order: self.sent, sent_at: now, answer: None, returned: None })
+    }
+
+    /// Judges one round of confirms: everything that was ready, until nothing more was. See the module's page.
+    pub(crate) fn judge(
+        &mut self,
+        round: impl IntoIterator<Item = (usize, Confirmation)>,
+        verdict: &mut impl FnMut(Job, Verdict),
+    ) -> Result<(), Violation> {
+        let held_before = std::mem::take(&mut self.held);
+        let mut clean = Vec::new();
+        for (slot, confirmation) in round {
+            let (answer, returned) = match confirmation {
+                Confirmation::Ack(returned) => (Answer::Ack, returned),
+                Confirmation::Nack(returned) => (Answer::Nack, returned),
+                Confirmation::NotRequested => return Err(Violation::NotInConfirmMode),
+            };
+            if let Some(in_flight) = self.slots.get_mut(slot) {
+                in_flight.answer = Some(answer);
+            }
+            match returned {
+                None => clean.push(slot),
+                Some(returned) => {
+                    self.record_return(&returned)?;
+                    self.held.push(slot);
+                }
+            }
+        }
+        let nothing_waits = !clean.is_empty();
+        for slot in clean {
+            self.conclude(slot, verdict);
+        }
+        if nothing_waits {
+            for slot in held_before {
+                self.conclude(slot, verdict);
+            }
+        } else {
+            self.held.extend(held_before);
+        }
+        if !self.held.is_empty() {
+            let unanswered = self.slots.len() > self.held.len();
+            let held = std::mem::take(&mut self.held);
+            for slot in held {
+                if !unanswered || self.slots[slot].returned.is_some() {
+                    self.conclude(slot, verdict);
+                } else {
+                    self.held.push(slot);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn record_return(&mut self, returned: &BasicReturnMessage) -> Result<(), Violation> {
+        let mut matched = false;
+        for (_, in_flight) in &mut self.slots {
+            if in_flight.job.was_returned(returned) {
+                matched = true;
+                in_flight.returned = Some(ReturnedByBroker {
+                    code: returned.reply_code,
+                    text: returned.reply_text.to_string(),
+                });
+            }
+        }
+        if matched { Ok(()) } else { Err(Violation::UnmatchedReturn) }
+    }
+
+    fn conclude(&mut self, slot: usize, verdict: &mut impl FnMut(Job, Verdict)) {
+        let Some(in_flight) = self.slots.try_remove(slot) else { return };
+        let found = match (in_flight.returned, in_flight.answer) {
+            (Some(returned), _) => Verdict::Returned(returned),
+            (None, Some(Answer::Ack)) => Verdict::Confirmed,
+            (None, _) => Verdict::Nacked,
+        };
+        verdict(in_flight.job, found);
+    }
+
+    /// Answers the callers whose deadline has come. Their messages stay in flight: a confirm is never dropped.
+    pub(crate) fn sweep_deadlines(&mut self, now: Instant) {
+        for (_, in_flight) in &mut self.slots {
+            if in_flight.job.is_overdue(now) {
+                in_flight.job.give_up_waiting(now);
+            }
+        }
+    }
+
+    /// Whether some message has waited for its confirm for longer than `limit`.
+    pub(crate) fn is_stuck(&self, now: Instant, limit: Duration) -> bool {
+        self.slots.iter().any(|(_, in_flight)| in_flight.answer.is_none() && now - in_flight.sent_at > limit)
+    }
+
+    /// Starts the clocks of all confirms anew, after a time in which the broker could not answer.
+    pub(crate) fn restart_clocks(&mut self, now: Instant) {
+        for (_, in_flight) in &mut self.slots {
+            in_flight.sent_at = now;
+        }
+    }
+
+    /// Ends the window: everything in it, in the order in which it was sent, with an unknown outcome.
+    pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = Job> {
+        let mut left: Vec<InFlight> = self.slots.drain().collect();
+        left.sort_unstable_by_key(|in_flight| in_flight.order);
+        left.into_iter().map(|in_flight| in_flight.job)
+    }
+}

@@ -1,0 +1,177 @@
+//! Why a publish failed, with the message handed back.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{
+    error::BoxError,
+    message::{MessageId, OutgoingMessage, Stamped},
+};
+
+/// A message that is not known to be published; it comes back through [`into_message`](Self::into_message).
+///
+/// The message keeps the ID that it was stamped with, so publishing it again, or storing it and publishing it
+/// tomorrow, cannot make a second effect at a guarded consumer.
+pub struct PublishError(Box<Inner>);
+
+struct Inner {
+    kind: PublishErrorKind,
+    attempts: u32,
+    elapsed: Duration,
+    uncertain: bool,
+    message: Returned,
+    source: Option<BoxError>,
+}
+
+enum Returned {
+    Stamped(Arc<Stamped>),
+    Refused(OutgoingMessage),
+}
+
+/// The reason of a [`PublishError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PublishErrorKind {
+    /// The message itself cannot be sent: a field too long, a reserved header, no ID to be had. Nothing was sent.
+    Invalid,
+    /// The broker returned the message: no queue is bound for its exchange and routing key.
+    Unroutable,
+    /// The broker nacked the message, for example because a queue is full and rejects publishes.
+    Nacked,
+    /// No confirm came in time.
+    TimedOut,
+    /// The connection was lost, or could not be opened again, until the attempts or the time ran out.
+    Disconnected,
+    /// The publisher was closed before the message was confirmed.
+    Closed,
+}
+
+impl PublishError {
+    pub(crate) fn invalid(message: OutgoingMessage, source: BoxError) -> Self {
+        Self(Box::new(Inner {
+            kind: PublishErrorKind::Invalid,
+            attempts: 0,
+            elapsed: Duration::ZERO,
+            uncertain: false,
+            message: Returned::Refused(message),
+            source: Some(source),
+        }))
+    }
+
+    pub(crate) fn new(failure: Failure, message: Arc<Stamped>) -> Self {
+        let Failure { kind, attempts, elapsed, uncertain, source } = failure;
+        Self(Box::new(Inner {
+            kind,
+            attempts,
+            elapsed,
+            uncertain,
+            message: Returned::Stamped(message),
+            source,
+        }))
+    }
+
+    /// What happened last.
+    pub fn kind(&self) -> PublishErrorKind {
+        self.0.kind
+    }
+
+    /// Whether some attempt may have reached a queue although no confirm came back.
+    ///
+    /// False means that the broker refused every attempt, or that nothing was sent at all. Publishing the message
+    /// again is safe in both cases, as it keeps its ID.
+    pub fn may_have_been_published(&self) -> bool {
+        self.0.uncertain
+    }
+
+    /// How often the message was sent.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// The time from the call to the failure.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed
+    }
+
+    /// The ID that the message was stamped with; none if no ID could be made.
+    pub fn message_id(&self) -> Option<&MessageId> {
+        self.message().id()
+    }
+
+    /// The message, with its ID.
+    pub fn message(&self) -> &OutgoingMessage {
+        match &self.0.message {
+            Returned::Stamped(stamped) => &stamped.message,
+            Returned::Refused(message) => message,
+        }
+    }
+
+    /// Takes the message back, with its ID: to publish it again or to store it.
+    pub fn into_message(self) -> OutgoingMessage {
+        match self.0.message {
+            Returned::Stamped(stamped) => Arc::unwrap_or_clone(stamped).message,
+            Returned::Refused(message) => message,
+        }
+    }
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.kind)?;
+        match self.0.attempts {
+            0 => {}
+            1 => f.write_str(" after 1 attempt")?,
+            attempts => write!(f, " after {attempts} attempts")?,
+        }
+        if self.0.uncertain { f.write_str("; it may have been published") } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PublishError")
+            .field("kind", &self.0.kind)
+            .field("attempts", &self.0.attempts)
+            .field("elapsed", &self.0.elapsed)
+            .field("may_have_been_published", &self.0.uncertain)
+            .field("message_id", &self.message_id())
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for PublishError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+impl fmt::Display for PublishErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "the message cannot be sent",
+            Self::Unroutable => "the broker returned the message as unroutable",
+            Self::Nacked => "the broker nacked the message",
+            Self::TimedOut => "no confirm came in time",
+            Self::Disconnected => "the connection to the broker was lost",
+            Self::Closed => "the publisher was closed",
+        })
+    }
+}
+
+/// A publish that ended without a confirm, before its message is put back beside it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: PublishErrorKind,
+    pub(crate) attempts: u32,
+    pub(crate) elapsed: Duration,
+    pub(crate) uncertain: bool,
+    pub(crate) source: Option<BoxError>,
+}
+
+/// What a broker's return said, as the source of an `Unroutable` error.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{code} {}", .text.escape_debug())]
+pub(crate) struct ReturnedByBroker {
+    pub(crate) code: u16,
+    pub(crate) text: String,
+}

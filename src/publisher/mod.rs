@@ -1,0 +1,30 @@
+//! Sending: stamp, publish, confirm, retry under the same ID.
+//!
+//! The way of one message, from top to bottom:
+//!
+//! 1. `publish.rs` gives the message its ID once, before the first attempt, and waits for a place in the window;
+//! 2. `lane.rs` sends it on the one channel that its task owns, and again after a nack or a lost connection;
+//! 3. `round.rs` and `confirms.rs` find out what the broker's answers prove;
+//! 4. `job.rs` holds the message and its caller until the verdict, which is a [`Receipt`] or a [`PublishError`].
+
+mod all;
+mod builder;
+mod confirms;
+mod connection;
+mod error;
+mod job;
+mod lane;
+mod publish;
+mod receipt;
+mod retry;
+mod round;
+
+pub use all::PublishAll;
+pub use builder::PublisherBuilder;
+pub use error::{PublishError, PublishErrorKind};
+pub use publish::{CloseError, IdempotentPublisher};
+pub use receipt::Receipt;
+pub use retry::RetryPolicy;
+
+pub(crate) use error::Failure;
+pub(crate) use job::{Forwarded, Payload};

@@ -1,0 +1,177 @@
+//! When a message is published again, and when the publisher gives up.
+
+use std::time::Duration;
+
+/// Exponential backoff with jitter, bounded by attempts and by total time.
+///
+/// All attempts of one message carry the same message ID and the same body, so trying again never makes a second
+/// effect at a guarded consumer.
+///
+/// The delay before attempt `n + 1` is `initial_delay * factor^(n - 1)`, at most `max_delay`, then spread by the
+/// jitter. A message whose connection was lost does not wait: it is published again as soon as the broker is back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    max_attempts: u32,
+    max_elapsed: Duration,
+    initial_delay: Duration,
+    max_delay: Duration,
+    factor: f64,
+    jitter: f64,
+    unroutable: bool,
+}
+
+impl Default for RetryPolicy {
+    /// Ten attempts within 30 seconds; delays from 100 milliseconds, doubling up to 5 seconds, spread by half.
+    fn default() -> Self {
+        Self {
+            max_attempts: 10,
+            max_elapsed: Duration::from_secs(30),
+            initial_delay: Duration::from_millis(100),
+            max_delay: Duration::from_secs(5),
+            factor: 2.0,
+            jitter: 0.5,
+            unroutable: false,
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// A policy that publishes once and never again.
+    pub fn never() -> Self {
+        Self { max_attempts: 1, ..Self::default() }
+    }
+
+    /// How often one message is sent at most, the first time included; at least 1.
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts.max(1);
+        self
+    }
+
+    /// How long one message may take in all: waiting for capacity, reconnects, confirms and retries together.
+    ///
+    /// When it has passed, the publish fails with the kind of its last failure.
+    #[must_use]
+    pub fn max_elapsed(mut self, total: Duration) -> Self {
+        self.max_elapsed = total;
+        self
+    }
+
+    /// The delay before the second attempt.
+    #[must_use]
+    pub fn initial_delay(mut self, delay: Duration) -> Self {
+        self.initial_delay = delay;
+        self
+    }
+
+    /// The longest delay between two attempts.
+    #[must_use]
+    pub fn max_delay(mut self, delay: Duration) -> Self {
+        self.max_delay = delay;
+        self
+    }
+
+    /// By how much each delay is longer than the one before; values below 1 count as 1.
+    #[must_use]
+    pub fn factor(mut self, factor: f64) -> Self {
+        self.factor = if factor.is_finite() { factor.max(1.0) } else { 1.0 };
+        self
+    }
+
+    /// The spread of each delay, from 0 (none) to 1: a delay `d` becomes a random one in `d * (1 ± jitter)`.
+    #[must_use]
+    pub fn jitter(mut self, jitter: f64) -> Self {
+        self.jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
+        self
+    }
+
+    /// Whether a returned (unroutable) message is tried again, for a topology that may not be there yet.
+    ///
+    /// Off by default: the publish then fails at once.
+    #[must_use]
+    pub fn retry_unroutable(mut self, retry: bool) -> Self {
+        self.unroutable = retry;
+        self
+    }
+
+    pub(crate) fn total(&self) -> Duration {
+        self.max_elapsed
+    }
+
+    pub(crate) fn attempts(&self) -> u32 {
+        self.max_attempts
+    }
+
+    pub(crate) fn retries_unroutable(&self) -> bool {
+        self.unroutable
+    }
+
+    /// The delay after `attempts` attempts, jitter included and never above `max_delay`.
+    pub(crate) fn delay(&self, attempts: u32) -> Duration {
+        let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
+        let ceiling = self.max_delay.as_secs_f64();
+        let base = (self.initial_delay.as_secs_f64() * self.factor.powi(exponent)).min(ceiling);
+        let spread = 1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0);
+        Duration::try_from_secs_f64((base * spread).min(ceiling)).unwrap_or(self.max_delay)
+    }
+}
+
+/// Takes interval, multiplier, randomization factor and total time; attempts are not limited by `backoff`.
+///
+/// `backoff` applies its jitter after its cap, so its longest delay can be half as long again; here the cap holds.
+/// No total time (`None`) becomes one day, because every publish has a deadline.
+#[cfg(feature = "backoff")]
+#[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
+impl From<backoff::ExponentialBackoff> for RetryPolicy {
+    fn from(policy: backoff::ExponentialBackoff) -> Self {
+        Self::default()
+            .max_attempts(u32::MAX)
+            .max_elapsed(policy.max_elapsed_time.unwrap_or(Duration::from_secs(86_400)))
+            .initial_delay(policy.initial_interval)
+            .max_delay(policy.max_interval)
+            .factor(policy.multiplier)
+            .jitter(policy.randomization_factor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_up_to_the_longest() {
+        let policy = RetryPolicy::default().jitter(0.0).max_delay(Duration::from_millis(500));
+        let delays: Vec<u128> = (1..6).map(|n| policy.delay(n).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 500, 500]);
+        assert_eq!(policy.delay(u32::MAX), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn jitter_stays_in_its_band_and_under_the_cap() {
+        let policy = RetryPolicy::default().jitter(0.5).max_delay(Duration::from_millis(120));
+        for _ in 0..1_000 {
+            let delay = policy.delay(1);
+            assert!(delay >= Duration::from_millis(50) && delay <= Duration::from_millis(120), "{delay:?}");
+        }
+    }
+
+    #[test]
+    fn odd_numbers_do_no_harm() {
+        let policy = RetryPolicy::default().factor(f64::NAN).jitter(f64::INFINITY).max_attempts(0);
+        assert_eq!((policy.delay(7), policy.attempts()), (Duration::from_millis(100), 1));
+    }
+
+    #[cfg(feature = "backoff")]
+    #[test]
+    fn a_backoff_policy_keeps_its_numbers() {
+        let backoff = backoff::ExponentialBackoffBuilder::new()
+            .with_initial_interval(Duration::from_millis(10))
+            .with_multiplier(3.0)
+            .with_max_interval(Duration::from_secs(1))
+            .with_randomization_factor(0.0)
+            .with_max_elapsed_time(Some(Duration::from_secs(9)))
+            .build();
+        let policy = RetryPolicy::from(backoff);
+        assert_eq!((policy.delay(2), policy.total()), (Duration::from_millis(30), Duration::from_secs(9)));
+    }
+}
