@@ -53,7 +53,14 @@ enum End {
     Lost(String),
 }
 
-type Settling<'a> = FuturesUnordered<BoxFuture<'a, ()>>;
+/// What is being done about deliveries that have their outcome.
+#[derive(Default)]
+struct Settling<'a> {
+    /// Acks and parkings under way; they are waited for.
+    now: FuturesUnordered<BoxFuture<'a, ()>>,
+    /// Messages that go back to the queue after a delay; they are not waited for, as closing the channel does the same.
+    later: FuturesUnordered<BoxFuture<'a, ()>>,
+}
 
 impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
     pub(crate) fn new(guard: Guard<S>, handler: H, connect: ConnectOptions, options: Options) -> Self {
@@ -110,15 +117,14 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         F: Future<Output = ()> + Send,
     {
         let mut working = FuturesUnordered::new();
-        // Acks and parkings under way; they are waited for. Delayed returns to the queue are not: closing does the same.
-        let (mut settling, mut holding) = (Settling::new(), Settling::new());
+        let mut settling = Settling::default();
         let end = loop {
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break End::Shutdown,
-                Some(handled) = working.next() => self.settle(handled, attempts, &settling, &holding),
-                Some(()) = settling.next() => {}
-                Some(()) = holding.next() => {}
+                Some(handled) = working.next() => self.settle(handled, attempts, &mut settling),
+                Some(()) = settling.now.next() => {}
+                Some(()) = settling.later.next() => {}
                 delivery = session.deliveries.next(), if working.len() < self.options.workers => match delivery {
                     Some(Ok(delivery)) => working.push(self.work(delivery)),
                     Some(Err(error)) => break End::Lost(error.to_string()),
@@ -133,9 +139,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let limit = Instant::now() + self.options.drain_timeout;
         let drained = timeout_at(limit, async {
             while let Some(handled) = working.next().await {
-                self.settle(handled, attempts, &settling, &holding);
+                self.settle(handled, attempts, &mut settling);
             }
-            while settling.next().await.is_some() {}
+            while settling.now.next().await.is_some() {}
         });
         if drained.await.is_err() {
             tracing::warn!(queue = %self.options.queue, "handlers did not finish in time; their messages go back");
@@ -155,8 +161,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         &'a self,
         handled: Handled,
         attempts: &mut Attempts,
-        settling: &Settling<'a>,
-        holding: &Settling<'a>,
+        settling: &mut Settling<'a>,
     ) {
         let Handled { acker, properties, message, outcome } = handled;
         let name = message.raw_message_id().map_or_else(|| message.fingerprint().to_string(), str::to_owned);
@@ -164,9 +169,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         match settle(&outcome) {
             Settlement::Ack => {
                 attempts.forget(&name);
-                settling.push(ack(acker).boxed());
+                settling.now.push(ack(acker).boxed());
             }
-            Settlement::Requeue { after } => holding.push(requeue(acker, after).boxed()),
+            Settlement::Requeue { after } => settling.later.push(requeue(acker, after).boxed()),
             Settlement::Retry { after } => {
                 let failures = attempts.fail(&name);
                 let error = error_text(&outcome);
@@ -174,18 +179,18 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                     let delay = backoff(failures, self.options.first_delay, self.options.longest_delay);
                     let delay = after.map_or(delay, |least| delay.max(least));
                     tracing::warn!(message_id = %name.escape_debug(), failures, error, "handler failed; to be tried again");
-                    holding.push(reject(acker, delay).boxed());
+                    settling.later.push(reject(acker, delay).boxed());
                 } else {
                     attempts.forget(&name);
                     let parked =
                         parked(&message, properties, ParkReason::AttemptsExhausted, error, failures);
-                    settling.push(self.park(acker, parked).boxed());
+                    settling.now.push(self.park(acker, parked).boxed());
                 }
             }
             Settlement::Park(reason) => {
                 attempts.forget(&name);
                 let parked = parked(&message, properties, reason, error_text(&outcome), 1);
-                settling.push(self.park(acker, parked).boxed());
+                settling.now.push(self.park(acker, parked).boxed());
             }
         }
     }

@@ -216,6 +216,12 @@ impl Job {
         self.answer_failure(now);
     }
 
+    /// Fails an attempt that is unanswered because the publisher closes.
+    pub(crate) fn close_unanswered(mut self, now: Instant) {
+        self.uncertain = true;
+        self.fail_with(PublishErrorKind::Closed, None, now);
+    }
+
     /// Notes why the message could not even be sent, for the error that its deadline may bring.
     pub(crate) fn note(&mut self, kind: PublishErrorKind, source: Option<BoxError>) {
         self.last = Some((kind, source));

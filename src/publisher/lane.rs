@@ -93,6 +93,7 @@ impl Lane {
     /// Runs until the publisher is gone or closed; gives back what was left unconfirmed.
     pub(crate) async fn run(mut self, first: Option<(Arc<Connection>, Channel)>) -> Vec<Payload> {
         let mut next = first;
+        let mut left = Vec::new();
         loop {
             let Some((connection, channel)) = (match next.take() {
                 Some(first) => Some(first),
@@ -104,7 +105,10 @@ impl Lane {
             let end = self.pump(&connection, &channel, &mut window).await;
             let (kind, source, discard) = match end {
                 End::Closed => {
-                    self.ready.extend(window.into_unknown());
+                    for job in window.into_unknown() {
+                        left.push(job.payload().clone());
+                        job.close_unanswered(Instant::now());
+                    }
                     break;
                 }
                 End::Lost(error) => {
@@ -122,13 +126,15 @@ impl Lane {
             self.resend(window, kind, source);
         }
         let now = Instant::now();
-        let left = self.ready.drain(..).chain(self.delayed.drain().map(|delayed| delayed.job));
-        left.map(|job| {
-            let payload = job.payload().clone();
+        self.jobs.close();
+        while let Ok(job) = self.jobs.try_recv() {
+            self.ready.push_back(job);
+        }
+        for job in self.ready.drain(..).chain(self.delayed.drain().map(|delayed| delayed.job)) {
+            left.push(job.payload().clone());
             job.fail_with(PublishErrorKind::Closed, None, now);
-            payload
-        })
-        .collect()
+        }
+        left
     }
 
     /// Puts what was in flight back in front, in the order in which it was sent.

@@ -1,0 +1,208 @@
+//! What the guard and its consumer do with one message.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::{BasicProperties, options::QueueDeclareOptions, types::FieldTable};
+use lapin_idempotent::{
+    HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore,
+    idempotency::{KeySource, Lease, MissingIdPolicy},
+};
+
+use crate::support::{
+    amqp::{Client, header, with_id},
+    broker, eventually,
+    ledger::{Debit, Ledger},
+};
+
+fn soon() -> (Duration, Duration) {
+    (Duration::from_millis(20), Duration::from_millis(100))
+}
+
+pub async fn handler_fails_then_succeeds_one_effect() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("fails-first").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Debit { fail_first: 2, ..Debit::default() };
+    let consumer =
+        ledger.consume_with(&broker(), &queue, handler.clone(), |b| b.retry_delays(soon().0, soon().1));
+    eventually("the effect", async || (ledger.rows().await.0 > 0).then_some(())).await;
+    consumer.stop().await;
+    assert_eq!(handler.runs(), 3);
+    assert_eq!(ledger.rows().await, (1, 1), "the failed runs left nothing behind");
+    assert_eq!(client.ready(&queue).await, 0);
+    client.delete(&queue).await;
+}
+
+pub async fn failing_handler_is_parked_after_its_attempts() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("always-fails").await;
+    let parked = format!("{queue}.parked");
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Debit { fail_first: u32::MAX, ..Debit::default() };
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+        b.retry_delays(soon().0, soon().1).max_attempts(4)
+    });
+    eventually("it is parked", async || (handler.runs() >= 4 && client.ready(&parked).await == 1).then_some(())).await;
+    consumer.stop().await;
+    assert_eq!((handler.runs(), ledger.rows().await.0), (4, 0));
+    let message = client.get(&parked).await.expect("parked");
+    assert_eq!(header(&message, "x-idempotency-parked-reason").as_deref(), Some("attempts-exhausted"));
+    assert_eq!(header(&message, "x-idempotency-parked-attempts").as_deref(), Some("LongLongInt(4)"));
+    assert_eq!(client.ready(&queue).await, 0);
+    client.delete(&queue).await;
+    client.delete(&parked).await;
+}
+
+pub async fn two_scopes_one_id_two_effects() {
+    let client = Client::connect(&broker()).await;
+    let ledger = Ledger::create().await;
+    let mut queues = Vec::new();
+    for scope in ["ledger", "statistics"] {
+        let queue = client.queue(scope).await;
+        for _ in 0..2 {
+            client.publish(&queue, b"500", with_id("order-42")).await;
+        }
+        let consumer = ledger.consume_with(&broker(), &queue, Debit::default(), |b| b.scope(scope));
+        queues.push((queue, consumer));
+    }
+    eventually("both effects", async || (ledger.rows().await.0 == 2).then_some(())).await;
+    for (queue, consumer) in queues {
+        eventually("the queue is empty", async || (client.ready(&queue).await == 0).then_some(())).await;
+        consumer.stop().await;
+        client.delete(&queue).await;
+    }
+    assert_eq!(ledger.rows().await, (2, 1));
+}
+
+/// Counts its runs; for messages whose body is no amount.
+#[derive(Clone, Default)]
+struct Count(Arc<AtomicU32>);
+
+impl IdempotentHandler<MemoryStore> for Count {
+    async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+pub async fn key_from_a_json_pointer() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("pointer").await;
+    let parked = format!("{queue}.parked");
+    for body in [r#"{"order":{"id":1}}"#, r#"{"order":{"id":1}}"#, r#"{"order":{"id":2}}"#, r#"{"order":{}}"#] {
+        client.publish(&queue, body.as_bytes(), BasicProperties::default()).await;
+    }
+    let count = Count::default();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let consumer = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100))
+        .key(KeySource::json_pointers(["/order/id"]))
+        .run_until(count.clone(), async { stopped.await.unwrap_or_default() });
+    let consumer = tokio::spawn(consumer);
+    eventually("the last is parked", async || {
+        (client.ready(&queue).await == 0 && count.0.load(Ordering::SeqCst) == 2).then_some(())
+    })
+    .await;
+    eventually("the last is parked", async || (client.ready(&parked).await == 1).then_some(())).await;
+    drop(stop);
+    consumer.await.expect("join").expect("consumer");
+    assert_eq!(count.0.load(Ordering::SeqCst), 2, "one effect per order");
+    let message = client.get(&parked).await.expect("parked");
+    assert_eq!(header(&message, "x-idempotency-parked-reason").as_deref(), Some("missing-id"));
+    client.delete(&queue).await;
+    client.delete(&parked).await;
+}
+
+async fn without_ids(policy: MissingIdPolicy) -> (i64, i64) {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("no-id").await;
+    for body in ["1", "1", "2"] {
+        client.publish(&queue, body.as_bytes(), BasicProperties::default()).await;
+    }
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume_with(&broker(), &queue, Debit::default(), |b| b.missing_id(policy));
+    eventually("all are handled", async || {
+        (client.ready(&queue).await == 0 && ledger.rows().await.0 >= 2).then_some(())
+    })
+    .await;
+    consumer.stop().await;
+    assert_eq!(client.ready(&queue).await, 0);
+    client.delete(&queue).await;
+    (ledger.rows().await.0, ledger.sum().await)
+}
+
+pub async fn missing_id_derived_from_content() {
+    assert_eq!(without_ids(MissingIdPolicy::DeriveFromContent).await, (2, 3), "equal bodies are one message");
+}
+
+pub async fn missing_id_handled_unguarded() {
+    assert_eq!(without_ids(MissingIdPolicy::HandleUnguarded).await, (3, 4), "every delivery is handled");
+}
+
+pub async fn shutdown_finishes_what_is_in_hand_and_leaves_the_rest() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("shutdown").await;
+    for n in 0..10 {
+        client.publish(&queue, b"1", with_id(&format!("order-{n}"))).await;
+    }
+    let ledger = Ledger::create().await;
+    let handler = Debit { dawdle: Duration::from_millis(500), ..Debit::default() };
+    let consumer = ledger.consume(&broker(), &queue, handler.clone());
+    eventually("a handler runs", async || (handler.runs() == 1).then_some(())).await;
+    consumer.stop().await;
+    assert_eq!(handler.runs(), 1, "nothing else was started");
+    assert_eq!(ledger.rows().await.0, 1, "what was in hand is done");
+    eventually("the rest is back", async || (client.ready(&queue).await == 9).then_some(())).await;
+    client.delete(&queue).await;
+}
+
+/// Panics at its first run.
+#[derive(Clone, Default)]
+struct Panics(Count);
+
+impl IdempotentHandler<MemoryStore> for Panics {
+    async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult {
+        assert!(self.0.0.fetch_add(1, Ordering::SeqCst) > 0, "the first run panics on purpose");
+        Ok(())
+    }
+}
+
+pub async fn panicking_handler_counts_as_a_failed_attempt() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("panics").await;
+    client.publish(&queue, b"x", with_id("order-42")).await;
+    let handler = Panics::default();
+    let runs = Arc::clone(&handler.0.0);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let consumer = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100))
+        .run_until(handler, async { stopped.await.unwrap_or_default() });
+    let consumer = tokio::spawn(consumer);
+    eventually("the second run", async || (runs.load(Ordering::SeqCst) == 2).then_some(())).await;
+    drop(stop);
+    consumer.await.expect("join").expect("consumer");
+    assert_eq!(client.ready(&queue).await, 0);
+    client.delete(&queue).await;
+}
+
+pub async fn queue_deleted_and_declared_again_is_consumed_again() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("deleted").await;
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume(&broker(), &queue, Debit::default());
+    client.publish(&queue, b"1", with_id("before")).await;
+    eventually("the first effect", async || (ledger.rows().await.0 == 1).then_some(())).await;
+    client.delete(&queue).await;
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    client.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.expect("declare");
+    client.publish(&queue, b"1", with_id("after")).await;
+    eventually("the second effect", async || (ledger.rows().await.0 == 2).then_some(())).await;
+    consumer.stop().await;
+    client.delete(&queue).await;
+}

@@ -1,0 +1,104 @@
+//! Messages that must not be tried again wait in the parking queue, with the reason.
+
+use lapin::{BasicProperties, message::BasicGetMessage, types::FieldTable};
+
+use crate::support::{
+    amqp::{Client, header, with_id},
+    broker, eventually,
+    ledger::{Debit, Ledger},
+};
+
+/// Publishes, lets a consumer park one message, and gives the parked copy.
+async fn parked(name: &str, messages: &[(&[u8], BasicProperties)], effects: i64) -> BasicGetMessage {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue(name).await;
+    let parking = format!("{queue}.parked");
+    for (body, properties) in messages {
+        client.publish(&queue, body, properties.clone()).await;
+    }
+    let ledger = Ledger::create().await;
+    let handler = Debit::default();
+    let consumer = ledger.consume(&broker(), &queue, handler.clone());
+    eventually("the queue is empty", async || {
+        (client.ready(&queue).await == 0 && client.ready(&parking).await == 1).then_some(())
+    })
+    .await;
+    consumer.stop().await;
+    assert_eq!(client.ready(&queue).await, 0, "the original was acked");
+    assert_eq!(ledger.rows().await, (effects, effects));
+    let message = client.get(&parking).await.expect("parked");
+    assert!(client.get(&parking).await.is_none(), "parked once");
+    assert_eq!(header(&message, "x-idempotency-original-queue").as_deref(), Some(queue.as_str()));
+    assert_eq!(header(&message, "x-idempotency-original-routing-key").as_deref(), Some(queue.as_str()));
+    assert_eq!(header(&message, "x-idempotency-parked-scope").as_deref(), Some("ledger"));
+    assert!(header(&message, "x-idempotency-parked-at").is_some());
+    client.delete(&queue).await;
+    client.delete(&parking).await;
+    message
+}
+
+fn reason(message: &BasicGetMessage) -> Option<String> {
+    header(message, "x-idempotency-parked-reason")
+}
+
+pub async fn reject_is_parked_with_its_reason() {
+    let message = parked("reject", &[(b"-500", with_id("order-42"))], 0).await;
+    assert_eq!(reason(&message).as_deref(), Some("rejected"));
+    assert_eq!(header(&message, "x-idempotency-parked-error").as_deref(), Some("a debit must not be negative"));
+    assert_eq!(message.data, b"-500");
+    assert_eq!(message.properties.message_id().as_ref().map(|id| id.as_str()), Some("order-42"));
+}
+
+pub async fn same_id_with_another_body_is_parked() {
+    let messages: [(&[u8], _); 3] =
+        [(b"500", with_id("order-42")), (b"500", with_id("order-42")), (b"700", with_id("order-42"))];
+    let message = parked("mismatch", &messages, 1).await;
+    assert_eq!(reason(&message).as_deref(), Some("fingerprint-mismatch"));
+    assert_eq!(message.data, b"700");
+}
+
+pub async fn no_id_is_parked() {
+    let message = parked("missing", &[(b"500", BasicProperties::default())], 0).await;
+    assert_eq!(reason(&message).as_deref(), Some("missing-id"));
+}
+
+pub async fn undecodable_body_is_parked() {
+    let message = parked("undecodable", &[(b"{", with_id("order-42"))], 0).await;
+    assert_eq!(reason(&message).as_deref(), Some("rejected"));
+    let error = header(&message, "x-idempotency-parked-error").expect("error");
+    assert!(error.starts_with("the message body cannot be decoded: "), "{error}");
+}
+
+/// What would make the parked copy vanish, be refused or be sent elsewhere does not travel with it.
+pub async fn expiring_message_is_parked_for_good() {
+    let mut headers = FieldTable::default();
+    headers.insert("tenant".into(), lapin::types::AMQPValue::LongString("t-1".into()));
+    let properties = BasicProperties::default()
+        .with_message_id("order-42".into())
+        .with_expiration("60000".into())
+        .with_user_id("guest".into())
+        .with_app_id("orders".into())
+        .with_delivery_mode(1)
+        .with_headers(headers);
+    let message = parked("expiring", &[(b"-1", properties)], 0).await;
+    assert_eq!(*message.properties.expiration(), None);
+    assert_eq!(*message.properties.delivery_mode(), Some(2));
+    assert_eq!(header(&message, "x-idempotency-original-expiration").as_deref(), Some("60000"));
+    assert_eq!(header(&message, "x-idempotency-original-user-id").as_deref(), Some("guest"));
+    assert_eq!(header(&message, "tenant").as_deref(), Some("t-1"));
+    assert_eq!(message.properties.app_id().as_ref().map(|id| id.as_str()), Some("orders"));
+}
+
+pub async fn message_stays_when_it_cannot_be_parked() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("nowhere").await;
+    client.publish(&queue, b"-500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Debit::default();
+    let consumer =
+        ledger.consume_with(&broker(), &queue, handler.clone(), |b| b.parking("", "test.no-such-queue"));
+    eventually("it was refused", async || (handler.runs() == 1).then_some(())).await;
+    consumer.stop().await;
+    eventually("it is back", async || (client.ready(&queue).await == 1).then_some(())).await;
+    client.delete(&queue).await;
+}

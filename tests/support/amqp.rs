@@ -1,0 +1,93 @@
+//! Plain lapin: what another client would do and see.
+
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties,
+    message::BasicGetMessage,
+    options::{
+        BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
+    },
+    types::{AMQPValue, FieldTable},
+};
+
+use super::unique;
+
+/// A connection of another client, with a queue of its own that goes away with it.
+pub struct Client {
+    pub channel: Channel,
+    _connection: Connection,
+}
+
+impl Client {
+    pub async fn connect(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("connect");
+        let channel = connection.create_channel().await.expect("channel");
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm mode");
+        Self { channel, _connection: connection }
+    }
+
+    /// Declares a durable queue of a new name.
+    pub async fn queue(&self, name: &str) -> String {
+        self.queue_with(name, FieldTable::default()).await
+    }
+
+    pub async fn quorum_queue(&self, name: &str) -> String {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        self.queue_with(name, arguments).await
+    }
+
+    pub async fn queue_with(&self, name: &str, arguments: FieldTable) -> String {
+        let name = unique(name);
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.channel.queue_declare(name.as_str().into(), options, arguments).await.expect("declare");
+        name
+    }
+
+    /// How many messages are ready in a queue.
+    pub async fn ready(&self, queue: &str) -> u32 {
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("declare");
+        queue.message_count()
+    }
+
+    /// Takes one message out of a queue.
+    pub async fn get(&self, queue: &str) -> Option<BasicGetMessage> {
+        let message = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("get")?;
+        message.ack(BasicAckOptions::default()).await.expect("ack");
+        Some(message)
+    }
+
+    /// Takes everything out of a queue.
+    pub async fn drain(&self, queue: &str) -> Vec<BasicGetMessage> {
+        let mut messages = Vec::new();
+        while let Some(message) = self.get(queue).await {
+            messages.push(message);
+        }
+        messages
+    }
+
+    /// Publishes to a queue as the vendor's recipe does.
+    pub async fn publish(&self, queue: &str, body: &[u8], properties: BasicProperties) {
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let confirm = self.channel.basic_publish("".into(), queue.into(), options, body, properties).await;
+        let confirmation = confirm.expect("publish").await.expect("confirm");
+        assert!(confirmation.is_ack() && confirmation.take_message().is_none(), "not published");
+    }
+
+    pub async fn delete(&self, queue: &str) {
+        let _ = self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+    }
+}
+
+pub fn with_id(id: &str) -> BasicProperties {
+    BasicProperties::default().with_message_id(id.into()).with_delivery_mode(2)
+}
+
+/// The text of a header of a message.
+pub fn header(message: &BasicGetMessage, name: &str) -> Option<String> {
+    match message.properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        other => Some(format!("{other:?}")),
+    }
+}
