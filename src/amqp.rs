@@ -160,7 +160,8 @@ pub(crate) fn parked_properties(original: BasicProperties, note: &Note<'_>) -> B
         text(reserved::ORIGINAL_USER_ID, user.as_str());
     }
     headers.insert(ShortString::from(reserved::PARKED_AT), AMQPValue::Timestamp(seconds(note.at)));
-    headers.insert(ShortString::from(reserved::PARKED_ATTEMPTS), AMQPValue::LongLongInt(note.attempts.into()));
+    headers
+        .insert(ShortString::from(reserved::PARKED_ATTEMPTS), AMQPValue::LongLongInt(note.attempts.into()));
     without_expiration_and_user(original).with_delivery_mode(PERSISTENT).with_headers(headers)
 }
 
@@ -217,7 +218,9 @@ fn header_value(value: &AMQPValue) -> HeaderValue {
             Ok(text) => HeaderValue::String(text.to_owned()),
             Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(value.as_bytes())),
         },
-        AMQPValue::FieldArray(values) => HeaderValue::List(values.as_slice().iter().map(header_value).collect()),
+        AMQPValue::FieldArray(values) => {
+            HeaderValue::List(values.as_slice().iter().map(header_value).collect())
+        }
         AMQPValue::Timestamp(value) => HeaderValue::Timestamp(*value),
         AMQPValue::FieldTable(table) => HeaderValue::Table(headers(table)),
         AMQPValue::ByteArray(value) => HeaderValue::Bytes(Bytes::copy_from_slice(value.as_slice())),
@@ -234,9 +237,9 @@ fn amqp_value(value: &HeaderValue) -> Result<AMQPValue, ShortStringError> {
         HeaderValue::String(text) => AMQPValue::LongString(LongString::from(text.as_str())),
         HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(bytes.to_vec().into()),
         HeaderValue::Timestamp(value) => AMQPValue::Timestamp(*value),
-        HeaderValue::List(values) => {
-            AMQPValue::FieldArray(FieldArray::from(values.iter().map(amqp_value).collect::<Result<Vec<_>, _>>()?))
-        }
+        HeaderValue::List(values) => AMQPValue::FieldArray(FieldArray::from(
+            values.iter().map(amqp_value).collect::<Result<Vec<_>, _>>()?,
+        )),
         HeaderValue::Table(table) => {
             let mut fields = FieldTable::default();
             for (name, value) in table.iter() {

@@ -71,7 +71,8 @@ impl ConnectOptions {
 
 /// Closes politely, but never for longer than [`CLOSE_TIMEOUT`]: a blocked or frozen peer does not answer.
 pub(crate) async fn close(connection: &Connection) {
-    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, ShortString::from("closed by the application"))).await;
+    let _ =
+        timeout(CLOSE_TIMEOUT, connection.close(200, ShortString::from("closed by the application"))).await;
 }
 
 fn classify(error: &lapin::Error) -> ConnectErrorKind {

@@ -1,6 +1,6 @@
 //! How a consumer is set up.
 
-use std::{future::Future, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use super::{
     error::{ConsumeError, ConsumeErrorKind},
@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     amqp::{ConnectOptions, InvalidUri},
-    idempotency::{Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Scope},
+    idempotency::{Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Outcome, Scope},
+    message::IncomingMessage,
 };
 
 /// Consumes a queue through a [`Guard`]: each message takes effect once, whatever is delivered twice.
@@ -46,6 +47,7 @@ impl IdempotentConsumer {
                 first_delay: Duration::from_millis(100),
                 longest_delay: Duration::from_secs(30),
                 drain_timeout: Duration::from_secs(30),
+                on_outcome: Hook::default(),
             },
         }
     }
@@ -74,6 +76,27 @@ pub(crate) struct Options {
     pub(crate) first_delay: Duration,
     pub(crate) longest_delay: Duration,
     pub(crate) drain_timeout: Duration,
+    pub(crate) on_outcome: Hook,
+}
+
+type OutcomeFn = dyn Fn(&IncomingMessage, &Outcome) + Send + Sync;
+
+/// The application's observer, if there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Hook(Option<Arc<OutcomeFn>>);
+
+impl Hook {
+    pub(crate) fn call(&self, message: &IncomingMessage, outcome: &Outcome) {
+        if let Some(observe) = &self.0 {
+            observe(message, outcome);
+        }
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Hook(set)" } else { "Hook(none)" })
+    }
 }
 
 impl<S: IdempotencyStore> ConsumerBuilder<S> {
@@ -128,6 +151,15 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// like the consumed one with `.parked` behind, which is declared if it is missing.
     pub fn parking(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         self.options.parking = ParkingTarget::exchange(exchange.into(), routing_key.into());
+        self
+    }
+
+    /// Calls `observe` with every delivery that was decided, before it is settled. It must not block.
+    pub fn on_outcome(
+        mut self,
+        observe: impl Fn(&IncomingMessage, &Outcome) + Send + Sync + 'static,
+    ) -> Self {
+        self.options.on_outcome = Hook(Some(Arc::new(observe)));
         self
     }
 

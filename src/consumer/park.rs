@@ -81,7 +81,8 @@ impl Parking {
 
     /// Returns when the broker has confirmed the parked copy; only then may the original be acked.
     pub(crate) async fn park(&self, parked: Parked) -> Result<(), ParkError> {
-        let publisher = self.publisher.get_or_try_init(|| self.connect()).await.map_err(ParkError::Connect)?;
+        let publisher =
+            self.publisher.get_or_try_init(|| self.connect()).await.map_err(ParkError::Connect)?;
         let note = Note {
             reason: parked.reason.as_str(),
             error: parked.error.map(bounded),

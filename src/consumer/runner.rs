@@ -12,7 +12,7 @@ use lapin::{
     message::Delivery,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
 };
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     attempts::{Attempts, backoff},
@@ -30,6 +30,9 @@ use crate::{
 
 /// How long a message that could not be parked is held before it goes back.
 const PARKING_AWAY: Duration = Duration::from_secs(5);
+
+/// How long an ack, nack or reject may take to be written.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Runner<S, H> {
     guard: Guard<S>,
@@ -80,7 +83,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 let started = Instant::now();
                 match self.consume(session, shutdown.as_mut(), &mut attempts).await {
                     End::Shutdown => break,
-                    End::Lost(reason) => tracing::warn!(queue = %self.options.queue, reason, "subscription lost"),
+                    End::Lost(reason) => {
+                        tracing::warn!(queue = %self.options.queue, reason, "subscription lost")
+                    }
                 }
                 if started.elapsed() > Duration::from_secs(10) {
                     failures = 0;
@@ -132,16 +137,18 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 },
             }
         };
-        if matches!(end, End::Shutdown) {
+        let shutting_down = matches!(end, End::Shutdown);
+        if shutting_down {
             session.cancel().await;
         }
-        // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go nowhere.
+        // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
+        // nowhere, and are not waited for.
         let limit = Instant::now() + self.options.drain_timeout;
         let drained = timeout_at(limit, async {
             while let Some(handled) = working.next().await {
                 self.settle(handled, attempts, &mut settling);
             }
-            while settling.now.next().await.is_some() {}
+            while shutting_down && settling.now.next().await.is_some() {}
         });
         if drained.await.is_err() {
             tracing::warn!(queue = %self.options.queue, "handlers did not finish in time; their messages go back");
@@ -157,15 +164,11 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
     }
 
     /// Turns an outcome into what is done on the channel.
-    fn settle<'a>(
-        &'a self,
-        handled: Handled,
-        attempts: &mut Attempts,
-        settling: &mut Settling<'a>,
-    ) {
+    fn settle<'a>(&'a self, handled: Handled, attempts: &mut Attempts, settling: &mut Settling<'a>) {
         let Handled { acker, properties, message, outcome } = handled;
         let name = message.raw_message_id().map_or_else(|| message.fingerprint().to_string(), str::to_owned);
         tracing::debug!(message_id = %name.escape_debug(), outcome = outcome.name(), "delivery decided");
+        self.options.on_outcome.call(&message, &outcome);
         match settle(&outcome) {
             Settlement::Ack => {
                 attempts.forget(&name);
@@ -182,8 +185,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                     settling.later.push(reject(acker, delay).boxed());
                 } else {
                     attempts.forget(&name);
-                    let parked =
-                        parked(&message, properties, ParkReason::AttemptsExhausted, error, failures);
+                    let parked = parked(&message, properties, ParkReason::AttemptsExhausted, error, failures);
                     settling.now.push(self.park(acker, parked).boxed());
                 }
             }
@@ -241,18 +243,20 @@ fn error_text(outcome: &Outcome) -> Option<String> {
     }
 }
 
-// A settlement that cannot be written is no failure: the channel is gone, and the delivery comes again.
+// A settlement that cannot be written is no failure: the channel is gone, and the delivery comes again. lapin may leave one
+// unanswered for ever when the connection dies under it, hence the limit.
 
 async fn ack(acker: Acker) {
-    let _ = acker.ack(BasicAckOptions { multiple: false }).await;
+    let _ = timeout(SETTLE_TIMEOUT, acker.ack(BasicAckOptions { multiple: false })).await;
 }
 
 async fn requeue(acker: Acker, after: Duration) {
     sleep(after).await;
-    let _ = acker.nack(BasicNackOptions { multiple: false, requeue: true }).await;
+    let options = BasicNackOptions { multiple: false, requeue: true };
+    let _ = timeout(SETTLE_TIMEOUT, acker.nack(options)).await;
 }
 
 async fn reject(acker: Acker, after: Duration) {
     sleep(after).await;
-    let _ = acker.reject(BasicRejectOptions { requeue: true }).await;
+    let _ = timeout(SETTLE_TIMEOUT, acker.reject(BasicRejectOptions { requeue: true })).await;
 }

@@ -97,7 +97,10 @@ mod tests {
             (Outcome::Duplicate(Duplicate::new(&message, SystemTime::UNIX_EPOCH)), Settlement::Ack),
             (Outcome::InProgress { remaining: second }, Settlement::Requeue { after: second }),
             (Outcome::InProgress { remaining: second * 3600 }, Settlement::Requeue { after: LONGEST_HOLD }),
-            (Outcome::Retry { after: Some(second), error: "e".into() }, Settlement::Retry { after: Some(second) }),
+            (
+                Outcome::Retry { after: Some(second), error: "e".into() },
+                Settlement::Retry { after: Some(second) },
+            ),
             (Outcome::Reject { error: "e".into() }, Settlement::Park(ParkReason::Rejected)),
             (
                 Outcome::FingerprintMismatch { stored: print, found: print },

@@ -165,7 +165,10 @@ fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<Claim>) 
         Some(Claim::Completed { fingerprint: stored, .. }) => Outcome::FingerprintMismatch { stored, found },
         Some(Claim::InProgress { remaining }) => Outcome::InProgress { remaining },
         Some(Claim::Acquired) | None => Outcome::StoreUnavailable {
-            error: StoreError::new(StoreErrorKind::Configuration, "the store answered a claim without a session"),
+            error: StoreError::new(
+                StoreErrorKind::Configuration,
+                "the store answered a claim without a session",
+            ),
         },
     }
 }

@@ -22,12 +22,12 @@ impl Fingerprint {
     }
 
     /// A fingerprint that was kept somewhere.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
     /// The 32 bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
+    pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
@@ -71,13 +71,14 @@ impl FromStr for Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.pad(std::str::from_utf8(&self.hex()).map_err(|_| fmt::Error)?)
     }
 }
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fingerprint({self})")
+        // Enough to tell two apart.
+        write!(f, "Fingerprint({self:.16}…)")
     }
 }
 
@@ -94,6 +95,7 @@ mod tests {
         assert_eq!(print.to_string(), ABC);
         assert_eq!(print.hex().as_slice(), ABC.as_bytes());
         assert_eq!(ABC.parse(), Ok(print));
+        assert_eq!(format!("{print:?}"), "Fingerprint(ba7816bf8f01cfea…)");
         assert_eq!(Fingerprint::try_from(print.as_bytes().as_slice()), Ok(print));
     }
 

@@ -92,6 +92,19 @@ impl HeaderValue {
             _ => 0,
         }
     }
+
+    /// How many bytes it takes on the wire, with its type.
+    fn encoded_len(&self) -> usize {
+        1 + match self {
+            Self::Void => 0,
+            Self::Bool(_) => 1,
+            Self::Int(_) | Self::Float(_) | Self::Timestamp(_) => 8,
+            Self::String(text) => 4 + text.len(),
+            Self::Bytes(bytes) => 4 + bytes.len(),
+            Self::List(values) => 4 + values.iter().map(Self::encoded_len).sum::<usize>(),
+            Self::Table(table) => table.encoded_len(),
+        }
+    }
 }
 
 macro_rules! header_value_from {
@@ -137,6 +150,11 @@ impl Headers {
         self.0.insert(name.into(), value.into())
     }
 
+    /// Removes a header and returns its value.
+    pub fn remove(&mut self, name: &str) -> Option<HeaderValue> {
+        self.0.remove(name)
+    }
+
     /// All headers.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
@@ -150,6 +168,11 @@ impl Headers {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// How many bytes they take on the wire, as a table of AMQP 0-9-1.
+    pub(super) fn encoded_len(&self) -> usize {
+        4 + self.iter().map(|(name, value)| 1 + name.len() + value.encoded_len()).sum::<usize>()
     }
 }
 
@@ -177,6 +200,27 @@ mod tests {
         for name in ["x-idempotency", "x-idempotenc\u{e9}-a", "traceparent", ""] {
             assert!(!reserved::is_reserved(name), "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_set_can_be_removed() {
+        let mut headers = Headers::new();
+        assert_eq!(headers.insert("a", 1), None);
+        assert_eq!(headers.insert("a", "one"), Some(HeaderValue::Int(1)));
+        assert_eq!(headers.get("A"), None);
+        assert_eq!(headers.remove("a"), Some(HeaderValue::from("one")));
+        assert!(headers.is_empty());
+    }
+
+    /// A table with a boolean, as in the AMQP 0-9-1 grammar: length, name length, name, type, value.
+    #[test]
+    fn length_on_the_wire() {
+        let mut headers = Headers::new();
+        assert_eq!(headers.encoded_len(), 4);
+        headers.insert("ab", true);
+        assert_eq!(headers.encoded_len(), 4 + 1 + 2 + 1 + 1);
+        headers.insert("c", vec![HeaderValue::Void, "xyz".into(), 7.into()]);
+        assert_eq!(headers.encoded_len(), 9 + (1 + 1 + 1 + 4) + 1 + (1 + 4 + 3) + 9);
     }
 
     #[test]

@@ -87,13 +87,14 @@ impl MessageId {
 
     /// When the ID was made, if it is a UUIDv7 or has the form of a ULID.
     ///
-    /// By the clock of whoever made it, to the millisecond. Any 26 characters of Crockford's alphabet that fit have the form
-    /// of a ULID, so treat the answer as a claim, not as a proof.
+    /// By the clock of whoever made it, to the millisecond. Any 26 characters of Crockford's alphabet have the form of a ULID
+    /// if the first is at most `7`, so treat the answer as a claim, not as a proof.
     pub fn time(&self) -> Option<SystemTime> {
         let text = self.as_str();
         let millis = match text.len() {
             36 => Uuid::try_parse(text).ok().filter(is_v7).map(|uuid| (uuid.as_u128() >> 80) as u64),
-            26 => Ulid::from_string(text).ok().map(|ulid| ulid.timestamp_ms()),
+            // Above 7 the first character overflows 128 bits, which the decoder does not notice.
+            26 if text.as_bytes()[0] <= b'7' => Ulid::from_string(text).ok().map(|ulid| ulid.timestamp_ms()),
             _ => None,
         }?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
@@ -230,7 +231,14 @@ mod tests {
         assert_eq!(v7.time(), at(1_645_557_742_000));
         let ulid = MessageId::new("01ARZ3NDEKTSV4RRFFQ69G5FAV").unwrap();
         assert_eq!(ulid.time(), at(1_469_922_850_259));
-        for other in ["order-42", "2ed6657d-e927-568b-95e1-2665a8aea6a2"] {
+        let last = MessageId::new("7ZZZZZZZZZZZZZZZZZZZZZZZZZ").unwrap();
+        assert_eq!(last.time(), at((1 << 48) - 1));
+        for other in [
+            "order-42",
+            "2ed6657d-e927-568b-95e1-2665a8aea6a2",
+            "8ZZZZZZZZZZZZZZZZZZZZZZZZZ",
+            "0123456789-0123456789-0123",
+        ] {
             assert_eq!(MessageId::new(other).unwrap().time(), None, "{other}");
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct Properties {
 }
 
 /// The body is not what the handler expects. As an error of a handler it means that the message is rejected, not tried again.
+///
+/// Its source may quote the body.
 #[derive(Debug, thiserror::Error)]
 #[error("the message body cannot be decoded")]
 pub struct DecodeError {
@@ -81,6 +83,69 @@ impl IncomingMessage {
     #[must_use]
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
         self.properties.headers.insert(name, value);
+        self
+    }
+
+    /// Sets the property `app_id`.
+    #[must_use]
+    pub fn with_app_id(mut self, app: impl Into<String>) -> Self {
+        self.properties.app_id = Some(app.into());
+        self
+    }
+
+    /// Sets the property `type`.
+    #[must_use]
+    pub fn with_kind(mut self, kind: impl Into<String>) -> Self {
+        self.properties.kind = Some(kind.into());
+        self
+    }
+
+    /// Sets the property `content_type`.
+    #[must_use]
+    pub fn with_content_type(mut self, mime: impl Into<String>) -> Self {
+        self.properties.content_type = Some(mime.into());
+        self
+    }
+
+    /// Sets the property `content_encoding`.
+    #[must_use]
+    pub fn with_content_encoding(mut self, encoding: impl Into<String>) -> Self {
+        self.properties.content_encoding = Some(encoding.into());
+        self
+    }
+
+    /// Sets the property `correlation_id`.
+    #[must_use]
+    pub fn with_correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.properties.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Sets the property `reply_to`.
+    #[must_use]
+    pub fn with_reply_to(mut self, queue: impl Into<String>) -> Self {
+        self.properties.reply_to = Some(queue.into());
+        self
+    }
+
+    /// Sets the property `user_id`.
+    #[must_use]
+    pub fn with_user_id(mut self, user: impl Into<String>) -> Self {
+        self.properties.user_id = Some(user.into());
+        self
+    }
+
+    /// Sets the property `timestamp`, in seconds since 1970-01-01 UTC as on the wire.
+    #[must_use]
+    pub fn with_timestamp(mut self, seconds: u64) -> Self {
+        self.properties.timestamp = Some(seconds);
+        self
+    }
+
+    /// Sets the property `priority`.
+    #[must_use]
+    pub fn with_priority(mut self, priority: u8) -> Self {
+        self.properties.priority = Some(priority);
         self
     }
 
@@ -129,6 +194,13 @@ impl IncomingMessage {
         Fingerprint::of(&self.body)
     }
 
+    /// The hash of the body as this crate's publisher sent it; `None` from other publishers.
+    ///
+    /// A header like any other: not proof against somebody who changes the body.
+    pub fn stamped_fingerprint(&self) -> Option<Fingerprint> {
+        self.header(reserved::FINGERPRINT)?.as_str()?.parse().ok()
+    }
+
     /// The exchange that it was published to.
     pub fn exchange(&self) -> &str {
         &self.exchange
@@ -154,6 +226,14 @@ impl IncomingMessage {
     pub fn timestamp(&self) -> Option<SystemTime> {
         let seconds = self.properties.timestamp?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    /// How old it is at `now`: by its property `timestamp` or by the time in its ID ([`MessageId::time`]), whichever is
+    /// older; `None` without both, zero if the other clock is ahead.
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        let made = self.id().ok().flatten().and_then(|id| id.time());
+        let since = self.timestamp().into_iter().chain(made).min()?;
+        Some(now.duration_since(since).unwrap_or_default())
     }
 
     /// AMQP property `app_id`.
@@ -229,6 +309,44 @@ mod tests {
         assert_eq!(IncomingMessage::new("").id(), Ok(None));
         assert_eq!(IncomingMessage::new("").with_message_id("").id(), Ok(None));
         assert!(IncomingMessage::new("").with_message_id("a\u{7}").id().is_err());
+    }
+
+    #[test]
+    fn stamps_are_read_only_if_they_make_sense() {
+        let message = IncomingMessage::new("abc");
+        assert_eq!((message.attempt(), message.stamped_fingerprint()), (None, None));
+        let hex = message.fingerprint().to_string();
+        let stamped = message.with_header(reserved::ATTEMPT, 3).with_header(reserved::FINGERPRINT, hex);
+        assert_eq!(stamped.attempt(), Some(3));
+        assert_eq!(stamped.stamped_fingerprint(), Some(stamped.fingerprint()));
+        let forged = stamped.with_header(reserved::ATTEMPT, -1).with_header(reserved::FINGERPRINT, "abc");
+        assert_eq!((forged.attempt(), forged.stamped_fingerprint()), (None, None));
+    }
+
+    #[test]
+    fn age_is_by_the_older_of_stamp_and_id() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let seconds = |seconds: u32| Some(Duration::from_secs(seconds.into()));
+        let now = at(2_000_000_000);
+        let message = IncomingMessage::new("");
+        assert_eq!(message.age(now), None);
+        assert_eq!(message.clone().with_message_id("order-42").age(now), None);
+        let stamped = message.with_timestamp(1_700_000_000);
+        assert_eq!(stamped.age(now), seconds(300_000_000));
+        assert_eq!(stamped.age(at(0)), Some(Duration::ZERO));
+        // RFC 9562, appendix A.6: made at 1,645,557,742 s.
+        let republished = stamped.with_message_id("017f22e2-79b0-7cc3-98c4-dc0c0c07398f");
+        assert_eq!(republished.age(now), seconds(354_442_258));
+        assert_eq!(republished.with_timestamp(u64::MAX).age(now), seconds(354_442_258));
+    }
+
+    #[test]
+    fn text_and_json() {
+        assert_eq!(IncomingMessage::new("[1,2]").json::<Vec<u8>>().unwrap(), [1, 2]);
+        assert_eq!(IncomingMessage::new("é").text().unwrap(), "é");
+        let error = IncomingMessage::new(&b"\xff"[..]).text().unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(!error.to_string().contains(&cause));
     }
 
     #[test]

@@ -7,17 +7,22 @@ mod fingerprint;
 mod headers;
 mod id;
 mod incoming;
+#[cfg(test)]
+mod json_tests;
+mod number;
 mod outgoing;
 mod stamped;
 mod strategy;
+mod validate;
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use headers::{HeaderValue, Headers};
 pub use id::{InvalidMessageId, MessageId};
-pub use incoming::{DecodeError, IncomingMessage};
 pub(crate) use incoming::Properties;
-pub use outgoing::{InvalidMessage, OutgoingMessage};
+pub use incoming::{DecodeError, IncomingMessage};
+pub use outgoing::OutgoingMessage;
 pub use strategy::{IdError, IdStrategy};
+pub use validate::InvalidMessage;
 
 pub(crate) use headers::reserved;
 pub(crate) use stamped::Stamped;

@@ -9,13 +9,10 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
-    headers::{HeaderValue, Headers, reserved},
-    id::{MessageId, SHORT_STRING_BYTES},
-    strategy::IdError,
+    headers::{HeaderValue, Headers},
+    id::MessageId,
+    validate::{InvalidMessage, check},
 };
-
-/// How deep header tables may nest. Receivers parse them recursively, and a deep one can take a process down.
-const HEADER_DEPTH: usize = 16;
 
 /// A message to be published: where to, the body, and what identifies it.
 ///
@@ -28,7 +25,7 @@ pub struct OutgoingMessage {
     routing_key: String,
     body: Bytes,
     id: Option<MessageId>,
-    key: Vec<String>,
+    key: Option<Vec<String>>,
     content_type: Option<String>,
     /// Most messages set none of these.
     extra: Option<Box<Extra>>,
@@ -48,43 +45,6 @@ pub(crate) struct Extra {
     pub(crate) headers: Headers,
 }
 
-/// Why a message cannot be published.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidMessage {
-    /// A field that AMQP sends as a short string has more than 255 bytes.
-    #[error("the {field} has {bytes} bytes; AMQP allows 255")]
-    TooLong {
-        /// Which field.
-        field: &'static str,
-        /// Its length in bytes.
-        bytes: usize,
-    },
-    /// A header name begins with `x-idempotency-`, which is this crate's.
-    #[error("the header {} is reserved", .name.escape_debug())]
-    ReservedHeader {
-        /// The header's name.
-        name: String,
-    },
-    /// A header name is empty or has more than 255 bytes.
-    #[error("a header name has {bytes} bytes; AMQP allows 1 to 255")]
-    HeaderName {
-        /// The length of the name.
-        bytes: usize,
-    },
-    /// A header value nests lists or tables too deep.
-    #[error("the header {} is nested {depth} deep; at most 16 are allowed", .name.escape_debug())]
-    HeaderTooDeep {
-        /// The header's name.
-        name: String,
-        /// How deep.
-        depth: usize,
-    },
-    /// No message ID could be made.
-    #[error("no message ID could be made")]
-    Id(#[from] IdError),
-}
-
 impl OutgoingMessage {
     /// A message to an exchange, with a routing key. The exchange `""` leads to the queue that the routing key names.
     pub fn to(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
@@ -93,7 +53,7 @@ impl OutgoingMessage {
             routing_key: routing_key.into(),
             body: Bytes::new(),
             id: None,
-            key: Vec::new(),
+            key: None,
             content_type: None,
             extra: None,
             persistent: true,
@@ -109,19 +69,21 @@ impl OutgoingMessage {
     /// The business identity that the message ID is derived from, such as `"debit/order-42"`.
     ///
     /// The same key always gives the same ID, also after a restart and in another process, so one key must name one message:
-    /// `"order-42"` alone would make the order's debit and its shipment one message.
+    /// `"order-42"` alone would make the order's debit and its shipment one message. An empty key is refused at publish.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
-        self.key = vec![key.into()];
+        self.key = Some(vec![key.into()]);
         self
     }
 
     /// Like [`idempotency_key`](Self::idempotency_key), of several parts. `("ab", "c")` and `("a", "bc")` are different keys.
+    ///
+    /// One part is the same as [`idempotency_key`](Self::idempotency_key). None, or only empty ones, are refused at publish.
     pub fn idempotency_key_parts<I>(mut self, parts: I) -> Self
     where
         I: IntoIterator,
         I::Item: Into<String>,
     {
-        self.key = parts.into_iter().map(Into::into).collect();
+        self.key = Some(parts.into_iter().map(Into::into).collect());
         self
     }
 
@@ -182,13 +144,13 @@ impl OutgoingMessage {
     }
 
     /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the message. In milliseconds on
-    /// the wire; a shorter rest is cut off.
+    /// the wire; a shorter rest is cut off. At most ten years.
     pub fn expiration(mut self, after: Duration) -> Self {
         self.extra_mut().expiration = Some(after);
         self
     }
 
-    /// AMQP property `timestamp`, in seconds on the wire. Default: the time of the publish.
+    /// AMQP property `timestamp`, in seconds on the wire; before 1970 becomes 1970. Default: the time of the publish.
     pub fn timestamp(mut self, at: SystemTime) -> Self {
         self.extra_mut().timestamp = Some(at);
         self
@@ -239,19 +201,11 @@ impl OutgoingMessage {
     ///
     /// The first [`InvalidMessage`] found. Whether an ID can be made is found when it is.
     pub fn validate(&self) -> Result<(), InvalidMessage> {
-        short("exchange", Some(&self.exchange))?;
-        short("routing key", Some(&self.routing_key))?;
-        short("content type", self.content_type.as_ref())?;
-        let Some(extra) = &self.extra else { return Ok(()) };
-        short("type", extra.kind.as_ref())?;
-        short("content encoding", extra.content_encoding.as_ref())?;
-        short("correlation ID", extra.correlation_id.as_ref())?;
-        short("reply-to", extra.reply_to.as_ref())?;
-        extra.headers.iter().try_for_each(|(name, value)| check_header(name, value))
+        check(self)
     }
 
-    pub(super) fn key(&self) -> &[String] {
-        &self.key
+    pub(super) fn key(&self) -> Option<&[String]> {
+        self.key.as_deref()
     }
 
     pub(super) fn stamped_at(&self) -> Option<SystemTime> {
@@ -275,36 +229,6 @@ impl OutgoingMessage {
     }
 }
 
-fn short(field: &'static str, text: Option<&String>) -> Result<(), InvalidMessage> {
-    match text.map(String::len) {
-        Some(bytes) if bytes > SHORT_STRING_BYTES => Err(InvalidMessage::TooLong { field, bytes }),
-        _ => Ok(()),
-    }
-}
-
-fn check_header(name: &str, value: &HeaderValue) -> Result<(), InvalidMessage> {
-    if reserved::is_reserved(name) {
-        return Err(InvalidMessage::ReservedHeader { name: name.to_owned() });
-    }
-    let depth = value.depth();
-    if depth > HEADER_DEPTH {
-        return Err(InvalidMessage::HeaderTooDeep { name: name.to_owned(), depth });
-    }
-    check_names(name, value)
-}
-
-/// The names of nested tables are short strings, too.
-fn check_names(name: &str, value: &HeaderValue) -> Result<(), InvalidMessage> {
-    if name.is_empty() || name.len() > SHORT_STRING_BYTES {
-        return Err(InvalidMessage::HeaderName { bytes: name.len() });
-    }
-    match value {
-        HeaderValue::List(values) => values.iter().try_for_each(|value| check_names(name, value)),
-        HeaderValue::Table(table) => table.iter().try_for_each(|(name, value)| check_names(name, value)),
-        _ => Ok(()),
-    }
-}
-
 impl fmt::Debug for OutgoingMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OutgoingMessage")
@@ -320,35 +244,6 @@ impl fmt::Debug for OutgoingMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_amqp_cannot_carry_is_found_before_sending() {
-        let long = "x".repeat(256);
-        let bad = [
-            OutgoingMessage::to(long.clone(), "k"),
-            OutgoingMessage::to("e", long.clone()),
-            OutgoingMessage::to("e", "k").content_type(long.clone()),
-            OutgoingMessage::to("e", "k").kind(long.clone()),
-            OutgoingMessage::to("e", "k").content_encoding(long.clone()),
-            OutgoingMessage::to("e", "k").correlation_id(long.clone()),
-            OutgoingMessage::to("e", "k").reply_to(long.clone()),
-        ];
-        for message in bad {
-            assert!(matches!(message.validate(), Err(InvalidMessage::TooLong { bytes: 256, .. })), "{message:?}");
-        }
-        let header = OutgoingMessage::to("e", "k").header(long, 1);
-        assert!(matches!(header.validate(), Err(InvalidMessage::HeaderName { bytes: 256 })));
-        assert!(OutgoingMessage::to("e", "k".repeat(255)).validate().is_ok());
-    }
-
-    #[test]
-    fn reserved_and_deep_headers_are_refused() {
-        let reserved = OutgoingMessage::to("e", "k").header("X-Idempotency-Attempt", 7);
-        assert!(matches!(reserved.validate(), Err(InvalidMessage::ReservedHeader { .. })));
-        let deep = (0..17).fold(HeaderValue::Void, |inner, _| HeaderValue::List(vec![inner]));
-        let message = OutgoingMessage::to("e", "k").header("deep", deep);
-        assert!(matches!(message.validate(), Err(InvalidMessage::HeaderTooDeep { depth: 17, .. })));
-    }
 
     #[test]
     fn debug_shows_no_content() {

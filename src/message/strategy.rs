@@ -16,9 +16,9 @@ use super::{
 use crate::error::BoxError;
 
 /// Sub-namespaces keep one kind of name from ever looking like another.
-const PARTS: &[u8] = b"lapin-idempotent: parts";
-const CANONICAL_JSON: &[u8] = b"lapin-idempotent: canonical JSON";
-const POINTERS: &[u8] = b"lapin-idempotent: JSON pointers";
+const PARTS: &str = "lapin-idempotent: parts";
+const CANONICAL_JSON: &str = "lapin-idempotent: canonical JSON";
+const POINTERS: &str = "lapin-idempotent: JSON pointers";
 
 /// How an ID is made for a message, once, before its first attempt.
 ///
@@ -60,7 +60,7 @@ pub enum IdError {
     /// The strategy needs an idempotency key, and the message has none.
     #[error("the message has no idempotency key")]
     MissingKey,
-    /// The idempotency key has no characters.
+    /// The idempotency key is empty, or all its parts are: it would make all such messages one.
     #[error("the idempotency key is empty")]
     EmptyKey,
     /// The body is not JSON.
@@ -78,8 +78,8 @@ pub enum IdError {
         /// The beginning of the name.
         name: String,
     },
-    /// The body is nested more than 128 deep.
-    #[error("the body is nested more than 128 deep")]
+    /// The body is nested more than 127 deep, which is as far as `serde_json` reads by default.
+    #[error("the body is nested more than 127 deep")]
     TooDeep,
     /// There is no value at a pointer, or `null`.
     #[error("the body has no value at {pointer:?}")]
@@ -105,7 +105,8 @@ pub enum IdError {
 }
 
 impl IdStrategy {
-    /// The namespace of idempotency keys and content IDs, unless another is set: a UUIDv4 made once for this crate.
+    /// The namespace of idempotency keys and content IDs, unless another is set: a UUIDv4 made once for this crate,
+    /// `6f4dc2a3-7be5-4d39-9d2c-3a558e1b0c4f`.
     pub const NAMESPACE: Uuid = Uuid::from_u128(0x6f4d_c2a3_7be5_4d39_9d2c_3a55_8e1b_0c4f);
 
     fn new(kind: Kind) -> Self {
@@ -129,7 +130,9 @@ impl IdStrategy {
 
     /// Requires an idempotency key on every message, and derives the ID from it in `namespace` (RFC 9562, version 5).
     ///
-    /// Other languages compute the same ID: it is `uuid5(namespace, key)`.
+    /// Other languages compute the same ID: it is `uuid5(namespace, key)` over the key's UTF-8. A key of several parts is
+    /// `uuid5(uuid5(namespace, "lapin-idempotent: parts"), name)`, where `name` is each part after its length in bytes, as eight
+    /// bytes, big-endian.
     pub fn uuid_v5(namespace: Uuid) -> Self {
         Self::new(Kind::Key).with_namespace(namespace)
     }
@@ -142,21 +145,26 @@ impl IdStrategy {
     /// Like [`content`](Self::content), of the body's canonical JSON (RFC 8785): white space, the order of members and the spelling of
     /// numbers and strings do not count.
     ///
-    /// A number that canonical JSON cannot hold exactly, such as an integer above 2^53, is an error. About twenty times as
-    /// expensive as the exact bytes.
+    /// A number that canonical JSON would change, such as most integers above 2^53, is an error, and so is a name that occurs
+    /// twice in one object. Several times as expensive as the exact bytes.
     pub fn canonical_json() -> Self {
         Self::new(Kind::CanonicalJson)
     }
 
     /// SHA-256 of the values at these JSON pointers (RFC 6901) into the body, such as `/order/id`, as a UUIDv8.
     ///
-    /// A missing value or `null` is an error, and so is a malformed pointer, at the first message. `42` and `"42"` differ.
+    /// The pointers themselves count, too, but not their order. A missing value or `null` is an error at that message; no
+    /// pointer at all, or a malformed one, is an error at every message. `42` and `"42"` differ. Only these values need to be
+    /// exact, as in [`canonical_json`](Self::canonical_json).
     pub fn json_pointers<I>(pointers: I) -> Self
     where
         I: IntoIterator,
         I::Item: Into<String>,
     {
-        Self::new(Kind::JsonPointers(pointers.into_iter().map(Into::into).collect()))
+        let mut pointers: Vec<String> = pointers.into_iter().map(Into::into).collect();
+        pointers.sort_unstable();
+        pointers.dedup();
+        Self::new(Kind::JsonPointers(pointers.into()))
     }
 
     /// A function of the message.
@@ -183,14 +191,8 @@ impl IdStrategy {
         if let Some(id) = message.id() {
             return Ok(id.clone());
         }
-        match message.key() {
-            [] => {}
-            [key] if key.is_empty() => return Err(IdError::EmptyKey),
-            [key] => return Ok(Uuid::new_v5(&self.namespace, key.as_bytes()).into()),
-            parts => {
-                let namespace = Uuid::new_v5(&self.namespace, PARTS);
-                return Ok(Uuid::new_v5(&namespace, &length_prefixed(parts)).into());
-            }
+        if let Some(parts) = message.key() {
+            return self.key_id(parts);
         }
         match &self.kind {
             Kind::UuidV7 => Ok(Uuid::now_v7().into()),
@@ -198,7 +200,9 @@ impl IdStrategy {
             Kind::Ulid(generator) => Ok(next_ulid(generator).into()),
             Kind::Key => Err(IdError::MissingKey),
             Kind::Closure(id) => id(message).map_err(IdError::Custom),
-            Kind::Content | Kind::CanonicalJson | Kind::JsonPointers(_) => self.derive_from_body(message.payload()),
+            Kind::Content | Kind::CanonicalJson | Kind::JsonPointers(_) => {
+                self.derive_from_body(message.payload())
+            }
         }
     }
 
@@ -210,29 +214,41 @@ impl IdStrategy {
     /// [`json_pointers`](Self::json_pointers); otherwise what is wrong with the body.
     pub fn derive_from_body(&self, body: &[u8]) -> Result<MessageId, IdError> {
         match &self.kind {
-            Kind::Content => Ok(named_v8(&self.namespace, &[body])),
-            Kind::CanonicalJson => Ok(named_v8(&self.namespace, &[CANONICAL_JSON, &canonical(body)?])),
+            Kind::Content => Ok(named_v8(self.namespace, body)),
+            Kind::CanonicalJson => Ok(named_v8(self.sub_namespace(CANONICAL_JSON), &canonical(body)?)),
             Kind::JsonPointers(pointers) => {
-                let mut values = Vec::with_capacity(pointers.len());
+                pointers.iter().try_for_each(|pointer| check_pointer(pointer))?;
+                let mut name = Vec::with_capacity(pointers.len() * 2);
                 for pointer in pointers.iter() {
-                    check_pointer(pointer)?;
                     let value = canonical_at(body, pointer)?;
-                    values.push(value.ok_or_else(|| IdError::PointerMissing { pointer: pointer.clone() })?);
+                    let value = value.ok_or_else(|| IdError::PointerMissing { pointer: pointer.clone() })?;
+                    name.extend([pointer.as_bytes().to_vec(), value]);
                 }
-                if values.is_empty() {
+                if name.is_empty() {
                     return Err(IdError::InvalidPointer { pointer: String::new() });
                 }
-                Ok(named_v8(&self.namespace, &[POINTERS, &length_prefixed(values)]))
+                Ok(named_v8(self.sub_namespace(POINTERS), &length_prefixed(name)))
             }
             _ => Err(IdError::NotFromBody),
         }
     }
+
+    fn key_id(&self, parts: &[String]) -> Result<MessageId, IdError> {
+        match parts {
+            parts if parts.iter().all(String::is_empty) => Err(IdError::EmptyKey),
+            [key] => Ok(Uuid::new_v5(&self.namespace, key.as_bytes()).into()),
+            parts => Ok(Uuid::new_v5(&self.sub_namespace(PARTS), &length_prefixed(parts)).into()),
+        }
+    }
+
+    fn sub_namespace(&self, name: &str) -> Uuid {
+        Uuid::new_v5(&self.namespace, name.as_bytes())
+    }
 }
 
 /// RFC 9562, appendix B.2: SHA-256 over namespace and name, cut to 128 bits, with version and variant set.
-fn named_v8(namespace: &Uuid, name: &[&[u8]]) -> MessageId {
-    let mut hash = Sha256::new_with_prefix(namespace.as_bytes());
-    name.iter().for_each(|part| hash.update(part));
+fn named_v8(namespace: Uuid, name: &[u8]) -> MessageId {
+    let hash = Sha256::new_with_prefix(namespace.as_bytes()).chain_update(name);
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash.finalize()[..16]);
     Uuid::new_v8(bytes).into()

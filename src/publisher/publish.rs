@@ -188,7 +188,12 @@ impl IdempotentPublisher {
     }
 
     /// Hands a message over to the lane.
-    pub(super) fn submit(&self, stamped: Arc<Stamped>, permit: OwnedSemaphorePermit, started: Instant) -> Pending {
+    pub(super) fn submit(
+        &self,
+        stamped: Arc<Stamped>,
+        permit: OwnedSemaphorePermit,
+        started: Instant,
+    ) -> Pending {
         let reply = self.hand_over(Payload::Stamped(Arc::clone(&stamped)), permit, started);
         Pending { stamped, reply, started }
     }
@@ -208,7 +213,8 @@ impl IdempotentPublisher {
     /// Publishes a delivery on, as it is. Confirmed like everything else.
     pub(crate) async fn forward(&self, payload: Payload) -> Result<(), Failure> {
         let started = Instant::now();
-        let gone = |kind| Failure { kind, attempts: 0, elapsed: started.elapsed(), uncertain: false, source: None };
+        let gone =
+            |kind| Failure { kind, attempts: 0, elapsed: started.elapsed(), uncertain: false, source: None };
         let permits = Arc::clone(&self.inner.permits);
         let permit = match timeout_at(self.deadline(started), permits.acquire_owned()).await {
             Ok(Ok(permit)) => permit,

@@ -121,7 +121,10 @@ impl IdempotencyStore for MemoryStore {
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
         let [request] = requests else {
-            return Err(StoreError::new(StoreErrorKind::Configuration, "a lease is for one message at a time"));
+            return Err(StoreError::new(
+                StoreErrorKind::Configuration,
+                "a lease is for one message at a time",
+            ));
         };
         let answer = self.shared.state().claim(request, &self.shared, Instant::now())?;
         Ok(match answer {

@@ -173,7 +173,11 @@ impl SqliteStore {
         let mut claims = Vec::with_capacity(requests.len());
         for request in requests {
             let identity = (request.scope.as_str().to_owned(), request.message_id.as_str().to_owned());
-            claims.push(if new.contains(&identity) { Claim::Acquired } else { self.find(tx, request).await? });
+            claims.push(if new.contains(&identity) {
+                Claim::Acquired
+            } else {
+                self.find(tx, request).await?
+            });
         }
         Ok(claims)
     }

@@ -19,7 +19,9 @@ pub async fn consumer_joins_and_leaves_one_effect_each() {
     let queue = client.queue("rebalance").await;
     let publisher = IdempotentPublisher::builder(broker()).connect().await.expect("connect");
     let messages: Vec<_> = (0..MESSAGES)
-        .map(|n| OutgoingMessage::to("", &queue).idempotency_key(format!("order-{n}")).json(&n).expect("json"))
+        .map(|n| {
+            OutgoingMessage::to("", &queue).idempotency_key(format!("order-{n}")).json(&n).expect("json")
+        })
         .collect();
     let published: Vec<_> = publisher.publish_all(messages).collect().await;
     assert!(published.iter().all(Result::is_ok));
@@ -32,7 +34,8 @@ pub async fn consumer_joins_and_leaves_one_effect_each() {
     let second = ledger.consume(&broker(), &queue, handler.clone());
     // The first one loses its connection with a prefetch window in hand, comes back, and then leaves for good.
     proxy.cut_all();
-    eventually("two thirds are done", async || (ledger.rows().await.0 >= MESSAGES * 2 / 3).then_some(())).await;
+    eventually("two thirds are done", async || (ledger.rows().await.0 >= MESSAGES * 2 / 3).then_some(()))
+        .await;
     first.stop().await;
     eventually("all are done", async || (ledger.rows().await.0 >= MESSAGES).then_some(())).await;
     second.stop().await;
@@ -53,8 +56,10 @@ pub async fn consumer_dies_in_the_handler_one_effect() {
         .scope("ledger")
         .run_until(handler.clone(), std::future::pending());
     let dying = tokio::spawn(async move { consume.await.expect("consumer") });
-    eventually("the handler is in the middle of it", async || (handler.order.lock().expect("order").len() == 1).then_some(()))
-        .await;
+    eventually("the handler is in the middle of it", async || {
+        (handler.order.lock().expect("order").len() == 1).then_some(())
+    })
+    .await;
     // Dropped in the handler: the transaction rolls back, the delivery goes back to the queue.
     dying.abort();
     let _ = dying.await;

@@ -24,8 +24,7 @@ async fn sent_twice_takes_effect_once(action: Action) {
     let confirms = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&confirms);
     proxy.rule(move |frame| {
-        let first =
-            frame.is(From::Broker, method::BASIC_ACK) && count.fetch_add(1, Ordering::SeqCst) == 0;
+        let first = frame.is(From::Broker, method::BASIC_ACK) && count.fetch_add(1, Ordering::SeqCst) == 0;
         if first { action } else { Action::Pass }
     });
     let publisher = IdempotentPublisher::builder(proxy.url())

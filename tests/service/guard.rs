@@ -50,7 +50,10 @@ pub async fn failing_handler_is_parked_after_its_attempts() {
     let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
         b.retry_delays(soon().0, soon().1).max_attempts(4)
     });
-    eventually("it is parked", async || (handler.runs() >= 4 && client.ready(&parked).await == 1).then_some(())).await;
+    eventually("it is parked", async || {
+        (handler.runs() >= 4 && client.ready(&parked).await == 1).then_some(())
+    })
+    .await;
     consumer.stop().await;
     assert_eq!((handler.runs(), ledger.rows().await.0), (4, 0));
     let message = client.get(&parked).await.expect("parked");
@@ -97,7 +100,8 @@ pub async fn key_from_a_json_pointer() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("pointer").await;
     let parked = format!("{queue}.parked");
-    for body in [r#"{"order":{"id":1}}"#, r#"{"order":{"id":1}}"#, r#"{"order":{"id":2}}"#, r#"{"order":{}}"#] {
+    for body in [r#"{"order":{"id":1}}"#, r#"{"order":{"id":1}}"#, r#"{"order":{"id":2}}"#, r#"{"order":{}}"#]
+    {
         client.publish(&queue, body.as_bytes(), BasicProperties::default()).await;
     }
     let count = Count::default();
@@ -200,7 +204,11 @@ pub async fn queue_deleted_and_declared_again_is_consumed_again() {
     eventually("the first effect", async || (ledger.rows().await.0 == 1).then_some(())).await;
     client.delete(&queue).await;
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    client.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.expect("declare");
+    client
+        .channel
+        .queue_declare(queue.as_str().into(), options, FieldTable::default())
+        .await
+        .expect("declare");
     client.publish(&queue, b"1", with_id("after")).await;
     eventually("the second effect", async || (ledger.rows().await.0 == 2).then_some(())).await;
     consumer.stop().await;

@@ -89,7 +89,11 @@ pub async fn guard_in_a_consume_loop_of_ones_own() {
     for _ in 0..4 {
         let delivery = deliveries.next().await.expect("delivery").expect("delivery");
         let outcome = guard.process(&IncomingMessage::from(&delivery), &Debit::default()).await;
-        outcomes.push((outcome.name(), settle(&outcome) == Settlement::Ack, matches!(outcome, Outcome::Processed)));
+        outcomes.push((
+            outcome.name(),
+            settle(&outcome) == Settlement::Ack,
+            matches!(outcome, Outcome::Processed),
+        ));
         delivery.ack(BasicAckOptions::default()).await.expect("ack");
     }
     assert_eq!(

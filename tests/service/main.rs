@@ -1,6 +1,12 @@
 //! The promises, against a real broker. `make test` starts one; without `AMQP_URL` these tests are listed as ignored.
 
-#![allow(unreachable_pub, missing_debug_implementations, clippy::expect_used, clippy::unwrap_used, clippy::missing_panics_doc)]
+#![allow(
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc
+)]
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -44,7 +44,10 @@ fn reason(message: &BasicGetMessage) -> Option<String> {
 pub async fn reject_is_parked_with_its_reason() {
     let message = parked("reject", &[(b"-500", with_id("order-42"))], 0).await;
     assert_eq!(reason(&message).as_deref(), Some("rejected"));
-    assert_eq!(header(&message, "x-idempotency-parked-error").as_deref(), Some("a debit must not be negative"));
+    assert_eq!(
+        header(&message, "x-idempotency-parked-error").as_deref(),
+        Some("a debit must not be negative")
+    );
     assert_eq!(message.data, b"-500");
     assert_eq!(message.properties.message_id().as_ref().map(|id| id.as_str()), Some("order-42"));
 }

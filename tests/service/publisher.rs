@@ -29,13 +29,17 @@ pub async fn every_message_gets_its_own_verdict() {
         let publisher = publisher().await;
         let messages = (0..MESSAGES).map(|n| {
             let routing_key = if n % 10 == 3 { "test.no-such-queue" } else { &queue };
-            OutgoingMessage::to("", routing_key).message_id(MessageId::new(format!("m-{n}")).expect("id")).body("x")
+            OutgoingMessage::to("", routing_key)
+                .message_id(MessageId::new(format!("m-{n}")).expect("id"))
+                .body("x")
         });
         let verdicts: Vec<_> = publisher.publish_all(messages).collect().await;
         assert_eq!(verdicts.len(), MESSAGES);
         for (n, verdict) in verdicts.into_iter().enumerate() {
             match verdict {
-                Ok(receipt) => assert_eq!((receipt.message_id().as_str(), n % 10 == 3), (&*format!("m-{n}"), false)),
+                Ok(receipt) => {
+                    assert_eq!((receipt.message_id().as_str(), n % 10 == 3), (&*format!("m-{n}"), false))
+                }
                 Err(error) => {
                     assert_eq!((error.kind(), n % 10), (PublishErrorKind::Unroutable, 3), "message {n}");
                     assert!(!error.may_have_been_published());
@@ -43,7 +47,10 @@ pub async fn every_message_gets_its_own_verdict() {
             }
         }
         let expected = u32::try_from(MESSAGES * 9 / 10).expect("count");
-        eventually("all routed ones are there", async || (client.ready(&queue).await == expected).then_some(())).await;
+        eventually("all routed ones are there", async || {
+            (client.ready(&queue).await == expected).then_some(())
+        })
+        .await;
         client.delete(&queue).await;
     }
 }
@@ -60,7 +67,10 @@ pub async fn unroutable_is_an_error_and_gives_the_message_back() {
 pub async fn unroutable_is_retried_on_request() {
     let client = Client::connect(&broker()).await;
     let late = crate::support::unique("late");
-    let policy = RetryPolicy::default().retry_unroutable(true).max_attempts(1000).max_delay(Duration::from_millis(200));
+    let policy = RetryPolicy::default()
+        .retry_unroutable(true)
+        .max_attempts(1000)
+        .max_delay(Duration::from_millis(200));
     let publisher = IdempotentPublisher::builder(broker()).retry(policy).connect().await.expect("connect");
     let publishing = tokio::spawn({
         let message = OutgoingMessage::to("", &late).body("x");
@@ -68,7 +78,11 @@ pub async fn unroutable_is_retried_on_request() {
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
     let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
-    client.channel.queue_declare(late.as_str().into(), options, FieldTable::default()).await.expect("declare");
+    client
+        .channel
+        .queue_declare(late.as_str().into(), options, FieldTable::default())
+        .await
+        .expect("declare");
     let receipt = publishing.await.expect("join").expect("published in the end");
     assert!(receipt.attempts() > 1);
     assert_eq!(client.ready(&late).await, 1);
@@ -81,7 +95,8 @@ pub async fn nacked_message_is_retried_under_its_id() {
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     let queue = client.queue_with("full", arguments).await;
-    let message = |id: &str| OutgoingMessage::to("", &queue).message_id(MessageId::new(id).expect("id")).body("x");
+    let message =
+        |id: &str| OutgoingMessage::to("", &queue).message_id(MessageId::new(id).expect("id")).body("x");
     let patient = publisher().await;
     patient.publish_idempotent(message("first")).await.expect("there is room");
 
@@ -149,7 +164,10 @@ pub async fn results_come_in_order() {
         let (publisher, queue) = (publisher.clone(), queue.clone());
         tokio::spawn(async move {
             let id = MessageId::new(format!("c-{n}")).expect("id");
-            publisher.publish_idempotent(OutgoingMessage::to("", queue).message_id(id.clone())).await.map(|r| (r, id))
+            publisher
+                .publish_idempotent(OutgoingMessage::to("", queue).message_id(id.clone()))
+                .await
+                .map(|r| (r, id))
         })
     });
     for call in join_all(calls).await {
@@ -170,9 +188,11 @@ pub async fn closed_publisher_refuses_and_pending_messages_come_back() {
         let (publisher, message) = (publisher.clone(), OutgoingMessage::to("", &queue).body("y"));
         async move { publisher.publish_idempotent(message).await }
     });
-    eventually("it is in the queue, unconfirmed", async || (client.ready(&queue).await == 2).then_some(())).await;
+    eventually("it is in the queue, unconfirmed", async || (client.ready(&queue).await == 2).then_some(()))
+        .await;
 
-    let left = timeout(DEADLINE, publisher.close(Duration::from_millis(300))).await.expect("within its limit");
+    let left =
+        timeout(DEADLINE, publisher.close(Duration::from_millis(300))).await.expect("within its limit");
     let left = left.expect_err("one was left").into_messages();
     assert_eq!(left.len(), 1);
     let error = pending.await.expect("join").expect_err("not confirmed");
@@ -211,7 +231,10 @@ pub async fn cancelled_calls_leave_nothing_behind() {
         let _ = timeout(Duration::ZERO, call).await;
     }
     for _ in 0..20 {
-        publisher.publish_idempotent(OutgoingMessage::to("", &queue).body("x")).await.expect("places are free again");
+        publisher
+            .publish_idempotent(OutgoingMessage::to("", &queue).body("x"))
+            .await
+            .expect("places are free again");
     }
     publisher.close(DEADLINE).await.expect("nothing is left");
     client.delete(&queue).await;

@@ -47,7 +47,8 @@ impl Client {
     /// How many messages are ready in a queue.
     pub async fn ready(&self, queue: &str) -> u32 {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("declare");
+        let queue =
+            self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("declare");
         queue.message_count()
     }
 

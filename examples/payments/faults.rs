@@ -1,0 +1,83 @@
+//! The faults, and the queue that they happen to.
+
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    options::{QueueDeclareOptions, QueueDeleteOptions},
+    types::FieldTable,
+};
+use lapin_idempotent::BoxError;
+
+use crate::proxy::{Action, From, Proxy, method};
+
+/// At sending: on each of the first two connections, once a fifth of the orders is sent, the next confirm does not arrive:
+/// the connection is cut instead. What was in flight is in the queue, and the publisher cannot know it.
+pub(crate) fn lose_confirms(proxy: &Proxy, orders: usize) {
+    let mut sent = [0; 2];
+    proxy.rule(move |frame| {
+        let Some(sent) = sent.get_mut(frame.connection) else { return Action::Pass };
+        if frame.is(From::Client, method::BASIC_PUBLISH) {
+            *sent += 1;
+        }
+        let cut = *sent > orders / 5 && frame.is(From::Broker, method::BASIC_ACK);
+        if cut { Action::CutBefore } else { Action::Pass }
+    });
+}
+
+/// At delivery: on the first connections of the consumer some acks vanish, and then the connection is cut. The effects
+/// are committed; the broker delivers the messages again.
+pub(crate) fn lose_acks(proxy: &Proxy, orders: usize) {
+    let (deaf_after, cut_after) = (orders / 10, orders / 10 + (orders / 25).min(40));
+    let mut acks = [0; 3];
+    proxy.rule(move |frame| {
+        let Some(acks) = acks.get_mut(frame.connection) else { return Action::Pass };
+        if !frame.is(From::Client, method::BASIC_ACK) {
+            return Action::Pass;
+        }
+        *acks += 1;
+        match *acks {
+            acks if acks > cut_after => Action::CutBefore,
+            acks if acks > deaf_after => Action::Drop,
+            _ => Action::Pass,
+        }
+    });
+}
+
+/// A queue of its own for this run.
+pub(crate) struct Queue {
+    pub(crate) name: String,
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Queue {
+    pub(crate) async fn declare(amqp: &str) -> Result<Self, BoxError> {
+        let connection = Connection::connect(amqp, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        let name = format!("demo.payments.{}", uuid::Uuid::new_v4().simple());
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(name.as_str().into(), durable, FieldTable::default()).await?;
+        Ok(Self { name, channel, _connection: connection })
+    }
+
+    pub(crate) async fn depth(&self) -> Result<u32, BoxError> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue =
+            self.channel.queue_declare(self.name.as_str().into(), passive, FieldTable::default()).await?;
+        Ok(queue.message_count())
+    }
+
+    pub(crate) async fn delete(&self) -> Result<(), BoxError> {
+        for queue in [self.name.clone(), format!("{}.parked", self.name)] {
+            self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// How many messages wait in a queue.
+pub(crate) async fn depth(amqp: &str, queue: &str) -> Result<u32, BoxError> {
+    let connection = Connection::connect(amqp, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let queue = Queue { name: queue.to_owned(), channel, _connection: connection };
+    queue.depth().await
+}

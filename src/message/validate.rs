@@ -1,0 +1,184 @@
+//! What a message must keep to, so that neither AMQP nor the broker refuses it.
+//!
+//! Checked before anything is sent: a broker answers most of this by closing the channel or the connection, and so ends
+//! every publish that is under way there.
+
+use std::time::Duration;
+
+use super::{
+    headers::{HeaderValue, reserved},
+    id::SHORT_STRING_BYTES,
+    outgoing::OutgoingMessage,
+    strategy::IdError,
+};
+
+/// How deep header tables may nest. Receivers parse them recursively, and a deep one can take a process down.
+const HEADER_DEPTH: usize = 16;
+
+/// How many bytes the headers may take. All properties travel in one frame, and a broker closes the connection on a frame
+/// above `frame_max` (RabbitMQ: 131,072): the rest is for the other properties and our own headers.
+const HEADER_BYTES: usize = 120_000;
+
+/// Ten years: RabbitMQ 3.10 closes the channel on a longer `expiration`.
+const EXPIRATION: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// Why a message cannot be published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMessage {
+    /// A field that AMQP sends as a short string has more than 255 bytes.
+    #[error("the {field} has {bytes} bytes; AMQP allows 255")]
+    TooLong {
+        /// Which field.
+        field: &'static str,
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// A field that AMQP sends as a short string has a zero byte (AMQP 0-9-1, section 4.2.5.3).
+    #[error("the {field} has a zero byte")]
+    ZeroByte {
+        /// Which field.
+        field: &'static str,
+    },
+    /// The expiration is longer than ten years, on which RabbitMQ closes the channel.
+    #[error("the expiration is longer than ten years")]
+    Expiration,
+    /// A header name begins with `x-idempotency-`, which is this crate's.
+    #[error("the header {} is reserved", .name.escape_debug())]
+    ReservedHeader {
+        /// The header's name.
+        name: String,
+    },
+    /// A header name is empty or has more than 255 bytes.
+    #[error("a header name has {bytes} bytes; AMQP allows 1 to 255")]
+    HeaderName {
+        /// The length of the name.
+        bytes: usize,
+    },
+    /// The headers take more than 120,000 bytes: with the other properties they have to fit into one frame.
+    #[error("the headers take {bytes} bytes; at most 120000 are allowed")]
+    HeadersTooLong {
+        /// Their length on the wire.
+        bytes: usize,
+    },
+    /// A header value nests lists or tables too deep.
+    #[error("the header {} is nested {depth} deep; at most 16 are allowed", .name.escape_debug())]
+    HeaderTooDeep {
+        /// The header's name.
+        name: String,
+        /// How deep.
+        depth: usize,
+    },
+    /// No message ID could be made.
+    #[error("no message ID could be made")]
+    Id(#[from] IdError),
+}
+
+/// Everything about a message but its ID.
+pub(super) fn check(message: &OutgoingMessage) -> Result<(), InvalidMessage> {
+    short("exchange", Some(message.exchange()))?;
+    short("routing key", Some(message.routing_key()))?;
+    short("content type", message.mime())?;
+    let Some(extra) = message.extra() else { return Ok(()) };
+    short("type", extra.kind.as_deref())?;
+    short("content encoding", extra.content_encoding.as_deref())?;
+    short("correlation ID", extra.correlation_id.as_deref())?;
+    short("reply-to", extra.reply_to.as_deref())?;
+    if extra.expiration.is_some_and(|after| after > EXPIRATION) {
+        return Err(InvalidMessage::Expiration);
+    }
+    extra.headers.iter().try_for_each(|(name, value)| check_header(name, value))?;
+    match extra.headers.encoded_len() {
+        bytes if bytes > HEADER_BYTES => Err(InvalidMessage::HeadersTooLong { bytes }),
+        _ => Ok(()),
+    }
+}
+
+fn short(field: &'static str, text: Option<&str>) -> Result<(), InvalidMessage> {
+    match text.map(str::as_bytes) {
+        Some(text) if text.len() > SHORT_STRING_BYTES => {
+            Err(InvalidMessage::TooLong { field, bytes: text.len() })
+        }
+        Some(text) if text.contains(&0) => Err(InvalidMessage::ZeroByte { field }),
+        _ => Ok(()),
+    }
+}
+
+fn check_header(name: &str, value: &HeaderValue) -> Result<(), InvalidMessage> {
+    if reserved::is_reserved(name) {
+        return Err(InvalidMessage::ReservedHeader { name: name.to_owned() });
+    }
+    let depth = value.depth();
+    if depth > HEADER_DEPTH {
+        return Err(InvalidMessage::HeaderTooDeep { name: name.to_owned(), depth });
+    }
+    check_names(name, value)
+}
+
+/// The names of nested tables are short strings, too.
+fn check_names(name: &str, value: &HeaderValue) -> Result<(), InvalidMessage> {
+    if name.is_empty() || name.len() > SHORT_STRING_BYTES {
+        return Err(InvalidMessage::HeaderName { bytes: name.len() });
+    }
+    if name.as_bytes().contains(&0) {
+        return Err(InvalidMessage::ZeroByte { field: "header name" });
+    }
+    match value {
+        HeaderValue::List(values) => values.iter().try_for_each(|value| check_names(name, value)),
+        HeaderValue::Table(table) => table.iter().try_for_each(|(name, value)| check_names(name, value)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_amqp_cannot_carry_is_found_before_sending() {
+        let long = "x".repeat(256);
+        let bad = [
+            OutgoingMessage::to(long.clone(), "k"),
+            OutgoingMessage::to("e", long.clone()),
+            OutgoingMessage::to("e", "k").content_type(long.clone()),
+            OutgoingMessage::to("e", "k").kind(long.clone()),
+            OutgoingMessage::to("e", "k").content_encoding(long.clone()),
+            OutgoingMessage::to("e", "k").correlation_id(long.clone()),
+            OutgoingMessage::to("e", "k").reply_to(long.clone()),
+        ];
+        for message in bad {
+            assert!(
+                matches!(message.validate(), Err(InvalidMessage::TooLong { bytes: 256, .. })),
+                "{message:?}"
+            );
+        }
+        let header = OutgoingMessage::to("e", "k").header(long, 1);
+        assert!(matches!(header.validate(), Err(InvalidMessage::HeaderName { bytes: 256 })));
+        assert!(OutgoingMessage::to("e", "k".repeat(255)).validate().is_ok());
+        for zero in [OutgoingMessage::to("e", "k\0"), OutgoingMessage::to("e", "k").header("a\0", 1)] {
+            assert!(matches!(zero.validate(), Err(InvalidMessage::ZeroByte { .. })), "{zero:?}");
+        }
+    }
+
+    #[test]
+    fn what_would_close_the_channel_or_the_connection_is_refused() {
+        let message = || OutgoingMessage::to("e", "k");
+        assert!(message().expiration(EXPIRATION).validate().is_ok());
+        let longer = message().expiration(EXPIRATION + Duration::from_millis(1));
+        assert!(matches!(longer.validate(), Err(InvalidMessage::Expiration)));
+        // Length, name with its length, type, length of the value.
+        let overhead = 4 + 2 + 1 + 4;
+        assert!(message().header("h", "x".repeat(HEADER_BYTES - overhead)).validate().is_ok());
+        let longer = message().header("h", "x".repeat(HEADER_BYTES - overhead + 1));
+        assert!(matches!(longer.validate(), Err(InvalidMessage::HeadersTooLong { bytes: 120_001 })));
+    }
+
+    #[test]
+    fn reserved_and_deep_headers_are_refused() {
+        let reserved = OutgoingMessage::to("e", "k").header("X-Idempotency-Attempt", 7);
+        assert!(matches!(reserved.validate(), Err(InvalidMessage::ReservedHeader { .. })));
+        let deep = (0..17).fold(HeaderValue::Void, |inner, _| HeaderValue::List(vec![inner]));
+        let message = OutgoingMessage::to("e", "k").header("deep", deep);
+        assert!(matches!(message.validate(), Err(InvalidMessage::HeaderTooDeep { depth: 17, .. })));
+    }
+}
