@@ -201,7 +201,7 @@ impl Summary {
         };
         self.bar.inc(1);
         let number = line.map(|line| line.number);
-        self.report(json!({ "line": number, "message_id": id, "outcome": outcome, "attempts": attempts }))?;
+        self.report(&json!({ "line": number, "message_id": id, "outcome": outcome, "attempts": attempts }))?;
         match (result, line) {
             (Err(_), Some(line)) => self.keep(line, &outcome),
             _ => Ok(()),
@@ -210,11 +210,11 @@ impl Summary {
 
     fn bad_line(&mut self, line: &Line, reason: &str) -> Result<(), BoxError> {
         self.invalid += 1;
-        self.report(json!({ "line": line.number, "message_id": null, "outcome": reason, "attempts": 0 }))?;
+        self.report(&json!({ "line": line.number, "message_id": null, "outcome": reason, "attempts": 0 }))?;
         self.keep(line, reason)
     }
 
-    fn report(&mut self, entry: serde_json::Value) -> Result<(), BoxError> {
+    fn report(&mut self, entry: &serde_json::Value) -> Result<(), BoxError> {
         if let Some(report) = &mut self.report {
             writeln!(report, "{entry}")?;
         }

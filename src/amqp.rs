@@ -130,7 +130,7 @@ pub(crate) struct Note<'a> {
 }
 
 /// The properties of a parked copy: the original's, but for those that would make it vanish, be refused or multiply.
-pub(crate) fn parked_properties(original: BasicProperties, note: &Note<'_>) -> BasicProperties {
+pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in original.headers().iter().flat_map(|headers| headers.inner()) {
         // RabbitMQ routes copies to the queues that CC and BCC name.
@@ -166,7 +166,7 @@ pub(crate) fn parked_properties(original: BasicProperties, note: &Note<'_>) -> B
 }
 
 /// lapin's properties can be set but not unset.
-fn without_expiration_and_user(original: BasicProperties) -> BasicProperties {
+fn without_expiration_and_user(original: &BasicProperties) -> BasicProperties {
     let mut kept = BasicProperties::default();
     macro_rules! keep {
         ($($get:ident => $set:ident),* $(,)?) => {$(

@@ -84,7 +84,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 match self.consume(session, shutdown.as_mut(), &mut attempts).await {
                     End::Shutdown => break,
                     End::Lost(reason) => {
-                        tracing::warn!(queue = %self.options.queue, reason, "subscription lost")
+                        tracing::warn!(queue = %self.options.queue, reason, "subscription lost");
                     }
                 }
                 if started.elapsed() > Duration::from_secs(10) {

@@ -95,7 +95,7 @@ impl<S: IdempotencyStore> Guard<S> {
         let request = ClaimRequest { scope: self.scope.clone(), message_id, fingerprint };
         match self.store.claim(std::slice::from_ref(&request)).await {
             Ok(Claims { session: Some(session), .. }) => self.handle(message, handler, session).await,
-            Ok(Claims { session: None, claims }) => decided(message, fingerprint, claims.into_iter().next()),
+            Ok(Claims { session: None, claims }) => decided(message, fingerprint, claims.first()),
             Err(error) => not_claimed(error),
         }
     }
@@ -157,13 +157,13 @@ impl<S: IdempotencyStore> Guard<S> {
 }
 
 /// The outcome of a claim that was not acquired.
-fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<Claim>) -> Outcome {
+fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<&Claim>) -> Outcome {
     match claim {
-        Some(Claim::Completed { fingerprint, processed_at }) if fingerprint == found => {
+        Some(&Claim::Completed { fingerprint, processed_at }) if fingerprint == found => {
             Outcome::Duplicate(Duplicate::new(message, processed_at))
         }
-        Some(Claim::Completed { fingerprint: stored, .. }) => Outcome::FingerprintMismatch { stored, found },
-        Some(Claim::InProgress { remaining }) => Outcome::InProgress { remaining },
+        Some(&Claim::Completed { fingerprint: stored, .. }) => Outcome::FingerprintMismatch { stored, found },
+        Some(&Claim::InProgress { remaining }) => Outcome::InProgress { remaining },
         Some(Claim::Acquired) | None => Outcome::StoreUnavailable {
             error: StoreError::new(
                 StoreErrorKind::Configuration,

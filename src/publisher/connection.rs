@@ -25,12 +25,10 @@ impl Link {
     /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new one.
     pub(crate) async fn channel(&self) -> Result<(Arc<Connection>, Channel), ConnectError> {
         let mut current = self.current.lock().await;
-        let connection = match current.as_ref().filter(|connection| connection.status().connected()) {
+        current.take_if(|connection| !connection.status().connected());
+        let connection = match &*current {
             Some(connection) => Arc::clone(connection),
-            None => {
-                *current = None;
-                Arc::clone(current.insert(self.options.open().await?))
-            }
+            None => Arc::clone(current.insert(self.options.open().await?)),
         };
         match self.open_channel(&connection).await {
             Ok(channel) => Ok((connection, channel)),

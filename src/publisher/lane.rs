@@ -205,7 +205,7 @@ impl Lane {
             // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             if !connection.status().blocked() {
                 while let Some(job) = self.ready.pop_front() {
-                    if let Some((slot, frames)) = self.admit(job, window) {
+                    if let Some((slot, frames)) = admit(job, window) {
                         publishing.push(publish(channel.clone(), slot, frames, self.options.mandatory));
                     }
                 }
@@ -236,25 +236,6 @@ impl Lane {
                         return End::Lost("the channel was closed".into());
                     }
                 }
-            }
-        }
-    }
-
-    /// Counts an attempt, unless nobody waits for the message any more.
-    fn admit(&mut self, mut job: Job, window: &mut Window) -> Option<(usize, Frames)> {
-        let now = Instant::now();
-        if job.is_abandoned() {
-            return None;
-        }
-        if job.is_overdue(now) {
-            job.fail(now);
-            return None;
-        }
-        match job.next_attempt() {
-            Ok(frames) => Some((window.insert(job, now), frames)),
-            Err(error) => {
-                job.fail_with(PublishErrorKind::Invalid, Some(Box::new(error)), now);
-                None
             }
         }
     }
@@ -311,6 +292,25 @@ impl Lane {
             _ if !self.open && idle => true,
             Some(limit) => (idle && self.jobs.is_empty()) || limit <= Instant::now(),
             None => false,
+        }
+    }
+}
+
+/// Counts an attempt, unless nobody waits for the message any more.
+fn admit(mut job: Job, window: &mut Window) -> Option<(usize, Frames)> {
+    let now = Instant::now();
+    if job.is_abandoned() {
+        return None;
+    }
+    if job.is_overdue(now) {
+        job.fail(now);
+        return None;
+    }
+    match job.next_attempt() {
+        Ok(frames) => Some((window.insert(job, now), frames)),
+        Err(error) => {
+            job.fail_with(PublishErrorKind::Invalid, Some(Box::new(error)), now);
+            None
         }
     }
 }

@@ -212,13 +212,35 @@ fn failed(error: sqlx::Error) -> StoreError {
     StoreError::new(kind, error)
 }
 
+/// Ends a transaction with `statement`, and leaves its connection fit for the next one.
+///
+/// After some errors, and after `OR ROLLBACK`, SQLite has ended the transaction by itself: COMMIT then fails, as it must. But
+/// sqlx would go on counting the transaction, and refuse to begin another one on this connection. So `statement` is ours, and
+/// sqlx gets an empty transaction to roll back.
+async fn end(mut tx: SqliteTransaction, statement: &'static str) -> Result<(), sqlx::Error> {
+    let ended = sqlx::raw_sql(statement).execute(&mut *tx).await.map(|_| ());
+    if ended.is_err() {
+        // Fails, and does no harm, if the transaction is still there.
+        let _ = sqlx::raw_sql("BEGIN").execute(&mut *tx).await;
+        let _ = tx.rollback().await;
+    }
+    ended
+}
+
 impl IdempotencyStore for SqliteStore {
     type Session = SqliteTransaction;
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<SqliteTransaction>, StoreError> {
         // IMMEDIATE takes the write lock now: a transaction that starts as a reader may fail with SQLITE_BUSY
         // at its first write, and waiting would not help it.
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let mut tx = match self.pool.begin_with("BEGIN IMMEDIATE").await {
+            // A cancelled handler left a connection behind on which SQLite had ended the transaction (see `end`).
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                self.pool.acquire().await.map_err(failed)?.close().await.map_err(failed)?;
+                self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?
+            }
+            begun => begun.map_err(failed)?,
+        };
         let claims = self.claim_in(&mut tx, requests).await.map_err(failed)?;
         if claims.contains(&Claim::Acquired) {
             return Ok(Claims { session: Some(tx), claims });
@@ -228,12 +250,12 @@ impl IdempotencyStore for SqliteStore {
     }
 
     async fn complete(&self, session: SqliteTransaction) -> Result<(), StoreError> {
-        // If SQLite rolled the transaction back by itself, COMMIT fails: "no transaction is active".
-        session.commit().await.map_err(|error| StoreError::new(StoreErrorKind::OutcomeUnknown, error))
+        let committed = end(session, "COMMIT; BEGIN").await;
+        committed.map_err(|error| StoreError::new(StoreErrorKind::OutcomeUnknown, error))
     }
 
     async fn release(&self, session: SqliteTransaction) -> Result<(), StoreError> {
-        session.rollback().await.map_err(failed)
+        end(session, "ROLLBACK; BEGIN").await.map_err(failed)
     }
 
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {

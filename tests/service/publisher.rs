@@ -38,7 +38,7 @@ pub async fn every_message_gets_its_own_verdict() {
         for (n, verdict) in verdicts.into_iter().enumerate() {
             match verdict {
                 Ok(receipt) => {
-                    assert_eq!((receipt.message_id().as_str(), n % 10 == 3), (&*format!("m-{n}"), false))
+                    assert_eq!((receipt.message_id().as_str(), n % 10 == 3), (&*format!("m-{n}"), false));
                 }
                 Err(error) => {
                     assert_eq!((error.kind(), n % 10), (PublishErrorKind::Unroutable, 3), "message {n}");

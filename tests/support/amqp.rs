@@ -59,15 +59,6 @@ impl Client {
         Some(message)
     }
 
-    /// Takes everything out of a queue.
-    pub async fn drain(&self, queue: &str) -> Vec<BasicGetMessage> {
-        let mut messages = Vec::new();
-        while let Some(message) = self.get(queue).await {
-            messages.push(message);
-        }
-        messages
-    }
-
     /// Publishes to a queue as the vendor's recipe does.
     pub async fn publish(&self, queue: &str, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, immediate: false };

@@ -33,14 +33,12 @@ pub enum Action {
     Drop,
     /// The connection is cut before the frame.
     CutBefore,
-    /// The connection is cut right after the frame was passed on.
-    CutAfter,
 }
 
 /// AMQP 0-9-1 class and method IDs.
 pub mod method {
+    #[allow(dead_code)]
     pub const BASIC_PUBLISH: (u16, u16) = (60, 40);
-    pub const BASIC_DELIVER: (u16, u16) = (60, 60);
     pub const BASIC_ACK: (u16, u16) = (60, 80);
 }
 
@@ -106,11 +104,6 @@ impl Proxy {
     pub fn cut_all(&self) {
         self.shared.cut.send_modify(|count| *count += 1);
     }
-
-    /// How many connections were made so far.
-    pub fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::SeqCst)
-    }
 }
 
 impl Drop for Proxy {
@@ -167,11 +160,6 @@ async fn pump(
             Action::Drop => {}
             Action::CutBefore => return Ok(()),
             Action::Pass => sink.write_all(&frame).await?,
-            Action::CutAfter => {
-                sink.write_all(&frame).await?;
-                sink.flush().await?;
-                return Ok(());
-            }
         }
     }
 }
