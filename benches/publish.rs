@@ -1,0 +1,153 @@
+//! Publishing, against raw lapin in the same run: paired, interleaved, medians.
+//!
+//! `make bench`, or `AMQP_URL=... cargo bench --bench publish -- [messages] [rounds]`. Writes `target/bench/publish.json`.
+
+#![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use lapin_idempotent::{IdempotentPublisher, OutgoingMessage};
+use support::{Bench, Queue, body};
+
+const WINDOW: usize = 1024;
+
+fn main() {
+    let bench = Bench::from_args(20_000, 7);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(run(bench));
+}
+
+async fn run(mut bench: Bench) {
+    for kind in ["classic", "quorum"] {
+        for _ in 0..bench.rounds {
+            let queue = Queue::declare(&bench.amqp, kind).await;
+            let messages = bench.messages;
+            bench
+                .measure(
+                    "raw lapin, fused",
+                    kind,
+                    messages,
+                    raw_fused(&bench.amqp.clone(), &queue.name, messages),
+                )
+                .await;
+            queue.purge().await;
+            bench
+                .measure(
+                    "publish_all",
+                    kind,
+                    messages,
+                    publish_all(&bench.amqp.clone(), &queue.name, messages),
+                )
+                .await;
+            queue.purge().await;
+            bench
+                .measure(
+                    "1,024 concurrent calls",
+                    kind,
+                    messages,
+                    concurrent(&bench.amqp.clone(), &queue.name, messages),
+                )
+                .await;
+            queue.purge().await;
+            let few = messages / 20;
+            bench
+                .measure("one at a time", kind, few, one_at_a_time(&bench.amqp.clone(), &queue.name, few))
+                .await;
+            queue.delete().await;
+        }
+    }
+    bench.report("publish", "raw lapin, fused");
+}
+
+/// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one task.
+async fn raw_fused(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+    let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
+    let channel = connection.create_channel().await.expect("channel");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm");
+    let body = body();
+    let queue = queue.to_owned();
+    let started = std::time::Instant::now();
+    let publishing = tokio::spawn(async move {
+        let mut window = FuturesUnordered::new();
+        for n in 0..messages {
+            if window.len() >= WINDOW {
+                window.next().await;
+            }
+            window.push(raw_publish(channel.clone(), queue.clone(), body.clone(), n));
+        }
+        while window.next().await.is_some() {}
+    });
+    publishing.await.expect("publish");
+    started.elapsed()
+}
+
+async fn raw_publish(channel: Channel, queue: String, body: Bytes, n: usize) {
+    let properties = BasicProperties::default()
+        .with_message_id(format!("00000000-0000-7000-8000-{n:012}").into())
+        .with_content_type("application/json".into())
+        .with_delivery_mode(2);
+    let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let confirm =
+        channel.basic_publish("".into(), queue.into(), options, &body, properties).await.expect("publish");
+    assert_eq!(confirm.await.expect("confirm"), Confirmation::Ack(None));
+}
+
+async fn publisher(amqp: &str) -> IdempotentPublisher {
+    IdempotentPublisher::builder(amqp).max_in_flight(WINDOW).connect().await.expect("connect")
+}
+
+fn message(queue: &str, body: &Bytes) -> OutgoingMessage {
+    OutgoingMessage::to("", queue).body(body.clone()).content_type("application/json")
+}
+
+async fn publish_all(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+    let publisher = publisher(amqp).await;
+    let (body, queue) = (body(), queue.to_owned());
+    let started = std::time::Instant::now();
+    let publishing = tokio::spawn(async move {
+        let mut results = publisher.publish_all((0..messages).map(|_| message(&queue, &body)));
+        while let Some(result) = results.next().await {
+            result.expect("published");
+        }
+    });
+    publishing.await.expect("publish");
+    started.elapsed()
+}
+
+async fn concurrent(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+    let publisher = publisher(amqp).await;
+    let body = body();
+    let started = std::time::Instant::now();
+    let tasks: Vec<_> = (0..WINDOW)
+        .map(|task| {
+            let (publisher, queue, body) = (publisher.clone(), queue.to_owned(), body.clone());
+            tokio::spawn(async move {
+                for _ in (task..messages).step_by(WINDOW) {
+                    publisher.publish_idempotent(message(&queue, &body)).await.expect("published");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("publish");
+    }
+    started.elapsed()
+}
+
+async fn one_at_a_time(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+    let publisher = publisher(amqp).await;
+    let body = body();
+    let started = std::time::Instant::now();
+    for _ in 0..messages {
+        publisher.publish_idempotent(message(queue, &body)).await.expect("published");
+    }
+    started.elapsed()
+}

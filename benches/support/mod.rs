@@ -1,0 +1,164 @@
+//! Measuring: time, CPU of this process, peak memory; medians over rounds; a table and a JSON file.
+
+use std::{collections::BTreeMap, fs, future::Future, path::Path, time::Duration};
+
+use bytes::Bytes;
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions},
+    types::{AMQPValue, FieldTable},
+};
+use serde_json::json;
+
+/// 256 bytes of JSON.
+pub(crate) fn body() -> Bytes {
+    let mut body = br#"{"order":"order-0000042","account":"account-17","amount":500,"note":""#.to_vec();
+    body.resize(254, b'x');
+    body.extend_from_slice(b"\"}");
+    body.into()
+}
+
+pub(crate) struct Bench {
+    pub(crate) amqp: String,
+    pub(crate) messages: usize,
+    pub(crate) rounds: usize,
+    /// By queue and case, in the order of the first round.
+    samples: Vec<((String, String), Vec<Sample>)>,
+}
+
+#[derive(Clone, Copy)]
+struct Sample {
+    per_second: f64,
+    cpu_us: f64,
+    rss_mb: f64,
+}
+
+impl Bench {
+    pub(crate) fn from_args(messages: usize, rounds: usize) -> Self {
+        // Cargo passes --bench.
+        let numbers: Vec<usize> =
+            std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+        Self {
+            amqp: std::env::var("AMQP_URL").expect("AMQP_URL: run `make bench`"),
+            messages: numbers.first().copied().unwrap_or(messages),
+            rounds: numbers.get(1).copied().unwrap_or(rounds),
+            samples: Vec::new(),
+        }
+    }
+
+    /// Runs one case once; it says itself how long the messages took, so that connecting does not count.
+    pub(crate) async fn measure(
+        &mut self,
+        case: &str,
+        queue: &str,
+        messages: usize,
+        run: impl Future<Output = Duration>,
+    ) {
+        // Resets the peak of the resident set, see proc(5).
+        let _ = fs::write("/proc/self/clear_refs", "5");
+        let before = cpu();
+        let took = run.await;
+        let sample = Sample {
+            per_second: messages as f64 / took.as_secs_f64(),
+            cpu_us: (cpu() - before).as_secs_f64() * 1e6 / messages as f64,
+            rss_mb: peak_rss_mb(),
+        };
+        eprintln!("{queue:>8} {case:<28} {:>9.0} msg/s {:>6.1} us", sample.per_second, sample.cpu_us);
+        let key = (queue.to_owned(), case.to_owned());
+        match self.samples.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, samples)) => samples.push(sample),
+            None => self.samples.push((key, vec![sample])),
+        }
+    }
+
+    /// Prints the medians; the ratio is the median of the ratios of one round.
+    pub(crate) fn report(&self, name: &str, reference: &str) {
+        let references: BTreeMap<&str, &Vec<Sample>> = self
+            .samples
+            .iter()
+            .filter(|((_, case), _)| case == reference)
+            .map(|((queue, _), samples)| (queue.as_str(), samples))
+            .collect();
+        println!(
+            "| queue | case | msg/s | of raw | CPU us a message | peak RSS MB |\n|---|---|---|---|---|---|"
+        );
+        let mut cases = Vec::new();
+        for ((queue, case), samples) in &self.samples {
+            let ratio = references.get(queue.as_str()).map(|references| {
+                median(samples.iter().zip(references.iter()).map(|(a, b)| a.per_second / b.per_second))
+            });
+            let per_second = median(samples.iter().map(|sample| sample.per_second));
+            let cpu_us = median(samples.iter().map(|sample| sample.cpu_us));
+            let rss_mb = median(samples.iter().map(|sample| sample.rss_mb));
+            let ratio = ratio.unwrap_or(f64::NAN);
+            println!("| {queue} | {case} | {per_second:.0} | {ratio:.2} | {cpu_us:.1} | {rss_mb:.0} |");
+            cases.push(json!({
+                "name": case, "queue": queue, "msgs_per_s": per_second, "ratio_to_raw": ratio,
+                "cpu_us_per_msg": cpu_us, "rss_mb": rss_mb,
+            }));
+        }
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+        fs::create_dir_all(&dir).expect("target/bench");
+        let text = serde_json::to_string_pretty(&cases).expect("json");
+        fs::write(dir.join(format!("{name}.json")), text).expect("write");
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}
+
+/// User and system time of this process, of all its threads; 10 ms fine, see proc(5).
+fn cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks =
+        |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+fn peak_rss_mb() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(f64::NAN) / 1024.0
+}
+
+/// A durable queue of its own.
+pub(crate) struct Queue {
+    pub(crate) name: String,
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Queue {
+    pub(crate) async fn declare(amqp: &str, kind: &str) -> Self {
+        let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
+        let channel = connection.create_channel().await.expect("channel");
+        let name = format!("bench.{kind}.{}", uuid::Uuid::new_v4().simple());
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(name.as_str().into(), durable, arguments).await.expect("declare");
+        Self { name, channel, _connection: connection }
+    }
+
+    pub(crate) async fn purge(&self) {
+        self.channel
+            .queue_purge(self.name.as_str().into(), QueuePurgeOptions::default())
+            .await
+            .expect("purge");
+    }
+
+    pub(crate) async fn delete(&self) {
+        self.channel
+            .queue_delete(self.name.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .expect("delete");
+    }
+}
