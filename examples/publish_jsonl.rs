@@ -39,7 +39,7 @@ struct Args {
     /// The exchange; by default the one that leads to the queue named by the routing key
     #[arg(long, default_value = "")]
     exchange: String,
-    #[arg(long)]
+    #[arg(long, default_value = "")]
     routing_key: String,
     /// Take the message ID from this JSON pointer into the line; may be given several times
     #[arg(long, value_name = "POINTER", conflicts_with = "id")]
@@ -145,6 +145,12 @@ fn messages(
     })
 }
 
+/// An error with its causes.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Counts, and writes the files.
 struct Summary {
     bar: ProgressBar,
@@ -194,9 +200,7 @@ impl Summary {
                     _ => &mut self.other,
                 };
                 *counter += 1;
-                let cause =
-                    std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                (error.message_id(), format!("{error}{cause}"), error.attempts())
+                (error.message_id(), with_causes(error), error.attempts())
             }
         };
         self.bar.inc(1);

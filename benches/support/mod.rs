@@ -60,7 +60,7 @@ impl Bench {
         let took = run.await;
         let sample = Sample {
             per_second: messages as f64 / took.as_secs_f64(),
-            cpu_us: (cpu() - before).as_secs_f64() * 1e6 / messages as f64,
+            cpu_us: cpu().saturating_sub(before).as_secs_f64() * 1e6 / messages as f64,
             rss_mb: peak_rss_mb(),
         };
         eprintln!("{queue:>8} {case:<28} {:>9.0} msg/s {:>6.1} us", sample.per_second, sample.cpu_us);

@@ -180,3 +180,7 @@ impl Window {
         left.into_iter().map(|in_flight| in_flight.job)
     }
 }
+
+#[cfg(test)]
+#[path = "confirms_tests.rs"]
+mod tests;

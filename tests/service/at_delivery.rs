@@ -7,7 +7,7 @@ use std::sync::{
 
 use lapin_idempotent::MessageId;
 
-use crate::support::{
+use super::support::{
     amqp::{Client, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},

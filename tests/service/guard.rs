@@ -14,7 +14,7 @@ use lapin_idempotent::{
     idempotency::{KeySource, Lease, MissingIdPolicy},
 };
 
-use crate::support::{
+use super::support::{
     amqp::{Client, header, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},
@@ -76,9 +76,8 @@ pub async fn two_scopes_one_id_two_effects() {
         let consumer = ledger.consume_with(&broker(), &queue, Debit::default(), |b| b.scope(scope));
         queues.push((queue, consumer));
     }
-    eventually("both effects", async || (ledger.rows().await.0 == 2).then_some(())).await;
     for (queue, consumer) in queues {
-        eventually("the queue is empty", async || (client.ready(&queue).await == 0).then_some(())).await;
+        assert_eq!(consumer.decided(2).await, ["processed", "duplicate"]);
         consumer.stop().await;
         client.delete(&queue).await;
     }
@@ -132,10 +131,7 @@ async fn without_ids(policy: MissingIdPolicy) -> (i64, i64) {
     }
     let ledger = Ledger::create().await;
     let consumer = ledger.consume_with(&broker(), &queue, Debit::default(), |b| b.missing_id(policy));
-    eventually("all are handled", async || {
-        (client.ready(&queue).await == 0 && ledger.rows().await.0 >= 2).then_some(())
-    })
-    .await;
+    consumer.decided(3).await;
     consumer.stop().await;
     assert_eq!(client.ready(&queue).await, 0);
     client.delete(&queue).await;

@@ -2,7 +2,7 @@
 
 use lapin::{BasicProperties, message::BasicGetMessage, types::FieldTable};
 
-use crate::support::{
+use super::support::{
     amqp::{Client, header, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},

@@ -10,7 +10,7 @@ use lapin_idempotent::{
 };
 use tokio::time::timeout;
 
-use crate::support::{
+use super::support::{
     DEADLINE,
     amqp::Client,
     broker, eventually,
@@ -66,7 +66,7 @@ pub async fn unroutable_is_an_error_and_gives_the_message_back() {
 
 pub async fn unroutable_is_retried_on_request() {
     let client = Client::connect(&broker()).await;
-    let late = crate::support::unique("late");
+    let late = super::support::unique("late");
     let policy = RetryPolicy::default()
         .retry_unroutable(true)
         .max_attempts(1000)

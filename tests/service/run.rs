@@ -1,0 +1,98 @@
+//! The list of the tests, and how one is run.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "at_delivery.rs"]
+mod at_delivery;
+#[path = "at_rebalance.rs"]
+mod at_rebalance;
+#[path = "at_sending.rs"]
+mod at_sending;
+#[path = "broker_restart.rs"]
+mod broker_restart;
+#[path = "examples.rs"]
+mod examples;
+#[path = "guard.rs"]
+mod guard;
+#[path = "interop.rs"]
+mod interop;
+#[path = "parking.rs"]
+mod parking;
+#[path = "publisher.rs"]
+mod publisher;
+
+use std::{future::Future, process::ExitCode};
+
+use libtest_mimic::{Arguments, Trial};
+
+pub(crate) fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let there = std::env::var_os("AMQP_URL").is_some();
+    if !there {
+        if std::env::var_os("REQUIRE_SERVICES").is_some() {
+            eprintln!("AMQP_URL is not set, and REQUIRE_SERVICES is");
+            return ExitCode::FAILURE;
+        }
+        eprintln!("left out for want of a broker (AMQP_URL): all tests of this file. `make test` runs them.");
+    }
+    let mut trials = Vec::new();
+    macro_rules! trials {
+        ($($module:ident::$test:ident,)*) => {$(
+            trials.push(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test, there));
+        )*};
+    }
+    trials! {
+        at_sending::confirm_lost_one_effect,
+        at_sending::connection_cut_before_the_confirm_one_effect,
+        at_delivery::ack_lost_one_effect,
+        at_delivery::connection_cut_between_commit_and_ack_one_effect,
+        at_rebalance::consumer_joins_and_leaves_one_effect_each,
+        at_rebalance::consumer_dies_in_the_handler_one_effect,
+        broker_restart::in_the_middle_of_2000_publishes_none_lost_none_doubled,
+        examples::payments_are_right_with_the_guard_and_wrong_without,
+        examples::jsonl_lines_are_published_and_bad_ones_reported,
+        examples::jsonl_unroutable_lines_come_back,
+        guard::handler_fails_then_succeeds_one_effect,
+        guard::failing_handler_is_parked_after_its_attempts,
+        guard::two_scopes_one_id_two_effects,
+        guard::key_from_a_json_pointer,
+        guard::missing_id_derived_from_content,
+        guard::missing_id_handled_unguarded,
+        guard::shutdown_finishes_what_is_in_hand_and_leaves_the_rest,
+        guard::panicking_handler_counts_as_a_failed_attempt,
+        guard::queue_deleted_and_declared_again_is_consumed_again,
+        interop::message_of_another_client_is_guarded,
+        interop::another_client_sees_the_stamp,
+        interop::guard_in_a_consume_loop_of_ones_own,
+        parking::reject_is_parked_with_its_reason,
+        parking::same_id_with_another_body_is_parked,
+        parking::no_id_is_parked,
+        parking::undecodable_body_is_parked,
+        parking::expiring_message_is_parked_for_good,
+        parking::message_stays_when_it_cannot_be_parked,
+        publisher::every_message_gets_its_own_verdict,
+        publisher::unroutable_is_an_error_and_gives_the_message_back,
+        publisher::unroutable_is_retried_on_request,
+        publisher::nacked_message_is_retried_under_its_id,
+        publisher::invalid_messages_leave_the_connection_alone,
+        publisher::results_come_in_order,
+        publisher::closed_publisher_refuses_and_pending_messages_come_back,
+        publisher::wrong_credentials_and_dead_ports_are_typed_errors,
+        publisher::cancelled_calls_leave_nothing_behind,
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial<F, T>(name: &str, test: T, there: bool) -> Trial
+where
+    F: Future<Output = ()>,
+    T: FnOnce() -> F + Send + 'static,
+{
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(test());
+        Ok(())
+    };
+    Trial::test(name, run).with_ignored_flag(!there)
+}
