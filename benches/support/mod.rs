@@ -22,6 +22,8 @@ pub(crate) struct Bench {
     pub(crate) amqp: String,
     pub(crate) messages: usize,
     pub(crate) rounds: usize,
+    /// Only cases whose name holds this.
+    filter: String,
     /// By queue and case, in the order of the first round.
     samples: Vec<((String, String), Vec<Sample>)>,
 }
@@ -42,6 +44,10 @@ impl Bench {
             amqp: std::env::var("AMQP_URL").expect("AMQP_URL: run `make bench`"),
             messages: numbers.first().copied().unwrap_or(messages),
             rounds: numbers.get(1).copied().unwrap_or(rounds),
+            filter: std::env::args()
+                .skip(1)
+                .find(|argument| !argument.starts_with('-') && argument.parse::<usize>().is_err())
+                .unwrap_or_default(),
             samples: Vec::new(),
         }
     }
@@ -54,6 +60,9 @@ impl Bench {
         messages: usize,
         run: impl Future<Output = Duration>,
     ) {
+        if !case.contains(&self.filter) {
+            return;
+        }
         // Resets the peak of the resident set, see proc(5).
         let _ = fs::write("/proc/self/clear_refs", "5");
         let before = cpu();

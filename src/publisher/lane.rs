@@ -19,10 +19,10 @@ use tokio::{
 };
 
 use super::{
-    confirms::{Violation, Window},
+    confirms::Window,
     connection::Link,
     error::PublishErrorKind,
-    job::{Frames, Job, Next, Payload},
+    job::{Frames, Job, Next, Payload, Verdict},
     retry::RetryPolicy,
     round::Rounds,
 };
@@ -58,6 +58,7 @@ pub(crate) struct Lane {
     /// Waiting for their next attempt.
     delayed: BinaryHeap<Delayed>,
     intake: Vec<Job>,
+    judged: Vec<(Job, Verdict)>,
     open: bool,
 }
 
@@ -86,6 +87,7 @@ impl Lane {
             ready: VecDeque::new(),
             delayed: BinaryHeap::new(),
             intake: Vec::with_capacity(INTAKE),
+            judged: Vec::new(),
             open: true,
         }
     }
@@ -254,16 +256,15 @@ impl Lane {
                 None
             }
         });
-        let retry = &self.options.retry;
-        let delayed = &mut self.delayed;
-        window
-            .judge(confirmed, &mut |job, verdict| match job.judged(verdict, retry, now) {
-                Next::Done => {}
-                Next::RetryAt(due, job) => delayed.push(Delayed { due, job }),
-            })
-            .map_err(|violation: Violation| {
-                End::Retired(PublishErrorKind::Disconnected, Some(Box::new(violation)))
-            })?;
+        let judged = window.judge(confirmed, &mut |job, verdict| self.judged.push((job, verdict)));
+        // Last first: who awaits many answers in order awaits the first of them, and is woken once for the whole round.
+        while let Some((job, verdict)) = self.judged.pop() {
+            if let Next::RetryAt(due, job) = job.judged(verdict, &self.options.retry, now) {
+                self.delayed.push(Delayed { due, job });
+            }
+        }
+        judged
+            .map_err(|violation| End::Retired(PublishErrorKind::Disconnected, Some(Box::new(violation))))?;
         lost.map_or(Ok(()), |error| Err(End::Lost(error.into())))
     }
 
