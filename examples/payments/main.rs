@@ -55,10 +55,8 @@ struct Args {
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
     // RUST_LOG=lapin_idempotent=debug shows what goes on behind the bars.
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let args = Args::parse();
     let orders = match &args.orders {
         Some(file) => bank::read_orders(file)?,
