@@ -1,42 +1,49 @@
 # The two commands of the README are `make demo` and `make test`; both set up what they need.
 SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean up down
+.PHONY: help demo test lint bench docs clean up down services-down cargo
 
 ARGS ?=
 # Servers come from scripts/services; a variable that is set already (AMQP_URL) names one of yours.
-WITH_SERVICES = env=$$(scripts/services env) && eval "$$env" &&
+WITH_SERVICES = environment=$$(scripts/services env); eval "$$environment";
 
 help: ## List the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
-up: ## Start RabbitMQ (installs it on Debian), or find it
-	@command -v cargo >/dev/null || { echo "cargo is needed: install Rust 1.94 or newer (https://rustup.rs)" >&2; exit 1; }
+up: cargo ## Start RabbitMQ (installs it on Debian and Ubuntu), or find it
 	@scripts/services up
 
 down: ## Stop what `up` started
 	@scripts/services down
 
+services-down: down
+
 demo: up ## 1,000 debits with duplicates and cut connections; every balance right
-	@cargo build --quiet --release --features sqlite --example payments
-	@$(WITH_SERVICES) target/release/examples/payments $(ARGS)
+	@$(WITH_SERVICES) cargo run --release --features sqlite --example payments -- $(ARGS)
 
 test: up ## All tests, with a real broker; none is left out
 	@$(WITH_SERVICES) export REQUIRE_SERVICES=1 RUST_BACKTRACE=0; \
 	if cargo nextest --version >/dev/null 2>&1; then \
-		cargo nextest run --all-features --no-fail-fast && cargo test --quiet --all-features --doc; \
+		cargo nextest run --all-features --no-fail-fast; \
+		cargo test --quiet --all-features --doc; \
 	else \
 		cargo test --all-features; \
 	fi
 
-lint: ## Formatting, clippy, docs, dependencies
+lint: cargo ## Formatting, clippy, docs, dependencies; INSTALL_CARGO_DENY=1 gets cargo-deny first
+	@scripts/services prerequisites
+	@if [ "$${INSTALL_CARGO_DENY:-}" = 1 ] && ! command -v cargo-deny >/dev/null; then cargo install --locked cargo-deny; fi
 	scripts/lint
 
 bench: up ## Throughput against raw lapin, in one run; writes target/bench/
 	@$(WITH_SERVICES) cargo bench --all-features
 
-docs: ## Build the documentation
+docs: cargo ## Build the documentation
 	cargo doc --all-features --no-deps
 
-clean: down ## Stop the servers and remove what was built
+clean: down cargo ## Stop the servers and remove what was built
 	cargo clean
+
+cargo:
+	@command -v cargo >/dev/null || { echo "cargo is needed: install Rust 1.94 or newer (https://rustup.rs)" >&2; exit 1; }
