@@ -168,6 +168,13 @@ pub(crate) struct Failure {
     pub(crate) source: Option<BoxError>,
 }
 
+impl Failure {
+    /// Nothing was sent.
+    pub(crate) fn unsent(kind: PublishErrorKind, elapsed: Duration) -> Self {
+        Self { kind, attempts: 0, elapsed, uncertain: false, source: None }
+    }
+}
+
 /// What a broker's return said, as the source of an `Unroutable` error.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code} {}", .text.escape_debug())]

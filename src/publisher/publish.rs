@@ -108,13 +108,9 @@ impl IdempotentPublisher {
         let started = Instant::now();
         let deadline = self.deadline(started);
         let stamped = self.inner.stamper.stamp(message)?;
-        let permit = match Arc::clone(&self.inner.permits).try_acquire_owned() {
+        let permit = match self.place(deadline).await {
             Ok(permit) => permit,
-            Err(_) => match timeout_at(deadline, Arc::clone(&self.inner.permits).acquire_owned()).await {
-                Ok(Ok(permit)) => permit,
-                Ok(Err(_)) => return Err(unsent(PublishErrorKind::Closed, stamped, started)),
-                Err(_) => return Err(unsent(PublishErrorKind::TimedOut, stamped, started)),
-            },
+            Err(kind) => return Err(unsent(kind, stamped, started)),
         };
         let pending = self.submit(stamped, permit, started);
         let reply = pending.reply.await;
@@ -187,6 +183,20 @@ impl IdempotentPublisher {
         &self.inner.stamper
     }
 
+    /// Waits for a place in the window.
+    async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, PublishErrorKind> {
+        let permits = &self.inner.permits;
+        // Registering a timer costs more than taking a place that is free.
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+            return Ok(permit);
+        }
+        match timeout_at(deadline, Arc::clone(permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(PublishErrorKind::Closed),
+            Err(_) => Err(PublishErrorKind::TimedOut),
+        }
+    }
+
     /// Hands a message over to the lane.
     pub(super) fn submit(
         &self,
@@ -213,14 +223,8 @@ impl IdempotentPublisher {
     /// Publishes a delivery on, as it is. Confirmed like everything else.
     pub(crate) async fn forward(&self, payload: Payload) -> Result<(), Failure> {
         let started = Instant::now();
-        let gone =
-            |kind| Failure { kind, attempts: 0, elapsed: started.elapsed(), uncertain: false, source: None };
-        let permits = Arc::clone(&self.inner.permits);
-        let permit = match timeout_at(self.deadline(started), permits.acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) => return Err(gone(PublishErrorKind::Closed)),
-            Err(_) => return Err(gone(PublishErrorKind::TimedOut)),
-        };
+        let gone = |kind| Failure::unsent(kind, started.elapsed());
+        let permit = self.place(self.deadline(started)).await.map_err(gone)?;
         let reply = self.hand_over(payload, permit, started).await;
         reply.unwrap_or_else(|_| Err(gone(PublishErrorKind::Closed))).map(|_| ())
     }
@@ -257,23 +261,16 @@ pub(super) fn conclude(
     match reply {
         Some(Ok(confirmed)) => Ok(Receipt::new(stamped.id().clone(), confirmed.attempts, confirmed.elapsed)),
         Some(Err(failure)) => Err(PublishError::new(failure, stamped)),
-        None => Err(PublishError::new(
-            Failure {
-                kind: PublishErrorKind::Closed,
-                attempts: 0,
-                elapsed: started.elapsed(),
-                // Whether the lane had sent it is not known any more.
-                uncertain: true,
-                source: None,
-            },
-            stamped,
-        )),
+        None => {
+            // Whether the lane had sent it is not known any more.
+            let failure = Failure::unsent(PublishErrorKind::Closed, started.elapsed());
+            Err(PublishError::new(Failure { uncertain: true, ..failure }, stamped))
+        }
     }
 }
 
 pub(super) fn unsent(kind: PublishErrorKind, stamped: Arc<Stamped>, started: Instant) -> PublishError {
-    let failure = Failure { kind, attempts: 0, elapsed: started.elapsed(), uncertain: false, source: None };
-    PublishError::new(failure, stamped)
+    PublishError::new(Failure::unsent(kind, started.elapsed()), stamped)
 }
 
 /// Gives messages their ID and what else they travel with.

@@ -34,11 +34,6 @@ impl Node {
     pub async fn start_again(&self) {
         assert_eq!(run("start", &self.dir, &[]).await, self.url);
     }
-
-    #[allow(dead_code)]
-    pub async fn ctl(&self, arguments: &[&str]) -> String {
-        run("ctl", &self.dir, arguments).await
-    }
 }
 
 impl Drop for Node {
