@@ -7,8 +7,10 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
@@ -25,50 +27,44 @@ fn main() {
     runtime.block_on(run(bench));
 }
 
+const RAW: &str = "raw lapin, fused";
+
+/// Every case in turn, each on a queue of its own: a queue that has been filled and purged is not as fast as a new one.
 async fn run(mut bench: Bench) {
+    const CASES: [&str; 4] = [RAW, "publish_all", "1,024 concurrent calls", "one at a time"];
     for kind in ["classic", "quorum"] {
-        for _ in 0..bench.rounds {
-            let queue = Queue::declare(&bench.amqp, kind).await;
-            let messages = bench.messages;
-            bench
-                .measure(
-                    "raw lapin, fused",
-                    kind,
-                    messages,
-                    raw_fused(&bench.amqp.clone(), &queue.name, messages),
-                )
-                .await;
-            queue.purge().await;
-            bench
-                .measure(
-                    "publish_all",
-                    kind,
-                    messages,
-                    publish_all(&bench.amqp.clone(), &queue.name, messages),
-                )
-                .await;
-            queue.purge().await;
-            bench
-                .measure(
-                    "1,024 concurrent calls",
-                    kind,
-                    messages,
-                    concurrent(&bench.amqp.clone(), &queue.name, messages),
-                )
-                .await;
-            queue.purge().await;
-            let few = messages / 20;
-            bench
-                .measure("one at a time", kind, few, one_at_a_time(&bench.amqp.clone(), &queue.name, few))
-                .await;
-            queue.delete().await;
+        for round in 0..bench.rounds {
+            for case in in_turn(&CASES, round) {
+                let queue = Queue::declare(&bench.amqp, kind).await;
+                let (amqp, name, few) = (bench.amqp.clone(), queue.name.as_str(), bench.messages / 20);
+                let run: BoxFuture<'_, Duration> = match case {
+                    RAW => raw_fused(&amqp, name, bench.messages).boxed(),
+                    "publish_all" => publish_all(&amqp, name, bench.messages).boxed(),
+                    "one at a time" => one_at_a_time(&amqp, name, few).boxed(),
+                    _ => concurrent(&amqp, name, bench.messages).boxed(),
+                };
+                let messages = if case == "one at a time" { few } else { bench.messages };
+                bench.measure(case, kind, messages, run).await;
+                queue.delete().await;
+            }
         }
     }
-    bench.report("publish", "raw lapin, fused");
+    bench.report("publish", RAW);
+}
+
+/// Another order in every round, forwards and backwards, so that no case always follows the same one.
+fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str> {
+    let mut cases = cases.to_vec();
+    let count = cases.len();
+    cases.rotate_left(round / 2 % count);
+    if round % 2 == 1 {
+        cases.reverse();
+    }
+    cases
 }
 
 /// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one task.
-async fn raw_fused(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+async fn raw_fused(amqp: &str, queue: &str, messages: usize) -> Duration {
     let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
     let channel = connection.create_channel().await.expect("channel");
     channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm");
@@ -108,7 +104,7 @@ fn message(queue: &str, body: &Bytes) -> OutgoingMessage {
     OutgoingMessage::to("", queue).body(body.clone()).content_type("application/json")
 }
 
-async fn publish_all(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+async fn publish_all(amqp: &str, queue: &str, messages: usize) -> Duration {
     let publisher = publisher(amqp).await;
     let (body, queue) = (body(), queue.to_owned());
     let started = std::time::Instant::now();
@@ -122,7 +118,7 @@ async fn publish_all(amqp: &str, queue: &str, messages: usize) -> std::time::Dur
     started.elapsed()
 }
 
-async fn concurrent(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+async fn concurrent(amqp: &str, queue: &str, messages: usize) -> Duration {
     let publisher = publisher(amqp).await;
     let body = body();
     let started = std::time::Instant::now();
@@ -142,7 +138,7 @@ async fn concurrent(amqp: &str, queue: &str, messages: usize) -> std::time::Dura
     started.elapsed()
 }
 
-async fn one_at_a_time(amqp: &str, queue: &str, messages: usize) -> std::time::Duration {
+async fn one_at_a_time(amqp: &str, queue: &str, messages: usize) -> Duration {
     let publisher = publisher(amqp).await;
     let body = body();
     let started = std::time::Instant::now();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, future::Future, path::Path, time::Duration}
 use bytes::Bytes;
 use lapin::{
     Channel, Connection, ConnectionProperties,
-    options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions},
+    options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
 use serde_json::json;
@@ -147,7 +147,9 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) async fn declare(amqp: &str, kind: &str) -> Self {
-        let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
+        // Small frames: lapin's buffers are 64 times as large, and this connection is not what is measured.
+        let uri = format!("{amqp}?frame_max=4096");
+        let connection = Connection::connect(&uri, ConnectionProperties::default()).await.expect("connect");
         let channel = connection.create_channel().await.expect("channel");
         let name = format!("bench.{kind}.{}", uuid::Uuid::new_v4().simple());
         let mut arguments = FieldTable::default();
@@ -155,13 +157,6 @@ impl Queue {
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         channel.queue_declare(name.as_str().into(), durable, arguments).await.expect("declare");
         Self { name, channel, _connection: connection }
-    }
-
-    pub(crate) async fn purge(&self) {
-        self.channel
-            .queue_purge(self.name.as_str().into(), QueuePurgeOptions::default())
-            .await
-            .expect("purge");
     }
 
     pub(crate) async fn delete(&self) {

@@ -94,7 +94,7 @@ impl Duplicate {
     pub(crate) fn new(message: &IncomingMessage, processed_at: SystemTime) -> Self {
         let cause = if message.redelivered() {
             DuplicateCause::BrokerRedelivery
-        } else if message.attempt().is_some_and(|attempt| attempt > 1) {
+        } else if message.attempt().is_some() {
             DuplicateCause::PublisherRetry
         } else {
             DuplicateCause::Republished

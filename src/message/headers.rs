@@ -8,12 +8,8 @@ use bytes::Bytes;
 pub(crate) mod reserved {
     /// What all reserved names start with.
     pub(crate) const PREFIX: &str = "x-idempotency-";
-    /// The number of the attempt that this copy was sent in, from 1.
+    /// The number of the attempt that this copy was sent in, from 2; a first attempt goes without.
     pub(crate) const ATTEMPT: &str = "x-idempotency-attempt";
-    /// SHA-256 of the body, in hexadecimal.
-    pub(crate) const FINGERPRINT: &str = "x-idempotency-fingerprint";
-    /// The version of these headers.
-    pub(crate) const VERSION: &str = "x-idempotency-version";
     /// Why a message was parked.
     pub(crate) const PARKED_REASON: &str = "x-idempotency-parked-reason";
     /// What the handler said.

@@ -150,7 +150,9 @@ impl OutgoingMessage {
         self
     }
 
-    /// AMQP property `timestamp`, in seconds on the wire; before 1970 becomes 1970. Default: the time of the publish.
+    /// AMQP property `timestamp`, in seconds on the wire; before 1970 becomes 1970.
+    ///
+    /// Default: the time of the publish, unless the publisher makes the message a time-ordered ID (UUIDv7, ULID), which says it better.
     pub fn timestamp(mut self, at: SystemTime) -> Self {
         self.extra_mut().timestamp = Some(at);
         self
@@ -204,11 +206,16 @@ impl OutgoingMessage {
         check(self)
     }
 
+    /// Whether its identity is the application's: an ID or a key.
+    pub(crate) fn has_identity(&self) -> bool {
+        self.id.is_some() || self.key.is_some()
+    }
+
     pub(super) fn key(&self) -> Option<&[String]> {
         self.key.as_deref()
     }
 
-    pub(super) fn stamped_at(&self) -> Option<SystemTime> {
+    pub(crate) fn stamped_at(&self) -> Option<SystemTime> {
         self.extra.as_ref().and_then(|extra| extra.timestamp)
     }
 

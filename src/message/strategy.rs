@@ -206,6 +206,11 @@ impl IdStrategy {
         }
     }
 
+    /// Whether the IDs that it makes by itself hold the time.
+    pub(crate) fn is_time_ordered(&self) -> bool {
+        matches!(self.kind, Kind::UuidV7 | Kind::Ulid(_))
+    }
+
     /// The ID that this strategy gives to a body: for a consumer whose publishers set none.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Verdicts under every order of returns and acks that lapin can make of what a broker may send.
 
-use std::{collections::VecDeque, sync::Arc, time::SystemTime};
+use std::{collections::VecDeque, sync::Arc};
 
 use lapin::message::Delivery;
 use tokio::sync::{Semaphore, oneshot};
@@ -45,7 +45,7 @@ impl Channel {
     fn publish(&mut self, id: &str, routing_key: &str) {
         let message = OutgoingMessage::to("", routing_key).body("x");
         let id = MessageId::new(id).unwrap();
-        let stamped = Arc::new(Stamped::new(message, id, None, SystemTime::UNIX_EPOCH));
+        let stamped = Arc::new(Stamped::new(message, id, None, None));
         let permit = Arc::clone(&self.permits).try_acquire_owned().unwrap();
         let now = Instant::now();
         let deadline = now + Duration::from_secs(60);

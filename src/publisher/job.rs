@@ -74,7 +74,7 @@ impl Payload {
         match self {
             Self::Stamped(stamped) => {
                 id == Some(stamped.id().as_str())
-                    && amqp::attempt(&delivery.properties) == Some(attempt)
+                    && amqp::attempt(&delivery.properties) == attempt
                     && delivery.routing_key.as_str() == stamped.message.routing_key()
                     && delivery.exchange.as_str() == stamped.message.exchange()
             }

@@ -296,7 +296,11 @@ impl Stamper {
             Err(invalid) => Err(invalid),
         };
         match id {
-            Ok(id) => Ok(Arc::new(Stamped::new(message, id, self.app_id.clone(), SystemTime::now()))),
+            Ok(id) => {
+                let told_by_id = !message.has_identity() && self.strategy.is_time_ordered();
+                let timestamp = message.stamped_at().or_else(|| (!told_by_id).then(SystemTime::now));
+                Ok(Arc::new(Stamped::new(message, id, self.app_id.clone(), timestamp)))
+            }
             Err(invalid) => Err(PublishError::invalid(message, invalid.into())),
         }
     }
