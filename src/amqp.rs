@@ -1,6 +1,10 @@
 //! The only mapping between `message/` and lapin's types.
 
 mod connect;
+mod credentials;
+mod settings;
+#[cfg(feature = "tls")]
+mod tls;
 mod uri;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +18,12 @@ use lapin::{
 
 pub use connect::{ConnectError, ConnectErrorKind};
 pub(crate) use connect::{ConnectOptions, close};
+pub(crate) use credentials::CredentialSource;
+pub use credentials::Credentials;
+pub(crate) use settings::connection_settings;
+#[cfg(feature = "tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
+pub use tls::TlsOptions;
 pub use uri::InvalidUri;
 
 use crate::message::{HeaderValue, Headers, IncomingMessage, Properties, Stamped, reserved};

@@ -74,6 +74,9 @@ pub mod message;
 pub mod publisher;
 pub mod store;
 
+/// The AMQP client underneath, in the version that this crate's own signatures name.
+pub use lapin;
+
 pub use consumer::IdempotentConsumer;
 pub use error::BoxError;
 pub use idempotency::{Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, Outcome};

@@ -1,14 +1,21 @@
 //! Opening connections, each step under a deadline.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use lapin::{
     Connection, ConnectionProperties, ErrorKind,
+    runtime::default_runtime,
+    tcp::OwnedTLSConfig,
     types::{LongString, ShortString},
 };
 use tokio::time::timeout;
 
-use super::uri::{Endpoint, InvalidUri};
+#[cfg(feature = "tls")]
+use super::tls::TlsOptions;
+use super::{
+    credentials::CredentialSource,
+    uri::{Endpoint, InvalidUri},
+};
 use crate::error::BoxError;
 
 /// How long a polite close may take before the socket is left to its heartbeat.
@@ -23,6 +30,9 @@ pub(crate) struct ConnectOptions {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) name: Option<String>,
     pub(crate) timeout: Duration,
+    pub(crate) credentials: CredentialSource,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<TlsOptions>,
 }
 
 impl ConnectOptions {
@@ -32,7 +42,34 @@ impl ConnectOptions {
         if endpoints.is_empty() {
             return Err(InvalidUri::Missing);
         }
-        Ok(Self { endpoints, name: None, timeout: Duration::from_secs(10) })
+        if endpoints.iter().any(|endpoint| endpoint.amqp_uri().vhost != endpoints[0].amqp_uri().vhost) {
+            return Err(InvalidUri::Mixed("virtual hosts"));
+        }
+        Ok(Self {
+            endpoints,
+            name: None,
+            timeout: Duration::from_secs(10),
+            credentials: CredentialSource::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        })
+    }
+
+    /// Refuses settings of which one would be ignored, and warns of a password that travels in the clear.
+    pub(crate) fn check(&self) -> Result<(), InvalidUri> {
+        let set_apart = !matches!(self.credentials, CredentialSource::Uri);
+        if set_apart && self.endpoints.iter().any(|endpoint| endpoint.has_credentials) {
+            return Err(InvalidUri::CredentialsTwice);
+        }
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() && !self.endpoints.iter().all(Endpoint::is_tls) {
+            return Err(InvalidUri::TlsNotUsed);
+        }
+        for endpoint in self.endpoints.iter().filter(|endpoint| !endpoint.is_tls() && !endpoint.is_loopback())
+        {
+            tracing::warn!(%endpoint, "amqp:// to another host: password and messages travel unencrypted; use amqps://");
+        }
+        Ok(())
     }
 
     /// Tries every endpoint once, in random order; the error is the last one's.
@@ -53,7 +90,25 @@ impl ConnectOptions {
     }
 
     async fn open_one(&self, endpoint: &Endpoint) -> Result<Connection, ConnectError> {
+        let opened = timeout(self.timeout, self.attempt(endpoint)).await;
+        opened.unwrap_or_else(|elapsed| {
+            Err(ConnectError::new(ConnectErrorKind::TimedOut, endpoint, elapsed.into()))
+        })
+    }
+
+    async fn attempt(&self, endpoint: &Endpoint) -> Result<Connection, ConnectError> {
         let mut uri = endpoint.amqp_uri().clone();
+        if let Some(credentials) = self.credentials.get().await? {
+            uri.authority.userinfo.username = credentials.username;
+            uri.authority.userinfo.password = credentials.password;
+        }
+        #[cfg(feature = "tls")]
+        let tls = match &self.tls {
+            Some(tls) => tls.load().await?,
+            None => OwnedTLSConfig::default(),
+        };
+        #[cfg(not(feature = "tls"))]
+        let tls = OwnedTLSConfig::default();
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         let mut properties = ConnectionProperties::default()
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
@@ -61,11 +116,9 @@ impl ConnectOptions {
         if let Some(name) = &self.name {
             properties = properties.with_connection_name(LongString::from(name.as_str()));
         }
-        match timeout(self.timeout, Connection::connect_uri(uri, properties)).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(ConnectError::new(classify(&error), endpoint, error.into())),
-            Err(elapsed) => Err(ConnectError::new(ConnectErrorKind::TimedOut, endpoint, elapsed.into())),
-        }
+        let runtime = default_runtime().map_err(ConnectError::from_lapin)?;
+        let connected = Connection::connect_uri_with_config(uri, properties, tls, runtime).await;
+        connected.map_err(|error| ConnectError::new(classify(&error), endpoint, error.into()))
     }
 }
 
@@ -77,6 +130,8 @@ pub(crate) async fn close(connection: &Connection) {
 
 fn classify(error: &lapin::Error) -> ConnectErrorKind {
     match error.kind() {
+        // rustls reports a certificate that it does not accept, or that is not accepted, as invalid data.
+        ErrorKind::IOError(error) if error.kind() == io::ErrorKind::InvalidData => ConnectErrorKind::Tls,
         ErrorKind::IOError(_) | ErrorKind::MissingHeartbeatError => ConnectErrorKind::Unreachable,
         // RabbitMQ answers wrong credentials with ACCESS_REFUSED, a missing virtual host with NOT_ALLOWED.
         ErrorKind::ProtocolError(error) if matches!(error.get_id(), 403 | 530) => ConnectErrorKind::Refused,
@@ -132,6 +187,12 @@ pub enum ConnectErrorKind {
     Unreachable,
     /// The broker refused the credentials or the virtual host.
     Refused,
+    /// The credentials could not be had: a variable is not set, or their provider failed.
+    Credentials,
+    /// A certificate or key is not usable, or the TLS handshake failed.
+    Tls,
+    /// Declaring the topology failed.
+    Topology,
     /// The broker did not answer in time.
     TimedOut,
     /// The broker answered with an AMQP error.
@@ -144,6 +205,9 @@ impl fmt::Display for ConnectErrorKind {
             Self::InvalidUri => "invalid connection URI",
             Self::Unreachable => "broker unreachable",
             Self::Refused => "broker refused the credentials or the virtual host",
+            Self::Credentials => "no credentials to be had",
+            Self::Tls => "TLS failed",
+            Self::Topology => "the topology could not be declared",
             Self::TimedOut => "broker did not answer in time",
             Self::Protocol => "broker answered with an error",
         })

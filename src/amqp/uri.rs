@@ -4,7 +4,7 @@
 //! password in some errors. A setting that looks as if it worked is worse than an error, so whatever would be
 //! ignored is refused here, and no error, `Debug` or `Display` shows a secret.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use percent_encoding::percent_decode_str;
@@ -43,6 +43,15 @@ pub enum InvalidUri {
     /// A fragment (`#...`) has no meaning in an AMQP URI; a `#` in a password is written `%23`.
     #[error("a fragment has no meaning here: write `#` as %23")]
     Fragment,
+    /// Credentials were set, and the URI holds some, too.
+    #[error("the URI holds credentials, and others were set")]
+    CredentialsTwice,
+    /// TLS options were set for a connection without TLS.
+    #[error("TLS options were set, but the scheme is amqp: use amqps")]
+    TlsNotUsed,
+    /// The URIs of one cluster differ in what must be the same.
+    #[error("the URIs of one cluster name different {0}")]
+    Mixed(&'static str),
     /// No URI was given.
     #[error("no URI was given")]
     Missing,
@@ -52,6 +61,7 @@ pub enum InvalidUri {
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     uri: AMQPUri,
+    pub(super) has_credentials: bool,
 }
 
 impl Endpoint {
@@ -87,7 +97,18 @@ impl Endpoint {
             vhost: virtual_host(url.path())?,
             query: query(&url)?,
         };
-        Ok(Self { uri })
+        let has_credentials = !url.username().is_empty() || url.password().is_some();
+        Ok(Self { uri, has_credentials })
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self.uri.scheme, AMQPScheme::AMQPS)
+    }
+
+    /// Whether it is this machine itself, by name or address.
+    pub(super) fn is_loopback(&self) -> bool {
+        let host = self.uri.authority.host.as_str();
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
     /// What lapin connects with.
@@ -223,6 +244,20 @@ mod tests {
         ];
         for (text, expected) in refused {
             assert_eq!(Endpoint::parse(text).unwrap_err(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_told_from_other_hosts() {
+        for (text, expected) in [
+            ("amqp://localhost", true),
+            ("amqp://127.8.9.1", true),
+            ("amqp://[::1]", true),
+            ("amqp://10.0.0.1", false),
+            ("amqp://broker.example", false),
+            ("amqp://[2001:db8::1]", false),
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().is_loopback(), expected, "{text}");
         }
     }
 

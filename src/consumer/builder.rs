@@ -8,7 +8,7 @@ use super::{
     runner::Runner,
 };
 use crate::{
-    amqp::{ConnectOptions, InvalidUri},
+    amqp::{ConnectOptions, InvalidUri, connection_settings},
     idempotency::{Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Outcome, Scope},
     message::IncomingMessage,
 };
@@ -100,6 +100,8 @@ impl fmt::Debug for Hook {
 }
 
 impl<S: IdempotencyStore> ConsumerBuilder<S> {
+    connection_settings!();
+
     /// The consumer's identity: a message may take effect once in each scope. Default: the name of the queue.
     ///
     /// All instances of one service use the same scope; services that share a table use different ones.
@@ -195,7 +197,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     {
         let mut connect =
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        connect.name = Some(self.scope.clone());
+        connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        connect.name.get_or_insert_with(|| self.scope.clone());
         let guard = Guard::new(self.store, Scope::new(self.scope)?).key(self.key).missing_id(self.missing_id);
         Runner::new(guard, handler, connect, self.options).run(shutdown).await
     }

@@ -13,7 +13,7 @@ use super::settle::ParkReason;
 use crate::{
     amqp::{ConnectOptions, Note, parked_properties},
     error::BoxError,
-    publisher::{Failure, Forwarded, IdempotentPublisher, Payload, PublisherBuilder},
+    publisher::{Failure, Forwarded, IdempotentPublisher, PublisherBuilder},
 };
 
 /// How much of an error's text travels with a parked message.
@@ -99,8 +99,7 @@ impl Parking {
             properties: parked_properties(&parked.properties, &note),
             body: parked.body,
         };
-        let payload = Payload::Forwarded(forwarded.into());
-        publisher.forward(payload).await.map_err(ParkError::Unconfirmed)
+        publisher.forward(forwarded).await.map_err(ParkError::Unconfirmed)
     }
 
     async fn connect(&self) -> Result<IdempotentPublisher, crate::amqp::ConnectError> {

@@ -12,6 +12,7 @@ use super::{
     fingerprint::Fingerprint,
     headers::{HeaderValue, Headers, reserved},
     id::{InvalidMessageId, MessageId},
+    trace::{TRACEPARENT, TRACESTATE, TraceContext},
 };
 
 /// A delivered message, read-only. It cannot be acked: settling is the consumer's.
@@ -274,6 +275,15 @@ impl IncomingMessage {
     /// All headers, those of this crate and of the broker included.
     pub fn headers(&self) -> &Headers {
         &self.properties.headers
+    }
+
+    /// The trace that it belongs to, if it carries a `traceparent` that is well-formed.
+    pub fn trace_context(&self) -> Option<TraceContext> {
+        let context = TraceContext::new(self.header(TRACEPARENT)?.as_str()?).ok()?;
+        match self.header(TRACESTATE).and_then(HeaderValue::as_str) {
+            Some(state) => Some(context.with_state(state)),
+            None => Some(context),
+        }
     }
 
     /// One header.

@@ -13,6 +13,7 @@ mod number;
 mod outgoing;
 mod stamped;
 mod strategy;
+mod trace;
 mod validate;
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
@@ -22,6 +23,7 @@ pub(crate) use incoming::Properties;
 pub use incoming::{DecodeError, IncomingMessage};
 pub use outgoing::OutgoingMessage;
 pub use strategy::{IdError, IdStrategy};
+pub use trace::{InvalidTraceParent, TraceContext};
 pub use validate::InvalidMessage;
 
 pub(crate) use headers::reserved;

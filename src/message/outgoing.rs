@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     headers::{HeaderValue, Headers},
     id::MessageId,
+    trace::{TRACEPARENT, TRACESTATE, TraceContext},
     validate::{InvalidMessage, check},
 };
 
@@ -42,6 +43,7 @@ pub(crate) struct Extra {
     pub(crate) priority: Option<u8>,
     pub(crate) expiration: Option<Duration>,
     pub(crate) timestamp: Option<SystemTime>,
+    pub(crate) deadline: Option<Duration>,
     pub(crate) headers: Headers,
 }
 
@@ -166,6 +168,22 @@ impl OutgoingMessage {
         self
     }
 
+    /// The trace that the message belongs to: headers `traceparent` and `tracestate` (W3C Trace Context).
+    pub fn trace_context(self, context: &TraceContext) -> Self {
+        let message = self.header(TRACEPARENT, context.traceparent());
+        match context.tracestate() {
+            Some(state) => message.header(TRACESTATE, state),
+            None => message,
+        }
+    }
+
+    /// How long publishing this message may take in all, in place of the retry policy's
+    /// [`max_elapsed`](crate::RetryPolicy::max_elapsed). Nothing of it travels.
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.extra_mut().deadline = Some(after);
+        self
+    }
+
     /// AMQP property `delivery_mode` 1 instead of 2: a restart of the broker may lose the message, although it was confirmed.
     pub fn transient(mut self) -> Self {
         self.persistent = false;
@@ -195,6 +213,10 @@ impl OutgoingMessage {
     /// The application's headers.
     pub fn headers(&self) -> Option<&Headers> {
         self.extra.as_ref().map(|extra| &extra.headers)
+    }
+
+    pub(crate) fn has_trace(&self) -> bool {
+        self.headers().is_some_and(|headers| headers.get(TRACEPARENT).is_some())
     }
 
     /// Checks everything that can be checked before sending.

@@ -69,6 +69,14 @@ pub enum InvalidMessage {
         /// How deep.
         depth: usize,
     },
+    /// The body is larger than the publisher's limit; a broker closes the channel on one above its own.
+    #[error("the body has {bytes} bytes; the publisher's limit is {limit}")]
+    BodyTooLarge {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// No message ID could be made.
     #[error("no message ID could be made")]
     Id(#[from] IdError),

@@ -14,16 +14,19 @@ use futures_util::{
     stream::{FusedStream, Stream},
 };
 use tokio::{
-    sync::{AcquireError, OwnedSemaphorePermit},
-    time::Instant,
+    sync::AcquireError,
+    time::{Instant, Sleep},
 };
+use tracing::Span;
 
 use super::{
     error::{PublishError, PublishErrorKind},
-    publish::{IdempotentPublisher, Pending, conclude, unsent},
+    observe,
+    places::Place,
+    publish::{IdempotentPublisher, Pending},
     receipt::Receipt,
 };
-use crate::message::OutgoingMessage;
+use crate::message::{OutgoingMessage, Stamped};
 
 /// The results of [`IdempotentPublisher::publish_all`], one per message and in the order of the messages.
 #[must_use = "nothing is published until the stream is polled"]
@@ -31,10 +34,22 @@ pub struct PublishAll<S> {
     publisher: IdempotentPublisher,
     source: Pin<Box<S>>,
     exhausted: bool,
-    permit: Option<OwnedSemaphorePermit>,
-    waiting: Option<BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>>,
+    /// The message that waits for a place, and its wait once it has begun.
+    next: Option<Staged>,
+    waiting: Option<Waiting>,
     pending: VecDeque<Entry>,
     limit: usize,
+}
+
+struct Staged {
+    stamped: Arc<Stamped>,
+    span: Span,
+    started: Instant,
+}
+
+struct Waiting {
+    place: BoxFuture<'static, Result<Place, AcquireError>>,
+    deadline: Pin<Box<Sleep>>,
 }
 
 enum Entry {
@@ -45,11 +60,11 @@ enum Entry {
 impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
     pub(super) fn new(publisher: IdempotentPublisher, source: S) -> Self {
         Self {
-            limit: publisher.max_in_flight(),
+            limit: publisher.places().max_messages(),
             publisher,
             source: Box::pin(source),
             exhausted: false,
-            permit: None,
+            next: None,
             waiting: None,
             pending: VecDeque::new(),
         }
@@ -58,61 +73,82 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
     /// Hands messages over while there are both messages and places.
     fn fill(&mut self, cx: &mut Context<'_>) {
         // Results are given in order, so one slow message holds those behind it: they are bounded, too.
-        while !self.exhausted && self.pending.len() < self.limit {
-            if self.permit.is_none() && !self.acquire(cx) {
-                return;
-            }
-            match self.source.as_mut().poll_next(cx) {
-                Poll::Ready(Some(message)) => {
-                    let entry = self.hand_over(message);
-                    self.pending.push_back(entry);
+        while self.pending.len() < self.limit {
+            let staged = match self.next.take() {
+                Some(staged) => staged,
+                None if self.exhausted => return,
+                None => match self.source.as_mut().poll_next(cx) {
+                    Poll::Ready(Some(message)) => match self.stage(message) {
+                        Ok(staged) => staged,
+                        Err(error) => {
+                            self.pending.push_back(Entry::Refused(error));
+                            continue;
+                        }
+                    },
+                    Poll::Ready(None) => {
+                        self.exhausted = true;
+                        return;
+                    }
+                    Poll::Pending => return,
+                },
+            };
+            match self.acquire(&staged, cx) {
+                Poll::Ready(Ok(place)) => {
+                    let Staged { stamped, span, started } = staged;
+                    let sent = self.publisher.submit(stamped, place, span, started);
+                    self.pending.push_back(Entry::Sent(sent));
                 }
-                Poll::Ready(None) => self.exhausted = true,
-                Poll::Pending => return,
+                Poll::Ready(Err(kind)) => {
+                    let Staged { stamped, span, started } = staged;
+                    if let Err(error) = self.publisher.refuse(kind, stamped, &span, started) {
+                        self.pending.push_back(Entry::Refused(error));
+                    }
+                }
+                Poll::Pending => {
+                    self.next = Some(staged);
+                    return;
+                }
             }
         }
-        if self.exhausted {
-            self.permit = None;
-        }
+    }
+
+    fn stage(&self, message: OutgoingMessage) -> Result<Staged, PublishError> {
+        let started = Instant::now();
+        let stamped = self.publisher.stamp(message)?;
+        let span = observe::span(&stamped);
+        Ok(Staged { stamped, span, started })
     }
 
     /// Gets a place in the window. Waits for one only if none of our own messages will free one.
-    fn acquire(&mut self, cx: &mut Context<'_>) -> bool {
-        let permits = self.publisher.permits();
-        if permits.is_closed() {
-            return true;
-        }
+    fn acquire(&mut self, staged: &Staged, cx: &mut Context<'_>) -> Poll<Result<Place, PublishErrorKind>> {
+        let places = self.publisher.places();
+        let body = staged.stamped.message.payload().len();
         if self.waiting.is_none() {
-            if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
-                self.permit = Some(permit);
-                return true;
+            if let Ok(place) = places.try_enter(body) {
+                return Poll::Ready(Ok(place));
+            }
+            if places.is_closed() {
+                return Poll::Ready(Err(PublishErrorKind::Closed));
             }
             if !self.pending.is_empty() {
-                return false;
+                return Poll::Pending;
             }
         }
-        let permits = Arc::clone(permits);
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(permits.acquire_owned()));
-        match waiting.as_mut().poll(cx) {
-            Poll::Ready(permit) => {
-                self.waiting = None;
-                self.permit = permit.ok();
-                true
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            place: Box::pin(Arc::clone(places).enter(body)),
+            deadline: Box::pin(tokio::time::sleep_until(
+                self.publisher.deadline(&staged.stamped, staged.started),
+            )),
+        });
+        let place = match waiting.place.as_mut().poll(cx) {
+            Poll::Ready(place) => place.map_err(|_| PublishErrorKind::Closed),
+            Poll::Pending => {
+                ready!(waiting.deadline.as_mut().poll(cx));
+                Err(PublishErrorKind::TimedOut)
             }
-            Poll::Pending => false,
-        }
-    }
-
-    fn hand_over(&mut self, message: OutgoingMessage) -> Entry {
-        let started = Instant::now();
-        match (self.publisher.stamper().stamp(message), self.permit.take()) {
-            (Ok(stamped), Some(permit)) => Entry::Sent(self.publisher.submit(stamped, permit, started)),
-            (Ok(stamped), None) => Entry::Refused(unsent(PublishErrorKind::Closed, stamped, started)),
-            (Err(error), permit) => {
-                self.permit = permit;
-                Entry::Refused(error)
-            }
-        }
+        };
+        self.waiting = None;
+        Poll::Ready(place)
     }
 }
 
@@ -125,11 +161,11 @@ impl<S: Stream<Item = OutgoingMessage>> Stream for PublishAll<S> {
         let reply = match this.pending.front_mut() {
             Some(Entry::Sent(pending)) => ready!(Pin::new(&mut pending.reply).poll(cx)).ok(),
             Some(Entry::Refused(_)) => None,
-            None if this.exhausted => return Poll::Ready(None),
+            None if this.exhausted && this.next.is_none() => return Poll::Ready(None),
             None => return Poll::Pending,
         };
         Poll::Ready(this.pending.pop_front().map(|entry| match entry {
-            Entry::Sent(Pending { stamped, started, .. }) => conclude(stamped, started, reply),
+            Entry::Sent(pending) => this.publisher.conclude(pending, reply),
             Entry::Refused(error) => Err(error),
         }))
     }
@@ -137,7 +173,7 @@ impl<S: Stream<Item = OutgoingMessage>> Stream for PublishAll<S> {
 
 impl<S: Stream<Item = OutgoingMessage>> FusedStream for PublishAll<S> {
     fn is_terminated(&self) -> bool {
-        self.exhausted && self.pending.is_empty()
+        self.exhausted && self.next.is_none() && self.pending.is_empty()
     }
 }
 

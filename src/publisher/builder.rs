@@ -1,16 +1,24 @@
 //! How a publisher is set up.
 
-use std::time::Duration;
+use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
-    lane::LaneOptions,
-    publish::{IdempotentPublisher, Stamper},
+    connection::Topology,
+    lanes::{LaneOptions, Setup},
+    observe::{Attempt, AttemptHook, ContextSource},
+    places::Places,
+    publish::IdempotentPublisher,
     retry::RetryPolicy,
+    stamper::Stamper,
 };
 use crate::{
-    amqp::{ConnectError, ConnectOptions, InvalidUri},
-    message::IdStrategy,
+    amqp::{ConnectError, ConnectOptions, InvalidUri, connection_settings},
+    error::BoxError,
+    message::{IdStrategy, TraceContext},
 };
+
+/// RabbitMQ's default limit since 4.0; older brokers take more.
+const MAX_BODY: usize = 16 * 1024 * 1024;
 
 /// Sets up an [`IdempotentPublisher`]; made by [`IdempotentPublisher::builder`].
 #[derive(Debug, Clone)]
@@ -19,7 +27,13 @@ pub struct PublisherBuilder {
     connect: Result<ConnectOptions, InvalidUri>,
     app_id: Option<String>,
     strategy: IdStrategy,
+    trace: ContextSource,
+    max_body: usize,
     max_in_flight: usize,
+    max_bytes_in_flight: u32,
+    connections: usize,
+    channels: usize,
+    topology: Option<Topology>,
     lane: LaneOptions,
 }
 
@@ -38,14 +52,23 @@ impl PublisherBuilder {
             connect,
             app_id: None,
             strategy: IdStrategy::default(),
+            trace: ContextSource::default(),
+            max_body: MAX_BODY,
             max_in_flight: 1024,
+            max_bytes_in_flight: 64 * 1024 * 1024,
+            connections: 1,
+            channels: 1,
+            topology: None,
             lane: LaneOptions {
                 retry: RetryPolicy::default(),
                 confirm_timeout: Duration::from_secs(10),
                 mandatory: true,
+                on_attempt: AttemptHook::default(),
             },
         }
     }
+
+    connection_settings!();
 
     /// The name of the publishing application: AMQP property `app_id` of every message. At most 255 bytes.
     pub fn app_id(mut self, name: impl Into<String>) -> Self {
@@ -73,6 +96,24 @@ impl PublisherBuilder {
         self
     }
 
+    /// How many bytes the bodies of unanswered messages may have together; further callers wait.
+    ///
+    /// Default 64 MiB; at least 1, at most 4 GiB. A body that is larger than that goes alone. Each byte is in memory about
+    /// twice while it is sent: lapin copies it.
+    pub fn max_bytes_in_flight(mut self, bytes: usize) -> Self {
+        self.max_bytes_in_flight = u32::try_from(bytes).unwrap_or(u32::MAX).max(1);
+        self
+    }
+
+    /// The largest body that is sent; a larger one is [`Invalid`](super::PublishErrorKind::Invalid) at once.
+    ///
+    /// Default 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0. A broker closes the channel on a body above its limit,
+    /// with everything that is in flight there.
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
     /// How long one attempt may wait for its confirm. Default 10 seconds.
     ///
     /// When it has passed, the outcome is unknown: the connection is given up, and everything that was unconfirmed on
@@ -82,36 +123,104 @@ impl PublisherBuilder {
         self
     }
 
-    /// How long connecting to one node, and each step of setting a channel up, may take. Default 10 seconds.
-    pub fn connect_timeout(mut self, limit: Duration) -> Self {
-        if let Ok(connect) = &mut self.connect {
-            connect.timeout = limit;
-        }
+    /// Whether messages are published `mandatory`, so that one that no queue gets is returned and fails as
+    /// [`Unroutable`](super::PublishErrorKind::Unroutable). Default true.
+    ///
+    /// Without it the broker confirms such a message and drops it: for events that may have no subscriber.
+    pub fn mandatory(mut self, mandatory: bool) -> Self {
+        self.lane.mandatory = mandatory;
         self
     }
 
-    /// The name that the broker's management shows for the connection. Default: the `app_id`.
-    pub fn connection_name(mut self, name: impl Into<String>) -> Self {
-        if let Ok(connect) = &mut self.connect {
-            connect.name = Some(name.into());
-        }
+    /// Over how many connections messages are spread. Default 1; at least 1.
+    ///
+    /// Each has a thread and about 8 MB of buffers in lapin. More than one gives up the order in which messages are sent.
+    /// A message goes over a connection that is up if any is.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections.max(1);
         self
     }
 
-    /// Connects and opens the publishing channel.
+    /// Over how many channels of each connection messages are spread. Default 1; 1 to 2,047, RabbitMQ's default limit.
+    ///
+    /// More than one gives up the order in which messages are sent, and rarely helps: connections do.
+    pub fn channels_per_connection(mut self, channels: usize) -> Self {
+        self.channels = channels.clamp(1, 2047);
+        self
+    }
+
+    /// Declares exchanges, queues and bindings on every new connection, before anything is published on it.
+    ///
+    /// The channel is a plain one, closed afterwards. Declaring must be repeatable, as it is in AMQP. When it fails, or takes
+    /// longer than [`connect_timeout`](Self::connect_timeout), the connection is given up; after the first `connect`, which
+    /// fails, it is tried again with backoff.
+    ///
+    /// ```no_run
+    /// use lapin_idempotent::{IdempotentPublisher, lapin};
+    /// use lapin::{ExchangeKind, options::ExchangeDeclareOptions, types::FieldTable};
+    ///
+    /// # async fn example() -> Result<(), lapin_idempotent::BoxError> {
+    /// let publisher = IdempotentPublisher::builder("amqp://localhost")
+    ///     .topology(|channel| async move {
+    ///         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    ///         channel.exchange_declare("payments".into(), ExchangeKind::Topic, durable, FieldTable::default()).await
+    ///     })
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn topology<F, Fut, E>(mut self, declare: F) -> Self
+    where
+        F: Fn(lapin::Channel) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.topology = Some(Topology::new(declare));
+        self
+    }
+
+    /// Calls `observe` after every attempt, with its result. It runs in the publishing task and must not block.
+    pub fn on_attempt(mut self, observe: impl Fn(&Attempt<'_>) + Send + Sync + 'static) -> Self {
+        self.lane.on_attempt = AttemptHook::new(observe);
+        self
+    }
+
+    /// Asks `current` for the trace context of each message that has none; called where the message is published.
+    ///
+    /// With OpenTelemetry, `current` injects the current context into a map by the global propagator and takes `traceparent`
+    /// from it. Without it, set [`OutgoingMessage::trace_context`](crate::OutgoingMessage::trace_context) yourself.
+    pub fn trace_context(
+        mut self,
+        current: impl Fn() -> Option<TraceContext> + Send + Sync + 'static,
+    ) -> Self {
+        self.trace = ContextSource::new(current);
+        self
+    }
+
+    /// Connects, declares the topology, and opens the publishing channels.
     ///
     /// # Errors
     ///
-    /// A [`ConnectError`] if a URI is not usable, or if no node let us in. Nothing is retried here; once connected,
-    /// the publisher reconnects by itself.
+    /// A [`ConnectError`] if a URI is not usable, if no node let us in, or if the topology was refused. Nothing is retried
+    /// here; once connected, the publisher reconnects by itself.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub async fn connect(self) -> Result<IdempotentPublisher, ConnectError> {
         let mut connect = self.connect?;
+        connect.check()?;
         connect.name = connect.name.or_else(|| self.app_id.clone());
-        let stamper = Stamper::new(self.strategy, self.app_id)?;
-        IdempotentPublisher::connect(connect, stamper, self.lane, self.max_in_flight).await
+        let stamper = Stamper::new(self.strategy, self.app_id, self.trace, self.max_body)?;
+        let setup = Setup {
+            connect,
+            topology: self.topology,
+            connections: self.connections,
+            channels: self.channels,
+            options: self.lane,
+            places: Arc::new(Places::new(self.max_in_flight, self.max_bytes_in_flight)),
+        };
+        IdempotentPublisher::connect(setup, stamper).await
     }
 }

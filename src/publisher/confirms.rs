@@ -68,6 +68,10 @@ pub(crate) enum Violation {
 }
 
 impl Window {
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -173,11 +177,12 @@ impl Window {
         }
     }
 
-    /// Ends the window: everything in it, in the order in which it was sent, with an unknown outcome.
-    pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = Job> {
+    /// Ends the window: everything in it with an unknown outcome, in the order in which it was sent, and since when it waited
+    /// for its confirm.
+    pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = (Job, Instant)> {
         let mut left: Vec<InFlight> = self.slots.drain().collect();
         left.sort_unstable_by_key(|in_flight| in_flight.order);
-        left.into_iter().map(|in_flight| in_flight.job)
+        left.into_iter().map(|in_flight| (in_flight.job, in_flight.sent_at))
     }
 }
 

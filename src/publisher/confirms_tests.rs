@@ -3,13 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use lapin::message::Delivery;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
     amqp,
     message::{MessageId, OutgoingMessage, Stamped},
-    publisher::job::Payload,
+    publisher::{job::Payload, places::Places},
 };
 
 const LOST: &str = "nowhere";
@@ -19,7 +19,7 @@ struct Channel {
     window: Window,
     stamped: Vec<Arc<Stamped>>,
     slots: Vec<usize>,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     /// lapin's queue of returned messages that no confirm has taken yet.
     waiting: VecDeque<BasicReturnMessage>,
     /// Confirms that lapin has completed and no round has seen, in order.
@@ -34,7 +34,7 @@ impl Channel {
             window: Window::default(),
             stamped: Vec::new(),
             slots: Vec::new(),
-            permits: Arc::new(Semaphore::new(100_000)),
+            places: Arc::new(Places::new(100_000, 1_000_000)),
             waiting: VecDeque::new(),
             completed: Vec::new(),
             confirmed: Vec::new(),
@@ -46,11 +46,11 @@ impl Channel {
         let message = OutgoingMessage::to("", routing_key).body("x");
         let id = MessageId::new(id).unwrap();
         let stamped = Arc::new(Stamped::new(message, id, None, None));
-        let permit = Arc::clone(&self.permits).try_acquire_owned().unwrap();
+        let place = self.places.try_enter(1).unwrap();
         let now = Instant::now();
         let deadline = now + Duration::from_secs(60);
         let payload = Payload::Stamped(Arc::clone(&stamped));
-        let mut job = Job::new(payload, oneshot::channel().0, permit, now, deadline);
+        let mut job = Job::new(payload, oneshot::channel().0, place, now, deadline);
         job.next_attempt().unwrap();
         self.slots.push(self.window.insert(job, now));
         self.stamped.push(stamped);

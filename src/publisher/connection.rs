@@ -4,31 +4,68 @@
 //! before its topology is back. Here a generation is one connection with its channels; whatever was in flight when it
 //! ended has an unknown outcome and is published again on the next one. Generations never mix.
 
-use std::{future::Future, sync::Arc};
+use std::{fmt, future::Future, sync::Arc};
 
-use lapin::{Channel, Connection, options::ConfirmSelectOptions};
+use futures_util::future::{BoxFuture, FutureExt};
+use lapin::{Channel, Connection, options::ConfirmSelectOptions, types::ShortString};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions};
+use crate::{
+    amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions},
+    error::BoxError,
+};
 
-/// One connection that the lanes of a publisher share.
+type Declare = dyn Fn(Channel) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync;
+
+/// What the application declares on every new connection, before anything is published there.
+#[derive(Clone)]
+pub(crate) struct Topology(Arc<Declare>);
+
+impl Topology {
+    pub(crate) fn new<F, Fut, E>(declare: F) -> Self
+    where
+        F: Fn(Channel) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        Self(Arc::new(move |channel| {
+            let declared = declare(channel);
+            async move { declared.await.map_err(Into::into) }.boxed()
+        }))
+    }
+}
+
+impl fmt::Debug for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Topology")
+    }
+}
+
+/// One connection that lanes of a publisher share.
 pub(crate) struct Link {
     options: ConnectOptions,
+    topology: Option<Topology>,
     current: Mutex<Option<Arc<Connection>>>,
 }
 
 impl Link {
-    pub(crate) fn new(options: ConnectOptions) -> Self {
-        Self { options, current: Mutex::new(None) }
+    pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>) -> Self {
+        Self { options, topology, current: Mutex::new(None) }
     }
 
     /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new one.
     pub(crate) async fn channel(&self) -> Result<(Arc<Connection>, Channel), ConnectError> {
         let mut current = self.current.lock().await;
         current.take_if(|connection| !connection.status().connected());
-        let connection = match &*current {
-            Some(connection) => Arc::clone(connection),
-            None => Arc::clone(current.insert(self.options.open().await?)),
+        let connection = if let Some(connection) = &*current {
+            Arc::clone(connection)
+        } else {
+            let connection = self.options.open().await?;
+            if let Err(error) = self.declare(&connection).await {
+                discard(Some(connection));
+                return Err(error);
+            }
+            Arc::clone(current.insert(connection))
         };
         match self.open_channel(&connection).await {
             Ok(channel) => Ok((connection, channel)),
@@ -45,6 +82,18 @@ impl Link {
         // `nowait` must stay false: lapin waits for the answer all the same.
         self.within(channel.confirm_select(ConfirmSelectOptions { nowait: false })).await?;
         Ok(channel)
+    }
+
+    /// On a channel of its own: a declaration that the broker refuses closes it.
+    async fn declare(&self, connection: &Connection) -> Result<(), ConnectError> {
+        let Some(Topology(declare)) = &self.topology else { return Ok(()) };
+        let channel = self.within(connection.create_channel()).await?;
+        match timeout(self.options.timeout, declare(channel.clone())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
+            Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
+        }
+        self.within(channel.close(200, ShortString::default())).await
     }
 
     async fn within<T>(&self, step: impl Future<Output = lapin::Result<T>>) -> Result<T, ConnectError> {

@@ -145,6 +145,20 @@ impl std::error::Error for PublishError {
     }
 }
 
+impl PublishErrorKind {
+    /// A short name for logs and counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Unroutable => "unroutable",
+            Self::Nacked => "nacked",
+            Self::TimedOut => "timed_out",
+            Self::Disconnected => "disconnected",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 impl fmt::Display for PublishErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -8,13 +8,11 @@ use lapin::{
     message::BasicReturnMessage,
     types::{ShortString, ShortStringError},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     error::{Failure, PublishErrorKind, ReturnedByBroker},
+    places::{Place, Released},
     retry::RetryPolicy,
 };
 use crate::{amqp, error::BoxError, message::Stamped};
@@ -100,8 +98,8 @@ pub(crate) type Reply = Result<Confirmed, Failure>;
 pub(crate) struct Job {
     payload: Payload,
     reply: Option<oneshot::Sender<Reply>>,
-    /// Held until the verdict: it is what `max_in_flight` counts.
-    _permit: OwnedSemaphorePermit,
+    /// Held until the verdict.
+    place: Place,
     started: Instant,
     deadline: Instant,
     attempts: u32,
@@ -117,6 +115,16 @@ pub(crate) enum Verdict {
     Returned(ReturnedByBroker),
 }
 
+impl Verdict {
+    pub(crate) fn result(&self) -> Result<(), PublishErrorKind> {
+        match self {
+            Self::Confirmed => Ok(()),
+            Self::Nacked => Err(PublishErrorKind::Nacked),
+            Self::Returned(_) => Err(PublishErrorKind::Unroutable),
+        }
+    }
+}
+
 /// What is to be done with a job after an attempt.
 pub(crate) enum Next {
     Done,
@@ -127,14 +135,14 @@ impl Job {
     pub(crate) fn new(
         payload: Payload,
         reply: oneshot::Sender<Reply>,
-        permit: OwnedSemaphorePermit,
+        place: Place,
         started: Instant,
         deadline: Instant,
     ) -> Self {
         Self {
             payload,
             reply: Some(reply),
-            _permit: permit,
+            place,
             started,
             deadline,
             attempts: 0,
@@ -145,6 +153,16 @@ impl Job {
 
     pub(crate) fn payload(&self) -> &Payload {
         &self.payload
+    }
+
+    /// How often it was sent.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Frees its place in the window together with those of others.
+    pub(crate) fn release_place(&mut self, released: &mut Released) {
+        self.place.release_into(released);
     }
 
     /// Nobody waits for the answer any more.
@@ -169,23 +187,19 @@ impl Job {
 
     /// Answers or schedules another attempt, after the broker's word on this one.
     pub(crate) fn judged(mut self, verdict: Verdict, policy: &RetryPolicy, now: Instant) -> Next {
-        match verdict {
+        let (kind, source) = match verdict {
             Verdict::Confirmed => {
                 let confirmed = Confirmed { attempts: self.attempts, elapsed: now - self.started };
                 self.answer(Ok(confirmed));
                 return Next::Done;
             }
-            Verdict::Nacked => self.last = Some((PublishErrorKind::Nacked, None)),
-            Verdict::Returned(returned) => {
-                self.last = Some((PublishErrorKind::Unroutable, Some(returned.into())));
-                if !policy.retries_unroutable() {
-                    self.fail(now);
-                    return Next::Done;
-                }
-            }
-        }
+            Verdict::Nacked => (PublishErrorKind::Nacked, None),
+            Verdict::Returned(returned) => (PublishErrorKind::Unroutable, Some(returned.into())),
+        };
+        self.last = Some((kind, source));
         let due = now + policy.delay(self.attempts);
-        if self.attempts >= policy.attempts() || due >= self.deadline || self.is_abandoned() {
+        // An attempt that could only begin after the deadline is none: waiting for it would help nobody.
+        if !policy.retries(kind, self.attempts) || due >= self.deadline || self.is_abandoned() {
             self.fail(now);
             return Next::Done;
         }
@@ -202,7 +216,7 @@ impl Job {
     ) -> Option<Self> {
         self.uncertain = true;
         self.last = Some((kind, source));
-        if self.attempts >= policy.attempts() || self.is_overdue(now) || self.is_abandoned() {
+        if !policy.retries(kind, self.attempts) || self.is_overdue(now) || self.is_abandoned() {
             self.fail(now);
             return None;
         }

@@ -14,45 +14,33 @@ use std::{
 use futures_util::{future::poll_fn, stream::FuturesUnordered};
 use lapin::{Channel, Confirmation, Connection, options::BasicPublishOptions};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
     confirms::Window,
     connection::Link,
+    delayed::Delayed,
     error::PublishErrorKind,
     job::{Frames, Job, Next, Payload, Verdict},
+    lanes::Surroundings,
+    observe::AttemptHook,
+    places::Released,
     retry::RetryPolicy,
     round::Rounds,
+    status::{LaneState, Monitor},
 };
 use crate::{amqp::ConnectError, error::BoxError};
 
 /// How many messages are taken over in one go, so that confirms are looked at in between.
 const INTAKE: usize = 256;
 
-/// What a lane needs to know; the same for all lanes of a publisher.
-#[derive(Debug, Clone)]
-pub(crate) struct LaneOptions {
-    pub(crate) retry: RetryPolicy,
-    pub(crate) confirm_timeout: Duration,
-    pub(crate) mandatory: bool,
-}
-
-impl LaneOptions {
-    /// How often deadlines are looked at: fine enough for the shortest of them, coarse enough to cost nothing.
-    fn resolution(&self) -> Duration {
-        let finest = self.confirm_timeout.min(self.retry.total()) / 20;
-        finest.clamp(Duration::from_millis(5), Duration::from_millis(100))
-    }
-}
-
 pub(crate) struct Lane {
-    options: LaneOptions,
+    around: Surroundings,
+    number: usize,
     link: Arc<Link>,
     jobs: mpsc::UnboundedReceiver<Job>,
-    /// The time by which the lane must be done, once the publisher is being closed.
-    closing: watch::Receiver<Option<Instant>>,
     /// To be sent as soon as there is a channel, oldest first.
     ready: VecDeque<Job>,
     /// Waiting for their next attempt.
@@ -69,21 +57,26 @@ enum End {
     /// The channel or the connection failed.
     Lost(BoxError),
     /// A confirm did not come in time, or the channel cannot be trusted.
-    Retired(PublishErrorKind, Option<BoxError>),
+    Retired(BoxError),
 }
+
+/// The broker is alive, or seems so, and does not confirm.
+#[derive(Debug, thiserror::Error)]
+#[error("a confirm did not come within {0:?}")]
+struct ConfirmTimeout(Duration);
 
 impl Lane {
     pub(crate) fn new(
-        options: LaneOptions,
+        around: Surroundings,
+        number: usize,
         link: Arc<Link>,
         jobs: mpsc::UnboundedReceiver<Job>,
-        closing: watch::Receiver<Option<Instant>>,
     ) -> Self {
         Self {
-            options,
+            around,
+            number,
             link,
             jobs,
-            closing,
             ready: VecDeque::new(),
             delayed: BinaryHeap::new(),
             intake: Vec::with_capacity(INTAKE),
@@ -104,29 +97,31 @@ impl Lane {
                 break;
             };
             let mut window = Window::default();
+            self.around.monitor.set_lane(self.number, LaneState::Up);
             let end = self.pump(&connection, &channel, &mut window).await;
-            let (kind, source, discard) = match end {
+            self.around.monitor.set_lane(self.number, LaneState::Down);
+            let (error, discard): (BoxError, bool) = match end {
                 End::Closed => {
-                    for job in window.into_unknown() {
+                    for (job, _) in window.into_unknown() {
                         left.push(job.payload().clone());
                         job.close_unanswered(Instant::now());
                     }
                     break;
                 }
-                End::Lost(error) => {
-                    tracing::warn!(error = %error, "publishing channel lost; unconfirmed messages are published again");
-                    (PublishErrorKind::Disconnected, Some(error), !connection.status().connected())
-                }
-                End::Retired(kind, source) => {
-                    tracing::warn!(reason = %kind, "publishing channel given up; unconfirmed messages are published again");
-                    (kind, source, true)
-                }
+                End::Lost(error) => (error, !connection.status().connected()),
+                End::Retired(error) => (error, true),
             };
+            tracing::warn!(error = %error, unconfirmed = window.len(), "publishing channel lost; what is unconfirmed is published again");
+            self.around.monitor.error(error.to_string());
+            self.resend(window, error);
             if discard {
-                self.link.discard(&connection).await;
+                let link = Arc::clone(&self.link);
+                if self.meanwhile(link.discard(&connection)).await.is_none() {
+                    break;
+                }
             }
-            self.resend(window, kind, source);
         }
+        self.around.monitor.set_lane(self.number, LaneState::Down);
         let now = Instant::now();
         self.jobs.close();
         while let Ok(job) = self.jobs.try_recv() {
@@ -140,16 +135,20 @@ impl Lane {
     }
 
     /// Puts what was in flight back in front, in the order in which it was sent.
-    fn resend(&mut self, window: Window, kind: PublishErrorKind, source: Option<BoxError>) {
+    fn resend(&mut self, window: Window, source: BoxError) {
         let now = Instant::now();
-        let source: Option<Arc<dyn std::error::Error + Send + Sync>> = source.map(Arc::from);
-        let mut again: VecDeque<Job> = window
-            .into_unknown()
-            .filter_map(|job| {
-                let source = source.clone().map(|source| Box::new(source) as BoxError);
-                job.outcome_unknown(kind, source, &self.options.retry, now)
-            })
-            .collect();
+        let Surroundings { options, monitor, .. } = &self.around;
+        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::from(source);
+        let mut again = VecDeque::new();
+        for (job, sent_at) in window.into_unknown() {
+            // One late confirm ends the channel for all: to the others it is a lost channel.
+            let late = now - sent_at > options.confirm_timeout;
+            let kind = if late { PublishErrorKind::TimedOut } else { PublishErrorKind::Disconnected };
+            monitor.count(kind, 1);
+            show(&options.on_attempt, &job, Err(kind));
+            let source = Some(Box::new(Arc::clone(&source)) as BoxError);
+            again.extend(job.outcome_unknown(kind, source, &options.retry, now));
+        }
         again.append(&mut self.ready);
         self.ready = again;
     }
@@ -160,15 +159,32 @@ impl Lane {
         let backoff = RetryPolicy::default().max_delay(Duration::from_secs(3));
         for attempt in 1.. {
             match self.meanwhile(link.channel()).await? {
-                Ok(generation) => return Some(generation),
+                Ok(generation) => {
+                    tracing::info!("publishing channel open again");
+                    self.around.monitor.reconnected();
+                    return Some(generation);
+                }
                 Err(error) => {
                     tracing::warn!(error = %error, attempt, "cannot open a publishing channel");
+                    self.around.monitor.error(error.to_string());
+                    self.give_away();
                     self.blame(error);
                 }
             }
             self.meanwhile(tokio::time::sleep(backoff.delay(attempt))).await?;
         }
         None
+    }
+
+    /// Another lane that is up may take what waits here.
+    fn give_away(&mut self) {
+        if let Some(lanes) = self.around.lanes.upgrade() {
+            for job in std::mem::take(&mut self.ready) {
+                if let Err(job) = lanes.adopt(job, self.number) {
+                    self.ready.push_back(job);
+                }
+            }
+        }
     }
 
     /// Messages that run out of time before there is a connection say why.
@@ -182,7 +198,7 @@ impl Lane {
     /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the lane is to end instead.
     async fn meanwhile<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
         let mut step = pin!(step);
-        let mut tick = interval(self.options.resolution());
+        let mut tick = interval(self.around.options.resolution());
         loop {
             if self.is_done(true) {
                 return None;
@@ -200,15 +216,16 @@ impl Lane {
         let mut publishing = FuturesUnordered::new();
         let rounds = Rounds::new();
         let mut round = Vec::new();
-        let mut tick = interval(self.options.resolution());
+        let mut tick = interval(self.around.options.resolution());
+        let mandatory = self.around.options.mandatory;
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_blocked = false;
         loop {
             // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             if !connection.status().blocked() {
                 while let Some(job) = self.ready.pop_front() {
-                    if let Some((slot, frames)) = admit(job, window) {
-                        publishing.push(publish(channel.clone(), slot, frames, self.options.mandatory));
+                    if let Some((slot, frames)) = admit(job, window, &self.around.monitor) {
+                        publishing.push(publish(channel.clone(), slot, frames, mandatory));
                     }
                 }
             }
@@ -228,10 +245,14 @@ impl Lane {
                     self.sweep(now);
                     window.sweep_deadlines(now);
                     let blocked = connection.status().blocked();
+                    let state = if blocked { LaneState::Blocked } else { LaneState::Up };
+                    self.around.monitor.set_lane(self.number, state);
+                    self.around.monitor.report();
+                    let limit = self.around.options.confirm_timeout;
                     if blocked || was_blocked {
                         window.restart_clocks(now);
-                    } else if window.is_stuck(now, self.options.confirm_timeout) {
-                        return End::Retired(PublishErrorKind::TimedOut, None);
+                    } else if window.is_stuck(now, limit) {
+                        return End::Retired(ConfirmTimeout(limit).into());
                     }
                     was_blocked = blocked;
                     if !channel.status().connected() && publishing.is_empty() {
@@ -257,15 +278,38 @@ impl Lane {
             }
         });
         let judged = window.judge(confirmed, &mut |job, verdict| self.judged.push((job, verdict)));
+        self.answer(now);
+        judged.map_err(|violation| End::Retired(violation.into()))?;
+        lost.map_or(Ok(()), |error| Err(End::Lost(error.into())))
+    }
+
+    /// Tells the callers of a round, and plans what is to be tried again.
+    fn answer(&mut self, now: Instant) {
+        let Surroundings { options, monitor, places, .. } = &self.around;
+        let mut confirmed = 0;
+        let mut released = Released::default();
+        for (job, verdict) in &mut self.judged {
+            let result = verdict.result();
+            match result {
+                Ok(()) => {
+                    confirmed += 1;
+                    job.release_place(&mut released);
+                }
+                Err(kind) => monitor.count(kind, 1),
+            }
+            if options.on_attempt.is_set() {
+                show(&options.on_attempt, job, result);
+            }
+        }
+        // Places first: a caller that is answered may publish its next message at once.
+        places.release(&mut released);
+        monitor.confirmed(confirmed);
         // Last first: who awaits many answers in order awaits the first of them, and is woken once for the whole round.
         while let Some((job, verdict)) = self.judged.pop() {
-            if let Next::RetryAt(due, job) = job.judged(verdict, &self.options.retry, now) {
+            if let Next::RetryAt(due, job) = job.judged(verdict, &options.retry, now) {
                 self.delayed.push(Delayed { due, job });
             }
         }
-        judged
-            .map_err(|violation| End::Retired(PublishErrorKind::Disconnected, Some(Box::new(violation))))?;
-        lost.map_or(Ok(()), |error| Err(End::Lost(error.into())))
     }
 
     fn take_in(&mut self, taken: usize) {
@@ -287,7 +331,7 @@ impl Lane {
 
     /// Whether the lane has nothing left to do, or no time left to do it.
     fn is_done(&mut self, nothing_in_flight: bool) -> bool {
-        let limit = *self.closing.borrow_and_update();
+        let limit = *self.around.closing.borrow_and_update();
         let idle = nothing_in_flight && self.ready.is_empty() && self.delayed.is_empty();
         match limit {
             _ if !self.open && idle => true,
@@ -298,7 +342,7 @@ impl Lane {
 }
 
 /// Counts an attempt, unless nobody waits for the message any more.
-fn admit(mut job: Job, window: &mut Window) -> Option<(usize, Frames)> {
+fn admit(mut job: Job, window: &mut Window, monitor: &Monitor) -> Option<(usize, Frames)> {
     let now = Instant::now();
     if job.is_abandoned() {
         return None;
@@ -308,11 +352,22 @@ fn admit(mut job: Job, window: &mut Window) -> Option<(usize, Frames)> {
         return None;
     }
     match job.next_attempt() {
-        Ok(frames) => Some((window.insert(job, now), frames)),
+        Ok(frames) => {
+            if job.attempts() > 1 {
+                monitor.retried();
+            }
+            Some((window.insert(job, now), frames))
+        }
         Err(error) => {
             job.fail_with(PublishErrorKind::Invalid, Some(Box::new(error)), now);
             None
         }
+    }
+}
+
+fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErrorKind>) {
+    if let Payload::Stamped(stamped) = job.payload() {
+        hook.call(stamped, job.attempts(), result);
     }
 }
 
@@ -331,29 +386,3 @@ async fn publish(
         Err(error) => (slot, Err(error)),
     }
 }
-
-/// A job that waits for its next attempt; the heap gives the earliest first.
-struct Delayed {
-    due: Instant,
-    job: Job,
-}
-
-impl Ord for Delayed {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.due.cmp(&self.due)
-    }
-}
-
-impl PartialOrd for Delayed {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Delayed {
-    fn eq(&self, other: &Self) -> bool {
-        self.due == other.due
-    }
-}
-
-impl Eq for Delayed {}

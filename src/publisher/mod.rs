@@ -3,7 +3,7 @@
 //! The way of one message, from top to bottom:
 //!
 //! 1. `publish.rs` gives the message its ID once, before the first attempt, and waits for a place in the window;
-//! 2. `lane.rs` sends it on the one channel that its task owns, and again after a nack or a lost connection;
+//! 2. `lanes.rs` chooses a channel; `lane.rs` sends it on the one that its task owns, and again after a nack or a loss;
 //! 3. `round.rs` and `confirms.rs` find out what the broker's answers prove;
 //! 4. `job.rs` holds the message and its caller until the verdict, which is a [`Receipt`] or a [`PublishError`].
 
@@ -11,20 +11,30 @@ mod all;
 mod builder;
 mod confirms;
 mod connection;
+mod delayed;
 mod error;
 mod job;
 mod lane;
+mod lanes;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod observe;
+mod places;
 mod publish;
 mod receipt;
 mod retry;
 mod round;
+mod stamper;
+mod status;
 
 pub use all::PublishAll;
 pub use builder::PublisherBuilder;
 pub use error::{PublishError, PublishErrorKind};
+pub use observe::Attempt;
 pub use publish::{CloseError, IdempotentPublisher};
 pub use receipt::Receipt;
 pub use retry::RetryPolicy;
+pub use status::{PublisherState, PublisherStatus};
 
 pub(crate) use error::Failure;
-pub(crate) use job::{Forwarded, Payload};
+pub(crate) use job::Forwarded;

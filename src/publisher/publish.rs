@@ -3,29 +3,32 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_util::stream::{self, Stream};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
+use tracing::Span;
 
 use super::{
     all::PublishAll,
     builder::PublisherBuilder,
-    connection::Link,
     error::{Failure, PublishError, PublishErrorKind},
-    job::{Job, Payload, Reply},
-    lane::{Lane, LaneOptions},
+    job::{Forwarded, Job, Payload, Reply},
+    lanes::{self, Lanes, Setup},
+    observe,
+    places::{Place, Places},
     receipt::Receipt,
+    stamper::Stamper,
+    status::{Monitor, PublisherStatus},
 };
 use crate::{
-    amqp::{ConnectError, ConnectErrorKind, ConnectOptions},
-    error::BoxError,
-    message::{IdStrategy, InvalidMessage, OutgoingMessage, Stamped},
+    amqp::ConnectError,
+    message::{OutgoingMessage, Stamped},
 };
 
 /// Added to the deadline of a call before it stops waiting for its verdict: the lane answers first, unless it died.
@@ -45,13 +48,13 @@ pub struct IdempotentPublisher {
 }
 
 struct Inner {
-    jobs: mpsc::UnboundedSender<Job>,
-    permits: Arc<Semaphore>,
+    lanes: Arc<Lanes>,
+    places: Arc<Places>,
+    monitor: Arc<Monitor>,
     stamper: Stamper,
     total: Duration,
     closing: watch::Sender<Option<Instant>>,
-    lane: Mutex<Option<JoinHandle<Vec<Payload>>>>,
-    max_in_flight: usize,
+    working: Mutex<Option<JoinHandle<Vec<Payload>>>>,
 }
 
 impl IdempotentPublisher {
@@ -68,26 +71,21 @@ impl IdempotentPublisher {
         PublisherBuilder::new(uris)
     }
 
-    pub(crate) async fn connect(
-        connect: ConnectOptions,
-        stamper: Stamper,
-        options: LaneOptions,
-        max_in_flight: usize,
-    ) -> Result<Self, ConnectError> {
-        let link = Arc::new(Link::new(connect));
-        let first = link.channel().await?;
-        let (jobs, intake) = mpsc::unbounded_channel();
-        let (closing, closed) = watch::channel(None);
-        let total = options.retry.total();
-        let lane = Lane::new(options, Arc::clone(&link), intake, closed);
-        let lane = tokio::spawn(async move {
-            let left = lane.run(Some(first)).await;
-            link.close().await;
-            left
-        });
-        let permits = Arc::new(Semaphore::new(max_in_flight));
-        let lane = Mutex::new(Some(lane));
-        Ok(Self { inner: Arc::new(Inner { jobs, permits, stamper, total, closing, lane, max_in_flight }) })
+    pub(crate) async fn connect(setup: Setup, stamper: Stamper) -> Result<Self, ConnectError> {
+        let places = Arc::clone(&setup.places);
+        let total = setup.options.retry.total();
+        let started = lanes::start(setup).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                lanes: started.lanes,
+                places,
+                monitor: started.monitor,
+                stamper,
+                total,
+                closing: started.closing,
+                working: Mutex::new(Some(started.working)),
+            }),
+        })
     }
 
     /// Publishes one message and waits for its confirm.
@@ -106,15 +104,16 @@ impl IdempotentPublisher {
     /// if an attempt was under way, unconfirmed; it is not tried again, and its confirm is still awaited internally.
     pub async fn publish_idempotent(&self, message: OutgoingMessage) -> Result<Receipt, PublishError> {
         let started = Instant::now();
-        let deadline = self.deadline(started);
-        let stamped = self.inner.stamper.stamp(message)?;
-        let permit = match self.place(deadline).await {
-            Ok(permit) => permit,
-            Err(kind) => return Err(unsent(kind, stamped, started)),
+        let stamped = self.stamp(message)?;
+        let span = observe::span(&stamped);
+        let deadline = self.deadline(&stamped, started);
+        let place = match self.place(stamped.message.payload().len(), deadline).await {
+            Ok(place) => place,
+            Err(kind) => return self.refuse(kind, stamped, &span, started),
         };
-        let pending = self.submit(stamped, permit, started);
-        let reply = pending.reply.await;
-        conclude(pending.stamped, started, reply.ok())
+        let mut pending = self.submit(stamped, place, span, started);
+        let reply = (&mut pending.reply).await;
+        self.conclude(pending, reply.ok())
     }
 
     /// Publishes many messages, pipelined, and yields one result per message in the order of the messages.
@@ -148,13 +147,13 @@ impl IdempotentPublisher {
     /// [`PublishErrorKind::Closed`]; each of them may have been published.
     pub async fn close(&self, limit: Duration) -> Result<(), CloseError> {
         let deadline = Instant::now() + limit.min(FAR_FUTURE);
-        self.inner.permits.close();
+        self.inner.places.close();
         self.inner.closing.send_modify(|closing| {
             *closing = Some(closing.map_or(deadline, |earlier| earlier.min(deadline)));
         });
-        let lane = self.inner.lane.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let left = match lane {
-            Some(lane) => lane.await.unwrap_or_default(),
+        let working = self.inner.working.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let left = match working {
+            Some(working) => working.await.unwrap_or_default(),
             None => Vec::new(),
         };
         let messages: Vec<OutgoingMessage> = left
@@ -167,81 +166,115 @@ impl IdempotentPublisher {
         if messages.is_empty() { Ok(()) } else { Err(CloseError { messages }) }
     }
 
-    pub(super) fn deadline(&self, started: Instant) -> Instant {
-        started + self.inner.total.min(FAR_FUTURE)
+    /// How the publisher is doing now.
+    pub fn status(&self) -> PublisherStatus {
+        self.inner.monitor.status()
     }
 
-    pub(super) fn max_in_flight(&self) -> usize {
-        self.inner.max_in_flight
+    /// Follows how the publisher is doing: a change of its connections at once, counters a few times a second.
+    pub fn watch(&self) -> watch::Receiver<PublisherStatus> {
+        self.inner.monitor.subscribe()
     }
 
-    pub(super) fn permits(&self) -> &Arc<Semaphore> {
-        &self.inner.permits
+    pub(super) fn deadline(&self, stamped: &Stamped, started: Instant) -> Instant {
+        let own = stamped.message.extra().and_then(|extra| extra.deadline);
+        started + own.unwrap_or(self.inner.total).min(FAR_FUTURE)
     }
 
-    pub(super) fn stamper(&self) -> &Stamper {
-        &self.inner.stamper
+    pub(super) fn places(&self) -> &Arc<Places> {
+        &self.inner.places
+    }
+
+    /// Checks a message and gives it its ID.
+    pub(super) fn stamp(&self, message: OutgoingMessage) -> Result<Arc<Stamped>, PublishError> {
+        self.inner.stamper.stamp(message).inspect_err(|_| self.inner.monitor.failed())
     }
 
     /// Waits for a place in the window.
-    async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, PublishErrorKind> {
-        let permits = &self.inner.permits;
+    async fn place(&self, body: usize, deadline: Instant) -> Result<Place, PublishErrorKind> {
+        let places = &self.inner.places;
         // Registering a timer costs more than taking a place that is free.
-        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
-            return Ok(permit);
+        if let Ok(place) = places.try_enter(body) {
+            return Ok(place);
         }
-        match timeout_at(deadline, Arc::clone(permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
+        match timeout_at(deadline, Arc::clone(places).enter(body)).await {
+            Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(PublishErrorKind::Closed),
             Err(_) => Err(PublishErrorKind::TimedOut),
         }
     }
 
-    /// Hands a message over to the lane.
+    /// Hands a message over to a lane.
     pub(super) fn submit(
         &self,
         stamped: Arc<Stamped>,
-        permit: OwnedSemaphorePermit,
+        place: Place,
+        span: Span,
         started: Instant,
     ) -> Pending {
-        let reply = self.hand_over(Payload::Stamped(Arc::clone(&stamped)), permit, started);
-        Pending { stamped, reply, started }
+        let (sender, reply) = oneshot::channel();
+        let deadline = self.deadline(&stamped, started);
+        let payload = Payload::Stamped(Arc::clone(&stamped));
+        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        Pending { stamped, reply, span, started }
     }
 
-    fn hand_over(
+    /// The verdict as the caller sees it. `None` means that the lane ended without one.
+    pub(super) fn conclude(&self, pending: Pending, reply: Option<Reply>) -> Result<Receipt, PublishError> {
+        let Pending { stamped, span, started, .. } = pending;
+        let result = match reply {
+            Some(Ok(confirmed)) => {
+                Ok(Receipt::new(stamped.id().clone(), confirmed.attempts, confirmed.elapsed))
+            }
+            Some(Err(failure)) => Err(PublishError::new(failure, stamped)),
+            None => {
+                // Whether the lane had sent it is not known any more.
+                let failure = Failure::unsent(PublishErrorKind::Closed, started.elapsed());
+                Err(PublishError::new(Failure { uncertain: true, ..failure }, stamped))
+            }
+        };
+        self.finish(&span, result)
+    }
+
+    /// Fails a message that was never handed over.
+    pub(super) fn refuse(
         &self,
-        payload: Payload,
-        permit: OwnedSemaphorePermit,
+        kind: PublishErrorKind,
+        stamped: Arc<Stamped>,
+        span: &Span,
         started: Instant,
-    ) -> oneshot::Receiver<Reply> {
-        let (sender, reply) = oneshot::channel();
-        // If the lane has ended, the job is dropped, and with it the sender: the caller sees a closed publisher.
-        let _ = self.inner.jobs.send(Job::new(payload, sender, permit, started, self.deadline(started)));
-        reply
+    ) -> Result<Receipt, PublishError> {
+        let failure = Failure::unsent(kind, started.elapsed());
+        self.finish(span, Err(PublishError::new(failure, stamped)))
+    }
+
+    fn finish(&self, span: &Span, result: Result<Receipt, PublishError>) -> Result<Receipt, PublishError> {
+        if result.is_err() {
+            self.inner.monitor.failed();
+        }
+        observe::finish(span, &result);
+        result
     }
 
     /// Publishes a delivery on, as it is. Confirmed like everything else.
-    pub(crate) async fn forward(&self, payload: Payload) -> Result<(), Failure> {
+    pub(crate) async fn forward(&self, forwarded: Forwarded) -> Result<(), Failure> {
         let started = Instant::now();
+        let deadline = started + self.inner.total.min(FAR_FUTURE);
         let gone = |kind| Failure::unsent(kind, started.elapsed());
-        let permit = self.place(self.deadline(started)).await.map_err(gone)?;
-        let reply = self.hand_over(payload, permit, started).await;
-        reply.unwrap_or_else(|_| Err(gone(PublishErrorKind::Closed))).map(|_| ())
+        let place = self.place(forwarded.body.len(), deadline).await.map_err(gone)?;
+        let (sender, reply) = oneshot::channel();
+        let payload = Payload::Forwarded(Arc::new(forwarded));
+        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        reply.await.unwrap_or_else(|_| Err(gone(PublishErrorKind::Closed))).map(|_| ())
     }
 }
 
 impl fmt::Debug for IdempotentPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotentPublisher")
-            .field("id_strategy", &self.inner.stamper.strategy)
-            .field("free_places", &self.inner.permits.available_permits())
+            .field("id_strategy", self.inner.stamper.strategy())
+            .field("places", &self.inner.places)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Inner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner").finish_non_exhaustive()
     }
 }
 
@@ -249,61 +282,8 @@ impl fmt::Debug for Inner {
 pub(super) struct Pending {
     pub(super) stamped: Arc<Stamped>,
     pub(super) reply: oneshot::Receiver<Reply>,
-    pub(super) started: Instant,
-}
-
-/// The verdict as the caller sees it. `None` means that the lane ended without one.
-pub(super) fn conclude(
-    stamped: Arc<Stamped>,
+    span: Span,
     started: Instant,
-    reply: Option<Reply>,
-) -> Result<Receipt, PublishError> {
-    match reply {
-        Some(Ok(confirmed)) => Ok(Receipt::new(stamped.id().clone(), confirmed.attempts, confirmed.elapsed)),
-        Some(Err(failure)) => Err(PublishError::new(failure, stamped)),
-        None => {
-            // Whether the lane had sent it is not known any more.
-            let failure = Failure::unsent(PublishErrorKind::Closed, started.elapsed());
-            Err(PublishError::new(Failure { uncertain: true, ..failure }, stamped))
-        }
-    }
-}
-
-pub(super) fn unsent(kind: PublishErrorKind, stamped: Arc<Stamped>, started: Instant) -> PublishError {
-    PublishError::new(Failure::unsent(kind, started.elapsed()), stamped)
-}
-
-/// Gives messages their ID and what else they travel with.
-#[derive(Debug)]
-pub(crate) struct Stamper {
-    strategy: IdStrategy,
-    app_id: Option<Arc<str>>,
-}
-
-impl Stamper {
-    pub(crate) fn new(strategy: IdStrategy, app_id: Option<String>) -> Result<Self, ConnectError> {
-        if let Some(length) = app_id.as_ref().map(String::len).filter(|length| *length > 255) {
-            let source: BoxError = format!("the app_id has {length} bytes; AMQP allows 255").into();
-            return Err(ConnectError::setup(ConnectErrorKind::Protocol, source));
-        }
-        Ok(Self { strategy, app_id: app_id.map(Arc::from) })
-    }
-
-    /// Checks a message and gives it its ID, once for all attempts.
-    pub(super) fn stamp(&self, message: OutgoingMessage) -> Result<Arc<Stamped>, PublishError> {
-        let id = match message.validate() {
-            Ok(()) => self.strategy.message_id(&message).map_err(InvalidMessage::from),
-            Err(invalid) => Err(invalid),
-        };
-        match id {
-            Ok(id) => {
-                let told_by_id = !message.has_identity() && self.strategy.is_time_ordered();
-                let timestamp = message.stamped_at().or_else(|| (!told_by_id).then(SystemTime::now));
-                Ok(Arc::new(Stamped::new(message, id, self.app_id.clone(), timestamp)))
-            }
-            Err(invalid) => Err(PublishError::invalid(message, invalid.into())),
-        }
-    }
 }
 
 /// The time ran out while messages were unconfirmed; they are handed back, with their IDs.

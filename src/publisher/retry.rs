@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::error::PublishErrorKind;
+
 /// Exponential backoff with jitter, bounded by attempts and by total time.
 ///
 /// All attempts of one message carry the same message ID and the same body, so trying again never makes a second
@@ -17,7 +19,17 @@ pub struct RetryPolicy {
     max_delay: Duration,
     factor: f64,
     jitter: f64,
+    retries: Retries,
+}
+
+/// After which failures a message is tried again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(clippy::struct_excessive_bools)]
+struct Retries {
+    nacked: bool,
     unroutable: bool,
+    timed_out: bool,
+    disconnected: bool,
 }
 
 impl Default for RetryPolicy {
@@ -30,7 +42,7 @@ impl Default for RetryPolicy {
             max_delay: Duration::from_secs(5),
             factor: 2.0,
             jitter: 0.5,
-            unroutable: false,
+            retries: Retries { nacked: true, unroutable: false, timed_out: true, disconnected: true },
         }
     }
 }
@@ -90,7 +102,33 @@ impl RetryPolicy {
     /// Off by default: the publish then fails at once.
     #[must_use]
     pub fn retry_unroutable(mut self, retry: bool) -> Self {
-        self.unroutable = retry;
+        self.retries.unroutable = retry;
+        self
+    }
+
+    /// Whether a nacked message is tried again, for a queue that is full or a leader that moves. On by default.
+    #[must_use]
+    pub fn retry_nacked(mut self, retry: bool) -> Self {
+        self.retries.nacked = retry;
+        self
+    }
+
+    /// Whether a message whose confirm did not come in time is tried again. On by default.
+    ///
+    /// Without it such a publish fails, and [`may_have_been_published`](super::PublishError::may_have_been_published).
+    #[must_use]
+    pub fn retry_timed_out(mut self, retry: bool) -> Self {
+        self.retries.timed_out = retry;
+        self
+    }
+
+    /// Whether a message that was unconfirmed when its connection ended is tried again. On by default.
+    ///
+    /// Without it such a publish fails, and [`may_have_been_published`](super::PublishError::may_have_been_published). A
+    /// message that was not sent yet waits for the next connection in any case.
+    #[must_use]
+    pub fn retry_disconnected(mut self, retry: bool) -> Self {
+        self.retries.disconnected = retry;
         self
     }
 
@@ -98,12 +136,16 @@ impl RetryPolicy {
         self.max_elapsed
     }
 
-    pub(crate) fn attempts(&self) -> u32 {
-        self.max_attempts
-    }
-
-    pub(crate) fn retries_unroutable(&self) -> bool {
-        self.unroutable
+    /// Whether another attempt may follow number `attempts`, which failed like this.
+    pub(crate) fn retries(&self, kind: PublishErrorKind, attempts: u32) -> bool {
+        let wanted = match kind {
+            PublishErrorKind::Nacked => self.retries.nacked,
+            PublishErrorKind::Unroutable => self.retries.unroutable,
+            PublishErrorKind::TimedOut => self.retries.timed_out,
+            PublishErrorKind::Disconnected => self.retries.disconnected,
+            PublishErrorKind::Invalid | PublishErrorKind::Closed => false,
+        };
+        wanted && attempts < self.max_attempts
     }
 
     /// The delay after `attempts` attempts, jitter included and never above `max_delay`.
@@ -158,7 +200,26 @@ mod tests {
     #[test]
     fn odd_numbers_do_no_harm() {
         let policy = RetryPolicy::default().factor(f64::NAN).jitter(f64::INFINITY).max_attempts(0);
-        assert_eq!((policy.delay(7), policy.attempts()), (Duration::from_millis(100), 1));
+        assert_eq!((policy.delay(7), policy.max_attempts), (Duration::from_millis(100), 1));
+    }
+
+    #[test]
+    fn each_failure_has_its_own_answer() {
+        let kinds = [
+            PublishErrorKind::Nacked,
+            PublishErrorKind::Unroutable,
+            PublishErrorKind::TimedOut,
+            PublishErrorKind::Disconnected,
+            PublishErrorKind::Invalid,
+            PublishErrorKind::Closed,
+        ];
+        let retried = |policy: &RetryPolicy| kinds.map(|kind| policy.retries(kind, 9));
+        let policy = RetryPolicy::default();
+        assert_eq!(retried(&policy), [true, false, true, true, false, false]);
+        let other = policy.retry_nacked(false).retry_unroutable(true).retry_timed_out(false);
+        assert_eq!(retried(&other), [false, true, false, true, false, false]);
+        assert_eq!(retried(&other.retry_disconnected(false)), [false, true, false, false, false, false]);
+        assert_eq!(retried(&RetryPolicy::default().max_attempts(9)), [false; 6]);
     }
 
     #[cfg(feature = "backoff")]
