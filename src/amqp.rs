@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::{
-    Acker, BasicProperties,
+    Acker, BasicProperties, ErrorKind,
     message::Delivery,
     types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString, ShortStringError},
 };
@@ -86,6 +86,14 @@ pub(crate) fn attempt(properties: &BasicProperties) -> u32 {
         Some(value) => {
             header_value(value).as_i64().and_then(|attempt| attempt.try_into().ok()).unwrap_or_default()
         }
+    }
+}
+
+/// The reply code with which the broker closed a channel over what was sent on it; other channels go on.
+pub(crate) fn refusal(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(protocol) if error.is_amqp_soft_error() => Some(protocol.get_id()),
+        _ => None,
     }
 }
 

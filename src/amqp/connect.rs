@@ -132,7 +132,10 @@ fn classify(error: &lapin::Error) -> ConnectErrorKind {
     match error.kind() {
         // rustls reports a certificate that it does not accept, or that is not accepted, as invalid data.
         ErrorKind::IOError(error) if error.kind() == io::ErrorKind::InvalidData => ConnectErrorKind::Tls,
-        ErrorKind::IOError(_) | ErrorKind::MissingHeartbeatError => ConnectErrorKind::Unreachable,
+        ErrorKind::IOError(_)
+        | ErrorKind::MissingHeartbeatError
+        | ErrorKind::InvalidConnectionState(_)
+        | ErrorKind::InvalidChannelState(..) => ConnectErrorKind::Unreachable,
         // RabbitMQ answers wrong credentials with ACCESS_REFUSED, a missing virtual host with NOT_ALLOWED.
         ErrorKind::ProtocolError(error) if matches!(error.get_id(), 403 | 530) => ConnectErrorKind::Refused,
         ErrorKind::AuthProviderError(_) => ConnectErrorKind::Refused,

@@ -107,8 +107,7 @@ impl PublisherBuilder {
 
     /// The largest body that is sent; a larger one is [`Invalid`](super::PublishErrorKind::Invalid) at once.
     ///
-    /// Default 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0. A broker closes the channel on a body above its limit,
-    /// with everything that is in flight there.
+    /// Default 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0. A broker closes the channel over a body above its limit.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
         self

@@ -82,6 +82,21 @@ impl Window {
         self.slots.insert(InFlight { job, order: self.sent, sent_at: now, answer: None, returned: None })
     }
 
+    /// Whether a job may be sent now: a suspect only when nothing else is in flight, and nothing beside a suspect.
+    pub(crate) fn admits(&self, job: &Job) -> bool {
+        match self.slots.iter().next() {
+            None => true,
+            Some((_, first)) => !job.is_suspect() && !first.job.is_suspect(),
+        }
+    }
+
+    /// One of these made the broker close the channel.
+    pub(crate) fn suspect_all(&mut self) {
+        for (_, in_flight) in &mut self.slots {
+            in_flight.job.suspect();
+        }
+    }
+
     /// Judges one round of confirms: everything that was ready, until nothing more was. See the module's page.
     pub(crate) fn judge(
         &mut self,

@@ -85,7 +85,7 @@ impl Channel {
                 match verdict {
                     Verdict::Confirmed => confirmed.push(stamped.id().to_string()),
                     Verdict::Returned(_) => returned.push(stamped.id().to_string()),
-                    Verdict::Nacked => panic!("nothing was nacked"),
+                    Verdict::Nacked | Verdict::Refused(..) => panic!("nothing was refused"),
                 }
             })
             .unwrap();

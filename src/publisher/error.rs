@@ -33,8 +33,10 @@ enum Returned {
 pub enum PublishErrorKind {
     /// The message itself cannot be sent: a field too long, a reserved header, no ID to be had. Nothing was sent.
     Invalid,
-    /// The broker returned the message: no queue is bound for its exchange and routing key.
+    /// The broker returned the message: no queue is bound for its exchange and routing key. Or there is no such exchange.
     Unroutable,
+    /// The broker closed the channel over the message: no permission for the exchange, or larger than the broker's limit.
+    Refused,
     /// The broker nacked the message, for example because a queue is full and rejects publishes.
     Nacked,
     /// No confirm came in time.
@@ -151,6 +153,7 @@ impl PublishErrorKind {
         match self {
             Self::Invalid => "invalid",
             Self::Unroutable => "unroutable",
+            Self::Refused => "refused",
             Self::Nacked => "nacked",
             Self::TimedOut => "timed_out",
             Self::Disconnected => "disconnected",
@@ -163,7 +166,8 @@ impl fmt::Display for PublishErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Invalid => "the message cannot be sent",
-            Self::Unroutable => "the broker returned the message as unroutable",
+            Self::Unroutable => "the broker has no route for the message",
+            Self::Refused => "the broker refused the message",
             Self::Nacked => "the broker nacked the message",
             Self::TimedOut => "no confirm came in time",
             Self::Disconnected => "the connection to the broker was lost",

@@ -104,6 +104,8 @@ pub(crate) struct Job {
     deadline: Instant,
     attempts: u32,
     uncertain: bool,
+    /// It was in flight when the broker closed a channel over one message.
+    suspect: bool,
     last: Option<(PublishErrorKind, Option<BoxError>)>,
 }
 
@@ -113,6 +115,8 @@ pub(crate) enum Verdict {
     Confirmed,
     Nacked,
     Returned(ReturnedByBroker),
+    /// The broker closed the channel over this very message.
+    Refused(PublishErrorKind, Arc<dyn std::error::Error + Send + Sync>),
 }
 
 impl Verdict {
@@ -121,6 +125,7 @@ impl Verdict {
             Self::Confirmed => Ok(()),
             Self::Nacked => Err(PublishErrorKind::Nacked),
             Self::Returned(_) => Err(PublishErrorKind::Unroutable),
+            Self::Refused(kind, _) => Err(*kind),
         }
     }
 }
@@ -147,6 +152,7 @@ impl Job {
             deadline,
             attempts: 0,
             uncertain: false,
+            suspect: false,
             last: None,
         }
     }
@@ -158,6 +164,14 @@ impl Job {
     /// How often it was sent.
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    pub(crate) fn suspect(&mut self) {
+        self.suspect = true;
+    }
+
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect
     }
 
     /// Frees its place in the window together with those of others.
@@ -195,6 +209,7 @@ impl Job {
             }
             Verdict::Nacked => (PublishErrorKind::Nacked, None),
             Verdict::Returned(returned) => (PublishErrorKind::Unroutable, Some(returned.into())),
+            Verdict::Refused(kind, error) => (kind, Some(Box::new(error).into())),
         };
         self.last = Some((kind, source));
         let due = now + policy.delay(self.attempts);

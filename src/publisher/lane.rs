@@ -12,26 +12,32 @@ use std::{
 };
 
 use futures_util::{future::poll_fn, stream::FuturesUnordered};
-use lapin::{Channel, Confirmation, Connection, options::BasicPublishOptions};
+use lapin::{Channel, Confirmation, Connection};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
+    attempt::{admit, publish, show},
     confirms::Window,
     connection::Link,
     delayed::Delayed,
     error::PublishErrorKind,
-    job::{Frames, Job, Next, Payload, Verdict},
+    job::{Job, Next, Payload, Verdict},
     lanes::Surroundings,
-    observe::AttemptHook,
     places::Released,
     retry::RetryPolicy,
     round::Rounds,
-    status::{LaneState, Monitor},
+    status::LaneState,
 };
-use crate::{amqp::ConnectError, error::BoxError};
+use crate::{
+    amqp::{self, ConnectError},
+    error::BoxError,
+};
+
+/// The reply code of a publish to an exchange that does not exist.
+const NOT_FOUND: u16 = 404;
 
 /// How many messages are taken over in one go, so that confirms are looked at in between.
 const INTAKE: usize = 256;
@@ -56,6 +62,8 @@ enum End {
     Closed,
     /// The channel or the connection failed.
     Lost(BoxError),
+    /// The broker closed the channel over something that was published on it, with this reply code.
+    Refused(u16, BoxError),
     /// A confirm did not come in time, or the channel cannot be trusted.
     Retired(BoxError),
 }
@@ -110,6 +118,10 @@ impl Lane {
                 }
                 End::Lost(error) => (error, !connection.status().connected()),
                 End::Retired(error) => (error, true),
+                End::Refused(code, error) => {
+                    let Some(error) = self.find_culprit(code, error, &mut window) else { continue };
+                    (error, !connection.status().connected())
+                }
             };
             tracing::warn!(error = %error, unconfirmed = window.len(), "publishing channel lost; what is unconfirmed is published again");
             self.around.monitor.error(error.to_string());
@@ -132,6 +144,22 @@ impl Lane {
             job.fail_with(PublishErrorKind::Closed, None, now);
         }
         left
+    }
+
+    /// One refused message ends the channel for all that are in flight. The broker does not say which it was: if it was
+    /// alone, its caller is told and the others never notice; if not, each of them is sent alone next time.
+    fn find_culprit(&mut self, code: u16, error: BoxError, window: &mut Window) -> Option<BoxError> {
+        if window.len() > 1 {
+            window.suspect_all();
+            return Some(error);
+        }
+        let kind = if code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
+        tracing::debug!(error = %error, "the broker closed the channel over one message");
+        let refused: Arc<dyn std::error::Error + Send + Sync> = Arc::from(error);
+        let lone = std::mem::take(window).into_unknown();
+        self.judged.extend(lone.map(|(job, _)| (job, Verdict::Refused(kind, Arc::clone(&refused)))));
+        self.answer(Instant::now());
+        None
     }
 
     /// Puts what was in flight back in front, in the order in which it was sent.
@@ -223,7 +251,7 @@ impl Lane {
         loop {
             // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             if !connection.status().blocked() {
-                while let Some(job) = self.ready.pop_front() {
+                while let Some(job) = self.ready.pop_front_if(|job| window.admits(job)) {
                     if let Some((slot, frames)) = admit(job, window, &self.around.monitor) {
                         publishing.push(publish(channel.clone(), slot, frames, mandatory));
                     }
@@ -280,7 +308,13 @@ impl Lane {
         let judged = window.judge(confirmed, &mut |job, verdict| self.judged.push((job, verdict)));
         self.answer(now);
         judged.map_err(|violation| End::Retired(violation.into()))?;
-        lost.map_or(Ok(()), |error| Err(End::Lost(error.into())))
+        match lost {
+            None => Ok(()),
+            Some(error) => Err(match amqp::refusal(&error) {
+                Some(code) => End::Refused(code, error.into()),
+                None => End::Lost(error.into()),
+            }),
+        }
     }
 
     /// Tells the callers of a round, and plans what is to be tried again.
@@ -338,51 +372,5 @@ impl Lane {
             Some(limit) => (idle && self.jobs.is_empty()) || limit <= Instant::now(),
             None => false,
         }
-    }
-}
-
-/// Counts an attempt, unless nobody waits for the message any more.
-fn admit(mut job: Job, window: &mut Window, monitor: &Monitor) -> Option<(usize, Frames)> {
-    let now = Instant::now();
-    if job.is_abandoned() {
-        return None;
-    }
-    if job.is_overdue(now) {
-        job.fail(now);
-        return None;
-    }
-    match job.next_attempt() {
-        Ok(frames) => {
-            if job.attempts() > 1 {
-                monitor.retried();
-            }
-            Some((window.insert(job, now), frames))
-        }
-        Err(error) => {
-            job.fail_with(PublishErrorKind::Invalid, Some(Box::new(error)), now);
-            None
-        }
-    }
-}
-
-fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErrorKind>) {
-    if let Payload::Stamped(stamped) = job.payload() {
-        hook.call(stamped, job.attempts(), result);
-    }
-}
-
-/// One attempt: the frames are queued in this future's first poll, and it ends with the confirm.
-async fn publish(
-    channel: Channel,
-    slot: usize,
-    frames: Frames,
-    mandatory: bool,
-) -> (usize, lapin::Result<Confirmation>) {
-    let options = BasicPublishOptions { mandatory, immediate: false };
-    let Frames { exchange, routing_key, properties, body } = frames;
-    let sent = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
-    match sent {
-        Ok(confirm) => (slot, confirm.await),
-        Err(error) => (slot, Err(error)),
     }
 }

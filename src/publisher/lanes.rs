@@ -23,7 +23,7 @@ use super::{
     observe::AttemptHook,
     places::Places,
     retry::RetryPolicy,
-    status::Monitor,
+    status::{LaneState, Monitor},
 };
 use crate::amqp::{ConnectError, ConnectOptions};
 
@@ -109,6 +109,7 @@ pub(crate) async fn start(setup: Setup) -> Result<Started, ConnectError> {
             .into_iter()
             .zip(jobs.by_ref())
             .map(|(first, (number, jobs))| {
+                monitor.set_lane(number, LaneState::Up);
                 let lane = Lane::new(around.clone(), number, Arc::clone(&link), jobs);
                 tokio::spawn(lane.run(Some(first)))
             })

@@ -11,6 +11,7 @@ pub(super) fn record(before: &PublisherStatus, now: &PublisherStatus) {
         ("retried", before.retried, now.retried),
         ("returned", before.returned, now.returned),
         ("nacked", before.nacked, now.nacked),
+        ("refused", before.refused, now.refused),
         ("timed_out", before.timed_out, now.timed_out),
         ("disconnected", before.disconnected, now.disconnected),
     ];

@@ -8,6 +8,7 @@
 //! 4. `job.rs` holds the message and its caller until the verdict, which is a [`Receipt`] or a [`PublishError`].
 
 mod all;
+mod attempt;
 mod builder;
 mod confirms;
 mod connection;

@@ -1,6 +1,12 @@
 //! The window of a publisher: how many messages, and how many bytes, may be unanswered at once.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
 
@@ -10,6 +16,8 @@ pub(crate) struct Places {
     bytes: Semaphore,
     max_messages: usize,
     max_bytes: u32,
+    /// The semaphore does not tell: whoever waits for many permits takes what there is while it waits.
+    held_bytes: AtomicUsize,
 }
 
 /// One message's place, with room for its body; free again when this is dropped.
@@ -33,6 +41,7 @@ impl Places {
             bytes: Semaphore::new(max_bytes as usize),
             max_messages,
             max_bytes,
+            held_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -60,6 +69,7 @@ impl Places {
     }
 
     fn place(self: &Arc<Self>, bytes: u32) -> Place {
+        self.held_bytes.fetch_add(bytes as usize, Relaxed);
         Place { places: Arc::clone(self), bytes, held: true }
     }
 
@@ -68,7 +78,9 @@ impl Places {
             self.messages.add_permits(std::mem::take(&mut released.messages));
         }
         if released.bytes > 0 {
-            self.bytes.add_permits(std::mem::take(&mut released.bytes));
+            let bytes = std::mem::take(&mut released.bytes);
+            self.held_bytes.fetch_sub(bytes, Relaxed);
+            self.bytes.add_permits(bytes);
         }
     }
 
@@ -88,8 +100,8 @@ impl Places {
 
     /// How many messages, and how many bytes of bodies, hold a place.
     pub(crate) fn taken(&self) -> (usize, usize) {
-        let free = (self.messages.available_permits(), self.bytes.available_permits());
-        (self.max_messages.saturating_sub(free.0), (self.max_bytes as usize).saturating_sub(free.1))
+        let messages = self.max_messages.saturating_sub(self.messages.available_permits());
+        (messages, self.held_bytes.load(Relaxed))
     }
 }
 

@@ -143,7 +143,7 @@ impl RetryPolicy {
             PublishErrorKind::Unroutable => self.retries.unroutable,
             PublishErrorKind::TimedOut => self.retries.timed_out,
             PublishErrorKind::Disconnected => self.retries.disconnected,
-            PublishErrorKind::Invalid | PublishErrorKind::Closed => false,
+            PublishErrorKind::Refused | PublishErrorKind::Invalid | PublishErrorKind::Closed => false,
         };
         wanted && attempts < self.max_attempts
     }

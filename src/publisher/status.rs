@@ -25,7 +25,7 @@ pub struct PublisherStatus {
     pub blocked: usize,
     /// Messages that are not answered yet: in flight, or waiting for a connection or a retry.
     pub in_flight: usize,
-    /// The bytes of their bodies, up to the limit of `max_bytes_in_flight`.
+    /// The bytes of their bodies; one above the limit of `max_bytes_in_flight` counts as the limit.
     pub bytes_in_flight: usize,
     /// Messages that the broker confirmed and did not return.
     pub confirmed: u64,
@@ -35,6 +35,8 @@ pub struct PublisherStatus {
     pub returned: u64,
     /// Attempts that the broker nacked.
     pub nacked: u64,
+    /// Messages over which the broker closed a channel.
+    pub refused: u64,
     /// Attempts whose confirm did not come in time.
     pub timed_out: u64,
     /// Attempts that were unconfirmed when their connection or channel ended.
@@ -76,6 +78,7 @@ struct Counters {
     retried: AtomicU64,
     returned: AtomicU64,
     nacked: AtomicU64,
+    refused: AtomicU64,
     timed_out: AtomicU64,
     disconnected: AtomicU64,
     failed: AtomicU64,
@@ -107,6 +110,7 @@ impl Monitor {
             retried: 0,
             returned: 0,
             nacked: 0,
+            refused: 0,
             timed_out: 0,
             disconnected: 0,
             failed: 0,
@@ -141,6 +145,7 @@ impl Monitor {
             PublishErrorKind::Nacked => &self.counters.nacked,
             PublishErrorKind::TimedOut => &self.counters.timed_out,
             PublishErrorKind::Disconnected => &self.counters.disconnected,
+            PublishErrorKind::Refused => &self.counters.refused,
             PublishErrorKind::Invalid | PublishErrorKind::Closed => return,
         };
         counter.fetch_add(attempts, Relaxed);
@@ -199,6 +204,7 @@ impl Monitor {
             retried: counters.retried.load(Relaxed),
             returned: counters.returned.load(Relaxed),
             nacked: counters.nacked.load(Relaxed),
+            refused: counters.refused.load(Relaxed),
             timed_out: counters.timed_out.load(Relaxed),
             disconnected: counters.disconnected.load(Relaxed),
             failed: counters.failed.load(Relaxed),

@@ -1,0 +1,59 @@
+//! One attempt to publish one message.
+
+use lapin::{Channel, Confirmation, options::BasicPublishOptions};
+use tokio::time::Instant;
+
+use super::{
+    confirms::Window,
+    error::PublishErrorKind,
+    job::{Frames, Job, Payload},
+    observe::AttemptHook,
+    status::Monitor,
+};
+
+/// Counts an attempt, unless nobody waits for the message any more.
+pub(super) fn admit(mut job: Job, window: &mut Window, monitor: &Monitor) -> Option<(usize, Frames)> {
+    let now = Instant::now();
+    if job.is_abandoned() {
+        return None;
+    }
+    if job.is_overdue(now) {
+        job.fail(now);
+        return None;
+    }
+    match job.next_attempt() {
+        Ok(frames) => {
+            if job.attempts() > 1 {
+                monitor.retried();
+            }
+            Some((window.insert(job, now), frames))
+        }
+        Err(error) => {
+            job.fail_with(PublishErrorKind::Invalid, Some(Box::new(error)), now);
+            None
+        }
+    }
+}
+
+/// Shows an attempt to the application's hook.
+pub(super) fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErrorKind>) {
+    if let Payload::Stamped(stamped) = job.payload() {
+        hook.call(stamped, job.attempts(), result);
+    }
+}
+
+/// One attempt: the frames are queued in this future's first poll, and it ends with the confirm.
+pub(super) async fn publish(
+    channel: Channel,
+    slot: usize,
+    frames: Frames,
+    mandatory: bool,
+) -> (usize, lapin::Result<Confirmation>) {
+    let options = BasicPublishOptions { mandatory, immediate: false };
+    let Frames { exchange, routing_key, properties, body } = frames;
+    let sent = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
+    match sent {
+        Ok(confirm) => (slot, confirm.await),
+        Err(error) => (slot, Err(error)),
+    }
+}
