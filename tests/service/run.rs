@@ -11,12 +11,18 @@ mod at_rebalance;
 mod at_sending;
 #[path = "broker_restart.rs"]
 mod broker_restart;
+#[path = "cuts.rs"]
+mod cuts;
 #[path = "examples.rs"]
 mod examples;
+#[path = "faults.rs"]
+mod faults;
 #[path = "guard.rs"]
 mod guard;
 #[path = "interop.rs"]
 mod interop;
+#[path = "options.rs"]
+mod options;
 #[path = "parking.rs"]
 mod parking;
 #[path = "publisher.rs"]
@@ -50,6 +56,13 @@ pub(crate) fn main() -> ExitCode {
         at_rebalance::consumer_joins_and_leaves_one_effect_each,
         at_rebalance::consumer_dies_in_the_handler_one_effect,
         broker_restart::in_the_middle_of_2000_publishes_none_lost_none_doubled,
+        cuts::at_every_frame_both_directions,
+        cuts::frozen_connection_is_given_up,
+        cuts::late_confirm_is_waited_for,
+        cuts::publish_lost_on_the_way_is_sent_again,
+        faults::broker_killed_and_restarted_under_load,
+        faults::queue_deleted_with_10000_in_flight,
+        faults::channel_closed_by_the_broker_fails_only_the_message_at_fault,
         examples::payments_are_right_with_the_guard_and_wrong_without,
         examples::jsonl_lines_are_published_and_bad_ones_reported,
         examples::jsonl_unroutable_lines_come_back,
@@ -65,6 +78,18 @@ pub(crate) fn main() -> ExitCode {
         interop::message_of_another_client_is_guarded,
         interop::another_client_sees_the_stamp,
         interop::guard_in_a_consume_loop_of_ones_own,
+        options::topology_is_there_before_publishing_resumes,
+        options::topology_that_is_refused_is_a_typed_error,
+        options::without_mandatory_an_unroutable_message_is_published_into_the_void,
+        options::a_message_has_its_own_deadline,
+        options::every_attempt_is_shown_with_its_result,
+        options::trace_context_travels_in_the_headers,
+        options::bytes_in_flight_are_bounded,
+        options::too_large_a_body_is_refused_before_sending,
+        options::several_connections_and_channels_share_the_load,
+        options::messages_go_over_the_connection_that_is_up,
+        options::credentials_come_from_a_provider_at_every_connect,
+        options::nacked_messages_wait_for_room_and_fail_alone,
         parking::reject_is_parked_with_its_reason,
         parking::same_id_with_another_body_is_parked,
         parking::no_id_is_parked,

@@ -2,6 +2,7 @@
 
 pub mod amqp;
 pub mod ledger;
+pub mod load;
 pub mod node;
 pub mod proxy;
 

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -16,6 +17,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinHandle,
+    time::sleep,
 };
 
 /// Which way a frame travels.
@@ -33,11 +35,16 @@ pub enum Action {
     Drop,
     /// The connection is cut before the frame.
     CutBefore,
+    /// The connection is cut once the frame has been passed on.
+    CutAfter,
+    /// The frame, and what follows it, comes later.
+    Delay(Duration),
+    /// Nothing more goes this way on this connection, which stays open, until [`Proxy::thaw`].
+    Freeze,
 }
 
 /// AMQP 0-9-1 class and method IDs.
 pub mod method {
-    #[allow(dead_code)]
     pub const BASIC_PUBLISH: (u16, u16) = (60, 40);
     pub const BASIC_ACK: (u16, u16) = (60, 80);
 }
@@ -48,6 +55,8 @@ pub struct Frame {
     pub from: From,
     /// The number of the connection through this proxy, from 0.
     pub connection: usize,
+    /// The number of the frame on its connection, in its direction, from 0.
+    pub number: usize,
     /// Class and method; `None` for headers, bodies and heartbeats.
     pub method: Option<(u16, u16)>,
 }
@@ -55,6 +64,23 @@ pub struct Frame {
 impl Frame {
     pub fn is(&self, from: From, method: (u16, u16)) -> bool {
         self.from == from && self.method == Some(method)
+    }
+}
+
+/// A rule that does something to the n-th frame of one kind, from 0, whatever its connection, and passes all others.
+pub fn nth(
+    n: usize,
+    from: From,
+    method: (u16, u16),
+    action: Action,
+) -> impl FnMut(Frame) -> Action + Send + 'static {
+    let mut seen = 0;
+    move |frame| {
+        if !frame.is(from, method) {
+            return Action::Pass;
+        }
+        seen += 1;
+        if seen == n + 1 { action } else { Action::Pass }
     }
 }
 
@@ -72,6 +98,8 @@ struct Shared {
     connections: AtomicUsize,
     /// Counts up to cut everything that is connected.
     cut: watch::Sender<u64>,
+    /// Counts up to let everything flow that is frozen.
+    thaw: watch::Sender<u64>,
 }
 
 impl Proxy {
@@ -86,6 +114,7 @@ impl Proxy {
             rule: Mutex::new(Box::new(|_| Action::Pass)),
             connections: AtomicUsize::new(0),
             cut: watch::channel(0).0,
+            thaw: watch::channel(0).0,
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { url: format!("{credentials}@127.0.0.1:{port}/{path}"), shared, accepting }
@@ -98,6 +127,16 @@ impl Proxy {
     /// Decides over every frame from now on.
     pub fn rule(&self, rule: impl FnMut(Frame) -> Action + Send + 'static) {
         *self.shared.rule.lock().expect("rule") = Box::new(rule);
+    }
+
+    /// Lets go on what a rule has frozen.
+    pub fn thaw(&self) {
+        self.shared.thaw.send_modify(|count| *count += 1);
+    }
+
+    /// How many connections were made through this proxy.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// Cuts every connection that is open now.
@@ -146,7 +185,8 @@ async fn pump(
         source.read_exact(&mut header).await?;
         sink.write_all(&header).await?;
     }
-    loop {
+    let mut thaw = shared.thaw.subscribe();
+    for number in 0.. {
         // AMQP 0-9-1, section 4.2.3: type, channel, size, payload, end.
         let mut frame = vec![0; 7];
         source.read_exact(&mut frame).await?;
@@ -155,11 +195,23 @@ async fn pump(
         source.read_exact(&mut frame[7..]).await?;
         let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let method = (frame[0] == 1 && size >= 4).then(|| (word(7), word(9)));
-        let action = (shared.rule.lock().expect("rule"))(Frame { from, connection, method });
+        let action = (shared.rule.lock().expect("rule"))(Frame { from, connection, number, method });
         match action {
-            Action::Drop => {}
+            Action::Drop => continue,
             Action::CutBefore => return Ok(()),
-            Action::Pass => sink.write_all(&frame).await?,
+            Action::Pass | Action::CutAfter => {}
+            Action::Delay(time) => sleep(time).await,
+            Action::Freeze => {
+                thaw.mark_unchanged();
+                let _ = thaw.changed().await;
+            }
+        }
+        sink.write_all(&frame).await?;
+        if action == Action::CutAfter {
+            // A socket that is closed with something unread in it sends a reset, which would overtake the frame.
+            sink.shutdown().await?;
+            return Ok(());
         }
     }
+    Ok(())
 }
