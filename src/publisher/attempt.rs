@@ -1,5 +1,7 @@
 //! One attempt to publish one message.
 
+use std::future::Future;
+
 use lapin::{Channel, Confirmation, options::BasicPublishOptions};
 use tokio::time::Instant;
 
@@ -12,8 +14,12 @@ use super::{
 };
 
 /// Counts an attempt, unless nobody waits for the message any more.
-pub(super) fn admit(mut job: Job, window: &mut Window, monitor: &Monitor) -> Option<(usize, Frames)> {
-    let now = Instant::now();
+pub(super) fn admit(
+    mut job: Job,
+    window: &mut Window,
+    monitor: &Monitor,
+    now: Instant,
+) -> Option<(usize, Frames)> {
     if job.is_abandoned() {
         return None;
     }
@@ -43,17 +49,21 @@ pub(super) fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErro
 }
 
 /// One attempt: the frames are queued in this future's first poll, and it ends with the confirm.
-pub(super) async fn publish(
-    channel: Channel,
+///
+/// Written out, not an `async fn`, which would keep its arguments a second time: the future is moved once a message, and it
+/// is large.
+pub(super) fn publish(
+    channel: &Channel,
     slot: usize,
     frames: Frames,
     mandatory: bool,
-) -> (usize, lapin::Result<Confirmation>) {
-    let options = BasicPublishOptions { mandatory, immediate: false };
+) -> impl Future<Output = (usize, lapin::Result<Confirmation>)> {
     let Frames { exchange, routing_key, properties, body } = frames;
-    let sent = channel.basic_publish(exchange, routing_key, options, &body, properties).await;
-    match sent {
-        Ok(confirm) => (slot, confirm.await),
-        Err(error) => (slot, Err(error)),
+    let options = BasicPublishOptions { mandatory, immediate: false };
+    async move {
+        match channel.basic_publish(exchange, routing_key, options, &body, properties).await {
+            Ok(confirm) => (slot, confirm.await),
+            Err(error) => (slot, Err(error)),
+        }
     }
 }

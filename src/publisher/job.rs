@@ -106,6 +106,8 @@ pub(crate) struct Job {
     uncertain: bool,
     /// It was in flight when the broker closed a channel over one message.
     suspect: bool,
+    /// How often it was nacked, in which generation of its lane.
+    nacks: (u64, u32),
     last: Option<(PublishErrorKind, Option<BoxError>)>,
 }
 
@@ -153,6 +155,7 @@ impl Job {
             attempts: 0,
             uncertain: false,
             suspect: false,
+            nacks: (0, 0),
             last: None,
         }
     }
@@ -168,6 +171,13 @@ impl Job {
 
     pub(crate) fn suspect(&mut self) {
         self.suspect = true;
+    }
+
+    /// Counts a nack, and gives how many there were in this generation.
+    pub(crate) fn count_nack(&mut self, generation: u64) -> u32 {
+        let before = if self.nacks.0 == generation { self.nacks.1 } else { 0 };
+        self.nacks = (generation, before + 1);
+        before + 1
     }
 
     pub(crate) fn is_suspect(&self) -> bool {

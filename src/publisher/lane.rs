@@ -3,10 +3,10 @@
 //! One task a channel is a condition of correctness, not a choice: lapin takes the delivery tag and queues the frames
 //! under two different locks, so two tasks on one channel can get each other's confirms.
 
+mod between;
+
 use std::{
     collections::{BinaryHeap, VecDeque},
-    future::Future,
-    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -15,32 +15,31 @@ use futures_util::{future::poll_fn, stream::FuturesUnordered};
 use lapin::{Channel, Confirmation, Connection};
 use tokio::{
     sync::mpsc,
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval},
 };
 
+use self::between::close_channel;
 use super::{
     attempt::{admit, publish, show},
     confirms::Window,
     connection::Link,
     delayed::Delayed,
     error::PublishErrorKind,
+    generation::Generation,
     job::{Job, Next, Payload, Verdict},
     lanes::Surroundings,
     places::Released,
-    retry::RetryPolicy,
     round::Rounds,
     status::LaneState,
 };
-use crate::{
-    amqp::{self, ConnectError},
-    error::BoxError,
-};
-
-/// The reply code of a publish to an exchange that does not exist.
-const NOT_FOUND: u16 = 404;
+use crate::{amqp, error::BoxError};
 
 /// How many messages are taken over in one go, so that confirms are looked at in between.
 const INTAKE: usize = 256;
+
+/// Taking over fewer than this suggests that more are on their way.
+const GREEDY: usize = 32;
 
 pub(crate) struct Lane {
     around: Surroundings,
@@ -54,6 +53,7 @@ pub(crate) struct Lane {
     intake: Vec<Job>,
     judged: Vec<(Job, Verdict)>,
     open: bool,
+    generation: Generation,
 }
 
 /// Why a generation ended.
@@ -66,6 +66,8 @@ enum End {
     Refused(u16, BoxError),
     /// A confirm did not come in time, or the channel cannot be trusted.
     Retired(BoxError),
+    /// Nothing is in flight, and a new channel may fare better.
+    Worn,
 }
 
 /// The broker is alive, or seems so, and does not confirm.
@@ -90,6 +92,7 @@ impl Lane {
             intake: Vec::with_capacity(INTAKE),
             judged: Vec::new(),
             open: true,
+            generation: Generation::default(),
         }
     }
 
@@ -106,6 +109,7 @@ impl Lane {
             };
             let mut window = Window::default();
             self.around.monitor.set_lane(self.number, LaneState::Up);
+            self.generation.begin(Instant::now());
             let end = self.pump(&connection, &channel, &mut window).await;
             self.around.monitor.set_lane(self.number, LaneState::Down);
             let (error, discard): (BoxError, bool) = match end {
@@ -118,6 +122,13 @@ impl Lane {
                 }
                 End::Lost(error) => (error, !connection.status().connected()),
                 End::Retired(error) => (error, true),
+                End::Worn => {
+                    tracing::info!("messages were nacked again and again; trying another channel");
+                    if self.meanwhile(close_channel(&channel)).await.is_none() {
+                        break;
+                    }
+                    continue;
+                }
                 End::Refused(code, error) => {
                     let Some(error) = self.find_culprit(code, error, &mut window) else { continue };
                     (error, !connection.status().connected())
@@ -146,99 +157,6 @@ impl Lane {
         left
     }
 
-    /// One refused message ends the channel for all that are in flight. The broker does not say which it was: if it was
-    /// alone, its caller is told and the others never notice; if not, each of them is sent alone next time.
-    fn find_culprit(&mut self, code: u16, error: BoxError, window: &mut Window) -> Option<BoxError> {
-        if window.len() > 1 {
-            window.suspect_all();
-            return Some(error);
-        }
-        let kind = if code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
-        tracing::debug!(error = %error, "the broker closed the channel over one message");
-        let refused: Arc<dyn std::error::Error + Send + Sync> = Arc::from(error);
-        let lone = std::mem::take(window).into_unknown();
-        self.judged.extend(lone.map(|(job, _)| (job, Verdict::Refused(kind, Arc::clone(&refused)))));
-        self.answer(Instant::now());
-        None
-    }
-
-    /// Puts what was in flight back in front, in the order in which it was sent.
-    fn resend(&mut self, window: Window, source: BoxError) {
-        let now = Instant::now();
-        let Surroundings { options, monitor, .. } = &self.around;
-        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::from(source);
-        let mut again = VecDeque::new();
-        for (job, sent_at) in window.into_unknown() {
-            // One late confirm ends the channel for all: to the others it is a lost channel.
-            let late = now - sent_at > options.confirm_timeout;
-            let kind = if late { PublishErrorKind::TimedOut } else { PublishErrorKind::Disconnected };
-            monitor.count(kind, 1);
-            show(&options.on_attempt, &job, Err(kind));
-            let source = Some(Box::new(Arc::clone(&source)) as BoxError);
-            again.extend(job.outcome_unknown(kind, source, &options.retry, now));
-        }
-        again.append(&mut self.ready);
-        self.ready = again;
-    }
-
-    /// Opens the next generation, with backoff, while deadlines go on being kept.
-    async fn reopen(&mut self) -> Option<(Arc<Connection>, Channel)> {
-        let link = Arc::clone(&self.link);
-        let backoff = RetryPolicy::default().max_delay(Duration::from_secs(3));
-        for attempt in 1.. {
-            match self.meanwhile(link.channel()).await? {
-                Ok(generation) => {
-                    tracing::info!("publishing channel open again");
-                    self.around.monitor.reconnected();
-                    return Some(generation);
-                }
-                Err(error) => {
-                    tracing::warn!(error = %error, attempt, "cannot open a publishing channel");
-                    self.around.monitor.error(error.to_string());
-                    self.give_away();
-                    self.blame(error);
-                }
-            }
-            self.meanwhile(tokio::time::sleep(backoff.delay(attempt))).await?;
-        }
-        None
-    }
-
-    /// Another lane that is up may take what waits here.
-    fn give_away(&mut self) {
-        if let Some(lanes) = self.around.lanes.upgrade() {
-            for job in std::mem::take(&mut self.ready) {
-                if let Err(job) = lanes.adopt(job, self.number) {
-                    self.ready.push_back(job);
-                }
-            }
-        }
-    }
-
-    /// Messages that run out of time before there is a connection say why.
-    fn blame(&mut self, error: ConnectError) {
-        let error: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
-        for job in &mut self.ready {
-            job.note(PublishErrorKind::Disconnected, Some(Box::new(Arc::clone(&error))));
-        }
-    }
-
-    /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the lane is to end instead.
-    async fn meanwhile<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
-        let mut step = pin!(step);
-        let mut tick = interval(self.around.options.resolution());
-        loop {
-            if self.is_done(true) {
-                return None;
-            }
-            tokio::select! {
-                output = &mut step => return Some(output),
-                taken = self.jobs.recv_many(&mut self.intake, INTAKE), if self.open => self.take_in(taken),
-                _ = tick.tick() => self.sweep(Instant::now()),
-            }
-        }
-    }
-
     /// Sends and judges until the generation ends.
     async fn pump(&mut self, connection: &Connection, channel: &Channel, window: &mut Window) -> End {
         let mut publishing = FuturesUnordered::new();
@@ -250,10 +168,15 @@ impl Lane {
         let mut was_blocked = false;
         loop {
             // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
-            if !connection.status().blocked() {
+            if self.generation.is_worn() {
+                if window.is_empty() {
+                    return End::Worn;
+                }
+            } else if !connection.status().blocked() {
+                let now = Instant::now();
                 while let Some(job) = self.ready.pop_front_if(|job| window.admits(job)) {
-                    if let Some((slot, frames)) = admit(job, window, &self.around.monitor) {
-                        publishing.push(publish(channel.clone(), slot, frames, mandatory));
+                    if let Some((slot, frames)) = admit(job, window, &self.around.monitor, now) {
+                        publishing.push(publish(channel, slot, frames, mandatory));
                     }
                 }
             }
@@ -267,7 +190,17 @@ impl Lane {
                         return end;
                     }
                 }
-                taken = self.jobs.recv_many(&mut self.intake, INTAKE), if self.open => self.take_in(taken),
+                taken = self.jobs.recv_many(&mut self.intake, INTAKE), if self.open => {
+                    self.take_in(taken);
+                    if taken < GREEDY && !window.is_empty() {
+                        // Callers that were answered together publish their next messages one after the other. Let them, so
+                        // that one pass serves them all.
+                        yield_now().await;
+                        while let Ok(job) = self.jobs.try_recv() {
+                            self.ready.push_back(job);
+                        }
+                    }
+                }
                 _ = tick.tick() => {
                     let now = Instant::now();
                     self.sweep(now);
@@ -329,7 +262,12 @@ impl Lane {
                     confirmed += 1;
                     job.release_place(&mut released);
                 }
-                Err(kind) => monitor.count(kind, 1),
+                Err(kind) => {
+                    monitor.count(kind, 1);
+                    if kind == PublishErrorKind::Nacked {
+                        self.generation.nacked(job, now);
+                    }
+                }
             }
             if options.on_attempt.is_set() {
                 show(&options.on_attempt, job, result);

@@ -164,12 +164,12 @@ impl Lanes {
         let _ = self.intakes[lane].send(job);
     }
 
-    /// Takes over a job from a lane that has no connection, if another has one.
-    pub(crate) fn adopt(&self, job: Job, from: usize) -> Result<(), Job> {
+    /// Takes over a job from a lane that has no connection, if another has one; gives it back if not.
+    pub(crate) fn adopt(&self, job: Job, from: usize) -> Option<Job> {
         let other = (0..self.intakes.len()).find(|lane| *lane != from && self.monitor.is_up(*lane));
         match other {
-            Some(lane) => self.intakes[lane].send(job).map_err(|refused| refused.0),
-            None => Err(job),
+            Some(lane) => self.intakes[lane].send(job).err().map(|refused| refused.0),
+            None => Some(job),
         }
     }
 }

@@ -14,6 +14,7 @@ mod confirms;
 mod connection;
 mod delayed;
 mod error;
+mod generation;
 mod job;
 mod lane;
 mod lanes;

@@ -43,7 +43,7 @@ pub struct PublisherStatus {
     pub disconnected: u64,
     /// Calls that ended in a `PublishError`.
     pub failed: u64,
-    /// How often a connection was opened anew after a loss.
+    /// How often a channel was opened anew: its connection was lost, the broker closed it, or it did nothing but nack.
     pub reconnects: u64,
     /// What went wrong with a connection last; holds no credentials.
     pub last_error: Option<String>,
