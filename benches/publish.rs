@@ -7,7 +7,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -20,36 +20,58 @@ use support::{Bench, Queue, body};
 
 const WINDOW: usize = 1024;
 
+const RAW: &str = "raw lapin, fused";
+const RAW_TWO: &str = "raw lapin, fused, 2 connections";
+const ONE_BY_ONE: &str = "one at a time";
+
+const CASES: [&str; 7] = [
+    RAW,
+    "publish_all",
+    "1,024 concurrent calls",
+    RAW_TWO,
+    "publish_all, 2 connections",
+    "1,024 concurrent calls, 2 connections",
+    ONE_BY_ONE,
+];
+
 fn main() {
-    let bench = Bench::from_args(20_000, 7);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
-    runtime.block_on(run(bench));
+    match support::child() {
+        Some((case, kind, messages)) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            runtime.expect("runtime").block_on(once(&case, &kind, messages));
+        }
+        None => compare(Bench::from_args(20_000, 7)),
+    }
 }
 
-const RAW: &str = "raw lapin, fused";
-
 /// Every case in turn, each on a queue of its own: a queue that has been filled and purged is not as fast as a new one.
-async fn run(mut bench: Bench) {
-    const CASES: [&str; 4] = [RAW, "publish_all", "1,024 concurrent calls", "one at a time"];
+fn compare(mut bench: Bench) {
     for kind in ["classic", "quorum"] {
         for round in 0..bench.rounds {
             for case in in_turn(&CASES, round) {
-                let queue = Queue::declare(&bench.amqp, kind).await;
-                let (amqp, name, few) = (bench.amqp.clone(), queue.name.as_str(), bench.messages / 20);
-                let run: BoxFuture<'_, Duration> = match case {
-                    RAW => raw_fused(&amqp, name, bench.messages).boxed(),
-                    "publish_all" => publish_all(&amqp, name, bench.messages).boxed(),
-                    "one at a time" => one_at_a_time(&amqp, name, few).boxed(),
-                    _ => concurrent(&amqp, name, bench.messages).boxed(),
-                };
-                let messages = if case == "one at a time" { few } else { bench.messages };
-                bench.measure(case, kind, messages, run).await;
-                queue.delete().await;
+                let messages = if case == ONE_BY_ONE { bench.messages / 20 } else { bench.messages };
+                bench.measure(case, kind, messages);
             }
         }
     }
-    bench.report("publish", RAW);
+    bench.report("publish", |case| if case.ends_with("2 connections") { RAW_TWO } else { RAW });
+}
+
+/// One case, once.
+async fn once(case: &str, kind: &str, messages: usize) {
+    let amqp = support::amqp();
+    let queue = Queue::declare(&amqp, kind).await;
+    let connections = if case.ends_with("2 connections") { 2 } else { 1 };
+    let run: BoxFuture<'_, Duration> = match case {
+        RAW | RAW_TWO => raw_fused(&amqp, &queue.name, messages, connections).boxed(),
+        ONE_BY_ONE => one_at_a_time(&amqp, &queue.name, messages).boxed(),
+        _ if case.starts_with("publish_all") => {
+            publish_all(&amqp, &queue.name, messages, connections).boxed()
+        }
+        _ => concurrent(&amqp, &queue.name, messages, connections).boxed(),
+    };
+    support::once(messages, run).await;
+    queue.delete().await;
 }
 
 /// Another order in every round, forwards and backwards, so that no case always follows the same one.
@@ -63,25 +85,36 @@ fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str> {
     cases
 }
 
-/// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one task.
-async fn raw_fused(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
-    let channel = connection.create_channel().await.expect("channel");
-    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm");
+/// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one task a connection.
+async fn raw_fused(amqp: &str, queue: &str, messages: usize, connections: usize) -> Duration {
     let body = body();
-    let queue = queue.to_owned();
-    let started = std::time::Instant::now();
-    let publishing = tokio::spawn(async move {
-        let mut window = FuturesUnordered::new();
-        for n in 0..messages {
-            if window.len() >= WINDOW {
-                window.next().await;
-            }
-            window.push(raw_publish(channel.clone(), queue.clone(), body.clone(), n));
-        }
-        while window.next().await.is_some() {}
-    });
-    publishing.await.expect("publish");
+    let mut channels = Vec::new();
+    for _ in 0..connections {
+        let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
+        let channel = connection.create_channel().await.expect("channel");
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirm");
+        channels.push((connection, channel));
+    }
+    let started = Instant::now();
+    let publishing: Vec<_> = channels
+        .iter()
+        .map(|(_, channel)| {
+            let (channel, queue, body) = (channel.clone(), queue.to_owned(), body.clone());
+            tokio::spawn(async move {
+                let mut window = FuturesUnordered::new();
+                for n in 0..messages / connections {
+                    if window.len() >= WINDOW / connections {
+                        window.next().await;
+                    }
+                    window.push(raw_publish(channel.clone(), queue.clone(), body.clone(), n));
+                }
+                while window.next().await.is_some() {}
+            })
+        })
+        .collect();
+    for task in publishing {
+        task.await.expect("publish");
+    }
     started.elapsed()
 }
 
@@ -96,18 +129,19 @@ async fn raw_publish(channel: Channel, queue: String, body: Bytes, n: usize) {
     assert_eq!(confirm.await.expect("confirm"), Confirmation::Ack(None));
 }
 
-async fn publisher(amqp: &str) -> IdempotentPublisher {
-    IdempotentPublisher::builder(amqp).max_in_flight(WINDOW).connect().await.expect("connect")
+async fn publisher(amqp: &str, connections: usize) -> IdempotentPublisher {
+    let builder = IdempotentPublisher::builder(amqp).max_in_flight(WINDOW).connections(connections);
+    builder.connect().await.expect("connect")
 }
 
 fn message(queue: &str, body: &Bytes) -> OutgoingMessage {
     OutgoingMessage::to("", queue).body(body.clone()).content_type("application/json")
 }
 
-async fn publish_all(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let publisher = publisher(amqp).await;
+async fn publish_all(amqp: &str, queue: &str, messages: usize, connections: usize) -> Duration {
+    let publisher = publisher(amqp, connections).await;
     let (body, queue) = (body(), queue.to_owned());
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let publishing = tokio::spawn(async move {
         let mut results = publisher.publish_all((0..messages).map(|_| message(&queue, &body)));
         while let Some(result) = results.next().await {
@@ -118,10 +152,10 @@ async fn publish_all(amqp: &str, queue: &str, messages: usize) -> Duration {
     started.elapsed()
 }
 
-async fn concurrent(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let publisher = publisher(amqp).await;
+async fn concurrent(amqp: &str, queue: &str, messages: usize, connections: usize) -> Duration {
+    let publisher = publisher(amqp, connections).await;
     let body = body();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let tasks: Vec<_> = (0..WINDOW)
         .map(|task| {
             let (publisher, queue, body) = (publisher.clone(), queue.to_owned(), body.clone());
@@ -139,9 +173,9 @@ async fn concurrent(amqp: &str, queue: &str, messages: usize) -> Duration {
 }
 
 async fn one_at_a_time(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let publisher = publisher(amqp).await;
+    let publisher = publisher(amqp, 1).await;
     let body = body();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     for _ in 0..messages {
         publisher.publish_idempotent(message(queue, &body)).await.expect("published");
     }

@@ -273,3 +273,25 @@ async fn blocked_connection_is_in_the_status_and_never_a_hang() {
     peer.ack(published.tag, false).await;
     again.await.unwrap().expect("published");
 }
+
+/// RabbitMQ can go on to nack everything on a channel that was opened while a quorum queue had no leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channel_that_only_nacks_is_replaced() {
+    let policy = RetryPolicy::default().max_attempts(1000).max_delay(Duration::from_millis(200));
+    let (publisher, mut peer) = connected(|builder| builder.retry(policy)).await;
+    let call = tokio::spawn(async move {
+        publisher
+            .publish_idempotent(OutgoingMessage::to("e", "queue"))
+            .await
+            .map(|receipt| (receipt, publisher))
+    });
+    while peer.channels == 0 {
+        let published = peer.next().await;
+        let answer = if peer.channels == 0 { nack(published.tag, false) } else { ack(published.tag, false) };
+        peer.say(&[answer]).await;
+    }
+    let (receipt, publisher) = timeout(DEADLINE, call).await.expect("in time").unwrap().expect("published");
+    let status = publisher.status();
+    assert_eq!((status.confirmed, status.reconnects, status.connected), (1, 1, 1));
+    assert_eq!(u64::from(receipt.attempts()), status.nacked + 1);
+}

@@ -1,6 +1,6 @@
 //! Measuring: time, CPU of this process, peak memory; medians over rounds; a table and a JSON file.
 
-use std::{collections::BTreeMap, fs, future::Future, path::Path, time::Duration};
+use std::{fmt::Write, fs, future::Future, path::Path, process::Command, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
@@ -8,6 +8,7 @@ use lapin::{
     options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// 256 bytes of JSON.
@@ -19,7 +20,6 @@ pub(crate) fn body() -> Bytes {
 }
 
 pub(crate) struct Bench {
-    pub(crate) amqp: String,
     pub(crate) messages: usize,
     pub(crate) rounds: usize,
     /// Only cases whose name holds this.
@@ -28,11 +28,36 @@ pub(crate) struct Bench {
     samples: Vec<((String, String), Vec<Sample>)>,
 }
 
-#[derive(Clone, Copy)]
+/// What one run of one case took.
+#[derive(Clone, Copy, Serialize, Deserialize)]
 struct Sample {
     per_second: f64,
     cpu_us: f64,
     rss_mb: f64,
+}
+
+pub(crate) fn amqp() -> String {
+    std::env::var("AMQP_URL").expect("AMQP_URL: run `make bench`")
+}
+
+/// In a child: which case to run once, on which kind of queue, with how many messages.
+pub(crate) fn child() -> Option<(String, String, usize)> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--once").skip(1);
+    Some((arguments.next()?, arguments.next()?, arguments.next()?.parse().ok()?))
+}
+
+/// Runs a case once and prints its sample; it says itself how long the messages took, so that connecting does not count.
+pub(crate) async fn once(messages: usize, run: impl Future<Output = Duration>) {
+    // Resets the peak of the resident set, see proc(5).
+    let _ = fs::write("/proc/self/clear_refs", "5");
+    let before = cpu();
+    let took = run.await;
+    let sample = Sample {
+        per_second: messages as f64 / took.as_secs_f64(),
+        cpu_us: cpu().saturating_sub(before).as_secs_f64() * 1e6 / messages as f64,
+        rss_mb: peak_rss_mb(),
+    };
+    println!("{}", serde_json::to_string(&sample).expect("json"));
 }
 
 impl Bench {
@@ -41,7 +66,6 @@ impl Bench {
         let numbers: Vec<usize> =
             std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
         Self {
-            amqp: std::env::var("AMQP_URL").expect("AMQP_URL: run `make bench`"),
             messages: numbers.first().copied().unwrap_or(messages),
             rounds: numbers.get(1).copied().unwrap_or(rounds),
             filter: std::env::args()
@@ -52,27 +76,19 @@ impl Bench {
         }
     }
 
-    /// Runs one case once; it says itself how long the messages took, so that connecting does not count.
-    pub(crate) async fn measure(
-        &mut self,
-        case: &str,
-        queue: &str,
-        messages: usize,
-        run: impl Future<Output = Duration>,
-    ) {
+    /// Runs one case once, in a process of its own: neither memory nor warmed-up threads are inherited.
+    pub(crate) fn measure(&mut self, case: &str, queue: &str, messages: usize) {
         if !case.contains(&self.filter) {
             return;
         }
-        // Resets the peak of the resident set, see proc(5).
-        let _ = fs::write("/proc/self/clear_refs", "5");
-        let before = cpu();
-        let took = run.await;
-        let sample = Sample {
-            per_second: messages as f64 / took.as_secs_f64(),
-            cpu_us: cpu().saturating_sub(before).as_secs_f64() * 1e6 / messages as f64,
-            rss_mb: peak_rss_mb(),
-        };
-        eprintln!("{queue:>8} {case:<28} {:>9.0} msg/s {:>6.1} us", sample.per_second, sample.cpu_us);
+        let output = Command::new(std::env::current_exe().expect("myself"))
+            .args(["--once", case, queue, &messages.to_string()])
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .expect("run");
+        assert!(output.status.success(), "{case} failed");
+        let sample: Sample = serde_json::from_slice(&output.stdout).expect("a sample");
+        eprintln!("{queue:>8} {case:<36} {:>9.0} msg/s {:>6.1} us", sample.per_second, sample.cpu_us);
         let key = (queue.to_owned(), case.to_owned());
         match self.samples.iter_mut().find(|(known, _)| *known == key) {
             Some((_, samples)) => samples.push(sample),
@@ -80,26 +96,21 @@ impl Bench {
         }
     }
 
-    /// Prints the medians; the ratio is the median of the ratios of one round.
-    pub(crate) fn report(&self, name: &str, reference: &str) {
-        let references: BTreeMap<&str, &Vec<Sample>> = self
-            .samples
-            .iter()
-            .filter(|((_, case), _)| case == reference)
-            .map(|((queue, _), samples)| (queue.as_str(), samples))
-            .collect();
+    /// Prints the medians and writes them down; a ratio is the median of the ratios of single rounds.
+    pub(crate) fn report(&self, name: &str, reference: impl Fn(&str) -> &'static str) {
         println!(
             "| queue | case | msg/s | of raw | CPU us a message | peak RSS MB |\n|---|---|---|---|---|---|"
         );
         let mut cases = Vec::new();
         for ((queue, case), samples) in &self.samples {
-            let ratio = references.get(queue.as_str()).map(|references| {
-                median(samples.iter().zip(references.iter()).map(|(a, b)| a.per_second / b.per_second))
+            let raw = (queue.clone(), reference(case).to_owned());
+            let raw = self.samples.iter().find(|(known, _)| *known == raw).map(|(_, samples)| samples);
+            let ratio = raw.map_or(f64::NAN, |raw| {
+                median(samples.iter().zip(raw).map(|(a, b)| a.per_second / b.per_second))
             });
             let per_second = median(samples.iter().map(|sample| sample.per_second));
             let cpu_us = median(samples.iter().map(|sample| sample.cpu_us));
             let rss_mb = median(samples.iter().map(|sample| sample.rss_mb));
-            let ratio = ratio.unwrap_or(f64::NAN);
             println!("| {queue} | {case} | {per_second:.0} | {ratio:.2} | {cpu_us:.1} | {rss_mb:.0} |");
             cases.push(json!({
                 "name": case, "queue": queue, "msgs_per_s": per_second, "ratio_to_raw": ratio,
@@ -110,7 +121,37 @@ impl Bench {
         fs::create_dir_all(&dir).expect("target/bench");
         let text = serde_json::to_string_pretty(&cases).expect("json");
         fs::write(dir.join(format!("{name}.json")), text).expect("write");
+        let bars: Vec<(String, f64)> = (self.samples.iter())
+            .map(|((queue, case), samples)| {
+                (format!("{queue}: {case}"), median(samples.iter().map(|sample| sample.per_second)))
+            })
+            .collect();
+        fs::write(dir.join(format!("{name}.svg")), plot("messages a second, median", &bars)).expect("write");
     }
+}
+
+/// A bar for each case, as SVG.
+fn plot(title: &str, bars: &[(String, f64)]) -> String {
+    let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
+    let height = 40 + bars.len() * 22;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\" \
+         font-weight=\"bold\">{title}</text>\n"
+    );
+    for (n, (name, value)) in bars.iter().enumerate() {
+        let (y, width) = (34 + n * 22, value / longest * 440.0);
+        let colour = if name.contains("raw") { "#9aa5b1" } else { "#2f6f9f" };
+        let text = y + 13;
+        let end = 330.0 + width;
+        let _ = writeln!(
+            svg,
+            "<text x=\"310\" y=\"{text}\" text-anchor=\"end\">{name}</text><rect x=\"320\" y=\"{y}\" \
+             width=\"{width:.1}\" height=\"16\" fill=\"{colour}\"/><text x=\"{end:.1}\" y=\"{text}\">{value:.0}</text>"
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

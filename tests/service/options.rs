@@ -278,6 +278,11 @@ pub async fn nacked_messages_wait_for_room_and_fail_alone() {
     assert_eq!(error.kind(), PublishErrorKind::Nacked);
     assert!(error.attempts() > 1 && !error.may_have_been_published(), "{error}");
 
+    let thrice = RetryPolicy::default().max_attempts(3).max_delay(Duration::from_millis(50));
+    let thrice = IdempotentPublisher::builder(broker()).retry(thrice).connect().await.expect("connect");
+    let error = thrice.publish_idempotent(error.into_message()).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (PublishErrorKind::Nacked, 3));
+
     let mixed = (0..100).map(|n| OutgoingMessage::to("", if n % 4 == 0 { &full } else { &open }).body("x"));
     let results: Vec<_> = publisher.publish_all(mixed).collect().await;
     for (n, result) in results.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, future::join_all};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use lapin_idempotent::{
     IdempotentPublisher, MessageId, OutgoingMessage, RetryPolicy, amqp::ConnectErrorKind,
     publisher::PublishErrorKind,
@@ -21,38 +21,56 @@ async fn publisher() -> IdempotentPublisher {
     IdempotentPublisher::builder(broker()).connect().await.expect("connect")
 }
 
-/// Pipelined, every tenth unroutable: exactly those fail, and exactly the others are in the queue (I5).
-pub async fn every_message_gets_its_own_verdict() {
-    const MESSAGES: usize = 20_000;
+const PIPELINED: usize = 100_000;
+const RUNS: usize = 5;
+
+pub async fn every_one_of_100000_gets_its_own_verdict_classic() {
     let client = Client::connect(&broker()).await;
-    for queue in [client.queue("verdicts").await, client.quorum_queue("verdicts").await] {
-        let publisher = publisher().await;
-        let messages = (0..MESSAGES).map(|n| {
-            let routing_key = if n % 10 == 3 { "test.no-such-queue" } else { &queue };
-            OutgoingMessage::to("", routing_key)
-                .message_id(MessageId::new(format!("m-{n}")).expect("id"))
-                .body("x")
-        });
-        let verdicts: Vec<_> = publisher.publish_all(messages).collect().await;
-        assert_eq!(verdicts.len(), MESSAGES);
-        for (n, verdict) in verdicts.into_iter().enumerate() {
-            match verdict {
-                Ok(receipt) => {
-                    assert_eq!((receipt.message_id().as_str(), n % 10 == 3), (&*format!("m-{n}"), false));
-                }
-                Err(error) => {
-                    assert_eq!((error.kind(), n % 10), (PublishErrorKind::Unroutable, 3), "message {n}");
-                    assert!(!error.may_have_been_published());
-                }
+    for _ in 0..RUNS {
+        let queue = client.queue("verdicts").await;
+        every_message_gets_its_own_verdict(&client, &queue).await;
+    }
+}
+
+pub async fn every_one_of_100000_gets_its_own_verdict_quorum() {
+    let client = Client::connect(&broker()).await;
+    for _ in 0..RUNS {
+        let queue = client.quorum_queue("verdicts").await;
+        every_message_gets_its_own_verdict(&client, &queue).await;
+    }
+}
+
+/// Pipelined, every tenth unroutable: exactly those fail, and exactly the others are in the queue (I5).
+async fn every_message_gets_its_own_verdict(client: &Client, queue: &str) {
+    let publisher = publisher().await;
+    let messages = (0..PIPELINED).map(|n| {
+        let routing_key = if n % 10 == 3 { "test.no-such-queue" } else { queue };
+        OutgoingMessage::to("", routing_key)
+            .message_id(MessageId::new(format!("m-{n}")).expect("id"))
+            .body("x")
+    });
+    let mut verdicts = publisher.publish_all(messages).enumerate();
+    let mut seen = 0;
+    while let Some((n, verdict)) = verdicts.next().await {
+        seen += 1;
+        match verdict {
+            Ok(receipt) => {
+                assert_eq!((receipt.message_id().as_str(), n % 10 == 3), (&*format!("m-{n}"), false));
+            }
+            Err(error) => {
+                assert_eq!((error.kind(), n % 10), (PublishErrorKind::Unroutable, 3), "message {n}");
+                assert!(!error.may_have_been_published());
             }
         }
-        let expected = u32::try_from(MESSAGES * 9 / 10).expect("count");
-        eventually("all routed ones are there", async || {
-            (client.ready(&queue).await == expected).then_some(())
-        })
-        .await;
-        client.delete(&queue).await;
     }
+    assert_eq!(seen, PIPELINED);
+    let status = publisher.status();
+    let tenth = u64::try_from(PIPELINED / 10).expect("count");
+    assert_eq!((status.confirmed, status.returned, status.failed), (9 * tenth, tenth, tenth));
+    let expected = u32::try_from(PIPELINED * 9 / 10).expect("count");
+    let arrived = async || (client.ready(queue).await == expected).then_some(());
+    eventually("all routed ones are there", arrived).await;
+    client.delete(queue).await;
 }
 
 pub async fn unroutable_is_an_error_and_gives_the_message_back() {
@@ -72,11 +90,12 @@ pub async fn unroutable_is_retried_on_request() {
         .max_attempts(1000)
         .max_delay(Duration::from_millis(200));
     let publisher = IdempotentPublisher::builder(broker()).retry(policy).connect().await.expect("connect");
+    let mut status = publisher.watch();
     let publishing = tokio::spawn({
         let message = OutgoingMessage::to("", &late).body("x");
         async move { publisher.publish_idempotent(message).await }
     });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    status.wait_for(|status| status.returned > 0).await.expect("it came back");
     let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
     client
         .channel
@@ -87,36 +106,6 @@ pub async fn unroutable_is_retried_on_request() {
     assert!(receipt.attempts() > 1);
     assert_eq!(client.ready(&late).await, 1);
     client.delete(&late).await;
-}
-
-pub async fn nacked_message_is_retried_under_its_id() {
-    let client = Client::connect(&broker()).await;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    let queue = client.queue_with("full", arguments).await;
-    let message =
-        |id: &str| OutgoingMessage::to("", &queue).message_id(MessageId::new(id).expect("id")).body("x");
-    let patient = publisher().await;
-    patient.publish_idempotent(message("first")).await.expect("there is room");
-
-    let impatient = IdempotentPublisher::builder(broker())
-        .retry(RetryPolicy::default().max_attempts(3).max_delay(Duration::from_millis(50)))
-        .connect()
-        .await
-        .expect("connect");
-    let error = impatient.publish_idempotent(message("second")).await.expect_err("the queue is full");
-    assert_eq!((error.kind(), error.attempts()), (PublishErrorKind::Nacked, 3));
-    assert!(!error.may_have_been_published());
-
-    let waiting = tokio::spawn(async move { patient.publish_idempotent(error.into_message()).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    client.get(&queue).await.expect("first");
-    let receipt = waiting.await.expect("join").expect("published once there was room");
-    assert!(receipt.attempts() > 1);
-    let second = client.get(&queue).await.expect("second");
-    assert_eq!(second.properties.message_id().as_ref().map(|id| id.as_str()), Some("second"));
-    client.delete(&queue).await;
 }
 
 pub async fn invalid_messages_leave_the_connection_alone() {

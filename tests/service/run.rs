@@ -28,6 +28,10 @@ mod parking;
 #[path = "publisher.rs"]
 mod publisher;
 
+#[cfg(feature = "tls")]
+#[path = "tls.rs"]
+mod tls;
+
 use std::{future::Future, process::ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
@@ -61,8 +65,12 @@ pub(crate) fn main() -> ExitCode {
         cuts::late_confirm_is_waited_for,
         cuts::publish_lost_on_the_way_is_sent_again,
         faults::broker_killed_and_restarted_under_load,
+        faults::broker_stopped_for_30_seconds_and_continued,
+        faults::memory_alarm_set_and_cleared,
         faults::queue_deleted_with_10000_in_flight,
         faults::channel_closed_by_the_broker_fails_only_the_message_at_fault,
+        faults::connection_closed_by_the_operator,
+        faults::cluster_leader_killed_nothing_confirmed_is_lost,
         examples::payments_are_right_with_the_guard_and_wrong_without,
         examples::jsonl_lines_are_published_and_bad_ones_reported,
         examples::jsonl_unroutable_lines_come_back,
@@ -96,15 +104,20 @@ pub(crate) fn main() -> ExitCode {
         parking::undecodable_body_is_parked,
         parking::expiring_message_is_parked_for_good,
         parking::message_stays_when_it_cannot_be_parked,
-        publisher::every_message_gets_its_own_verdict,
+        publisher::every_one_of_100000_gets_its_own_verdict_classic,
+        publisher::every_one_of_100000_gets_its_own_verdict_quorum,
         publisher::unroutable_is_an_error_and_gives_the_message_back,
         publisher::unroutable_is_retried_on_request,
-        publisher::nacked_message_is_retried_under_its_id,
         publisher::invalid_messages_leave_the_connection_alone,
         publisher::results_come_in_order,
         publisher::closed_publisher_refuses_and_pending_messages_come_back,
         publisher::wrong_credentials_and_dead_ports_are_typed_errors,
         publisher::cancelled_calls_leave_nothing_behind,
+    }
+    #[cfg(feature = "tls")]
+    trials! {
+        tls::broker_is_verified_by_authority_and_name,
+        tls::client_certificate_is_shown_and_read_from_files,
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

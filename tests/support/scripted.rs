@@ -25,6 +25,8 @@ pub struct Peer {
     stream: TcpStream,
     channel: u16,
     tags: u64,
+    /// How many channels came after the first, on this connection.
+    pub channels: usize,
     /// Publishes that were read while something else was awaited.
     read: VecDeque<Published>,
 }
@@ -65,7 +67,7 @@ impl ScriptedBroker {
         let mut header = [0; 8];
         stream.read_exact(&mut header).await?;
         assert_eq!(&header, b"AMQP\0\0\x09\x01");
-        let mut peer = Peer { stream, channel: 1, tags: 0, read: VecDeque::new() };
+        let mut peer = Peer { stream, channel: 1, tags: 0, channels: 0, read: VecDeque::new() };
         let mut capabilities = FieldTable::default();
         for name in ["publisher_confirms", "connection.blocked", "basic.nack"] {
             capabilities.insert(name.into(), amq_protocol::types::AMQPValue::Boolean(true));
@@ -128,6 +130,18 @@ impl Peer {
                 AMQPFrame::Method(_, AMQPClass::Channel(channel::AMQPMethod::Close(_))) => {
                     let ok = channel::AMQPMethod::CloseOk(channel::CloseOk {});
                     self.on_channel(AMQPClass::Channel(ok)).await?;
+                    continue;
+                }
+                AMQPFrame::Method(channel, AMQPClass::Channel(channel::AMQPMethod::Open(_))) => {
+                    (self.channel, self.tags) = (channel, 0);
+                    let ok = channel::AMQPMethod::OpenOk(channel::OpenOk {});
+                    self.on_channel(AMQPClass::Channel(ok)).await?;
+                    continue;
+                }
+                AMQPFrame::Method(_, AMQPClass::Confirm(confirm::AMQPMethod::Select(_))) => {
+                    let ok = confirm::AMQPMethod::SelectOk(confirm::SelectOk {});
+                    self.on_channel(AMQPClass::Confirm(ok)).await?;
+                    self.channels += 1;
                     continue;
                 }
                 AMQPFrame::Method(0, AMQPClass::Connection(connection::AMQPMethod::Close(_))) => {
