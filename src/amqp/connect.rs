@@ -24,12 +24,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Heartbeat when the URI sets none. RabbitMQ's default of 60 s notices a dead peer only after two minutes.
 const HEARTBEAT_SECONDS: u16 = 10;
 
+/// RabbitMQ's default.
+const FRAME_MAX: u32 = 131_072;
+
 /// Where and how to connect; shared by publisher and consumer, which never share a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectOptions {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) name: Option<String>,
     pub(crate) timeout: Duration,
+    /// The largest frame, where the URI does not say. lapin's buffers are 64 times as large.
+    pub(crate) frame_max: u32,
     pub(crate) credentials: CredentialSource,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<TlsOptions>,
@@ -49,10 +54,17 @@ impl ConnectOptions {
             endpoints,
             name: None,
             timeout: Duration::from_secs(10),
+            frame_max: FRAME_MAX,
             credentials: CredentialSource::default(),
             #[cfg(feature = "tls")]
             tls: None,
         })
+    }
+
+    /// The largest frame that every endpoint takes, as far as we know.
+    pub(crate) fn smallest_frame(&self) -> usize {
+        let own = |endpoint: &Endpoint| endpoint.amqp_uri().query.frame_max.unwrap_or(self.frame_max);
+        self.endpoints.iter().map(own).min().unwrap_or(self.frame_max) as usize
     }
 
     /// Refuses settings of which one would be ignored, and warns of a password that travels in the clear.
@@ -110,6 +122,7 @@ impl ConnectOptions {
         #[cfg(not(feature = "tls"))]
         let tls = OwnedTLSConfig::default();
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        uri.query.frame_max.get_or_insert(self.frame_max);
         let mut properties = ConnectionProperties::default()
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));

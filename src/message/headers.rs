@@ -167,7 +167,7 @@ impl Headers {
     }
 
     /// How many bytes they take on the wire, as a table of AMQP 0-9-1.
-    pub(super) fn encoded_len(&self) -> usize {
+    pub(crate) fn encoded_len(&self) -> usize {
         4 + self.iter().map(|(name, value)| 1 + name.len() + value.encoded_len()).sum::<usize>()
     }
 }

@@ -55,11 +55,13 @@ pub enum InvalidMessage {
         /// The length of the name.
         bytes: usize,
     },
-    /// The headers take more than 120,000 bytes: with the other properties they have to fit into one frame.
-    #[error("the headers take {bytes} bytes; at most 120000 are allowed")]
+    /// The headers are too long: with the other properties they have to fit into one frame.
+    #[error("the headers take {bytes} bytes; at most {limit} fit into a frame")]
     HeadersTooLong {
         /// Their length on the wire.
         bytes: usize,
+        /// The limit: 120,000, or less if the publisher's `frame_max` is smaller.
+        limit: usize,
     },
     /// A header value nests lists or tables too deep.
     #[error("the header {} is nested {depth} deep; at most 16 are allowed", .name.escape_debug())]
@@ -97,7 +99,7 @@ pub(super) fn check(message: &OutgoingMessage) -> Result<(), InvalidMessage> {
     }
     extra.headers.iter().try_for_each(|(name, value)| check_header(name, value))?;
     match extra.headers.encoded_len() {
-        bytes if bytes > HEADER_BYTES => Err(InvalidMessage::HeadersTooLong { bytes }),
+        bytes if bytes > HEADER_BYTES => Err(InvalidMessage::HeadersTooLong { bytes, limit: HEADER_BYTES }),
         _ => Ok(()),
     }
 }
@@ -178,7 +180,10 @@ mod tests {
         let overhead = 4 + 2 + 1 + 4;
         assert!(message().header("h", "x".repeat(HEADER_BYTES - overhead)).validate().is_ok());
         let longer = message().header("h", "x".repeat(HEADER_BYTES - overhead + 1));
-        assert!(matches!(longer.validate(), Err(InvalidMessage::HeadersTooLong { bytes: 120_001 })));
+        assert!(matches!(
+            longer.validate(),
+            Err(InvalidMessage::HeadersTooLong { bytes: 120_001, limit: 120_000 })
+        ));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     places::Places,
     publish::IdempotentPublisher,
     retry::RetryPolicy,
-    stamper::Stamper,
+    stamper::{Limits, Stamper},
 };
 use crate::{
     amqp::{ConnectError, ConnectOptions, InvalidUri, connection_settings},
@@ -19,6 +19,10 @@ use crate::{
 
 /// RabbitMQ's default limit since 4.0; older brokers take more.
 const MAX_BODY: usize = 16 * 1024 * 1024;
+
+/// A quarter of RabbitMQ's default: lapin keeps 64 times as much in buffers for each connection, and small ones stay in the
+/// processor's cache. Bodies of 20 and 200 kB were published as fast as with larger frames.
+const FRAME_MAX: u32 = 32 * 1024;
 
 /// Sets up an [`IdempotentPublisher`]; made by [`IdempotentPublisher::builder`].
 #[derive(Debug, Clone)]
@@ -39,10 +43,13 @@ pub struct PublisherBuilder {
 
 impl PublisherBuilder {
     pub(crate) fn new<'a>(uris: impl IntoIterator<Item = &'a str>) -> Self {
-        Self::with(ConnectOptions::new(uris))
+        Self::with(
+            ConnectOptions::new(uris).map(|connect| ConnectOptions { frame_max: FRAME_MAX, ..connect }),
+        )
     }
 
-    /// For a publisher beside something that has its connection settings already.
+    /// For a publisher beside something that has its connection settings already. It passes on what others have sent, so
+    /// the frames stay as large as theirs.
     pub(crate) fn over(connect: ConnectOptions) -> Self {
         Self::with(Ok(connect))
     }
@@ -133,7 +140,7 @@ impl PublisherBuilder {
 
     /// Over how many connections messages are spread. Default 1; at least 1.
     ///
-    /// Each has a thread and about 8 MB of buffers in lapin. More than one gives up the order in which messages are sent.
+    /// Each has a thread and 64 times its `frame_max` of buffers in lapin: 2 MiB by default. More than one gives up the order in which messages are sent.
     /// A message goes over a connection that is up if any is.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
@@ -211,7 +218,8 @@ impl PublisherBuilder {
         let mut connect = self.connect?;
         connect.check()?;
         connect.name = connect.name.or_else(|| self.app_id.clone());
-        let stamper = Stamper::new(self.strategy, self.app_id, self.trace, self.max_body)?;
+        let limits = Limits::new(self.max_body, connect.smallest_frame());
+        let stamper = Stamper::new(self.strategy, self.app_id, self.trace, limits)?;
         let setup = Setup {
             connect,
             topology: self.topology,

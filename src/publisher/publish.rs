@@ -60,7 +60,8 @@ struct Inner {
 impl IdempotentPublisher {
     /// Starts to set up a publisher for a broker URI, such as `amqp://user:password@host:5672/vhost`.
     ///
-    /// Query parameters: `heartbeat` (seconds, default 10), `frame_max`, `channel_max`, `auth_mechanism`. A parameter that
+    /// Query parameters: `heartbeat` (seconds, default 10), `frame_max` (bytes, default 32,768; headers have to fit into one),
+    /// `channel_max`, `auth_mechanism`. A parameter that
     /// would be ignored is an error.
     pub fn builder(uri: impl AsRef<str>) -> PublisherBuilder {
         PublisherBuilder::new([uri.as_ref()])

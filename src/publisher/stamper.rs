@@ -6,8 +6,37 @@ use super::{error::PublishError, observe::ContextSource};
 use crate::{
     amqp::{ConnectError, ConnectErrorKind},
     error::BoxError,
-    message::{IdStrategy, InvalidMessage, MessageId, OutgoingMessage, Stamped},
+    message::{Headers, IdStrategy, InvalidMessage, MessageId, OutgoingMessage, Stamped},
 };
+
+/// What fits through a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    body: usize,
+    headers: usize,
+}
+
+impl Limits {
+    /// All properties travel in one frame. The rest is for those that are not headers: short strings of up to 256 bytes.
+    const OTHER_PROPERTIES: usize = 3_072;
+
+    pub(crate) fn new(body: usize, frame: usize) -> Self {
+        Self { body, headers: frame.saturating_sub(Self::OTHER_PROPERTIES) }
+    }
+
+    fn check(&self, message: &OutgoingMessage) -> Result<(), InvalidMessage> {
+        let bytes = message.payload().len();
+        if bytes > self.body {
+            return Err(InvalidMessage::BodyTooLarge { bytes, limit: self.body });
+        }
+        match message.headers().map_or(0, Headers::encoded_len) {
+            bytes if bytes > self.headers => {
+                Err(InvalidMessage::HeadersTooLong { bytes, limit: self.headers })
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Checks messages and gives them their ID and what else they travel with.
 #[derive(Debug)]
@@ -15,7 +44,7 @@ pub(crate) struct Stamper {
     strategy: IdStrategy,
     app_id: Option<Arc<str>>,
     trace: ContextSource,
-    max_body: usize,
+    limits: Limits,
 }
 
 impl Stamper {
@@ -23,13 +52,13 @@ impl Stamper {
         strategy: IdStrategy,
         app_id: Option<String>,
         trace: ContextSource,
-        max_body: usize,
+        limits: Limits,
     ) -> Result<Self, ConnectError> {
         if let Some(length) = app_id.as_ref().map(String::len).filter(|length| *length > 255) {
             let source: BoxError = format!("the app_id has {length} bytes; AMQP allows 255").into();
             return Err(ConnectError::setup(ConnectErrorKind::Protocol, source));
         }
-        Ok(Self { strategy, app_id: app_id.map(Arc::from), trace, max_body })
+        Ok(Self { strategy, app_id: app_id.map(Arc::from), trace, limits })
     }
 
     pub(super) fn strategy(&self) -> &IdStrategy {
@@ -51,10 +80,7 @@ impl Stamper {
 
     fn identify(&self, message: &OutgoingMessage) -> Result<MessageId, InvalidMessage> {
         message.validate()?;
-        let bytes = message.payload().len();
-        if bytes > self.max_body {
-            return Err(InvalidMessage::BodyTooLarge { bytes, limit: self.max_body });
-        }
+        self.limits.check(message)?;
         Ok(self.strategy.message_id(message)?)
     }
 }

@@ -186,6 +186,29 @@ pub async fn too_large_a_body_is_refused_before_sending() {
     let invalid = source.downcast_ref::<InvalidMessage>().expect("typed");
     assert!(matches!(invalid, InvalidMessage::BodyTooLarge { bytes: 11, limit: 10 }), "{invalid}");
     assert_eq!(error.into_message().payload().len(), 11, "nothing is lost");
+
+    let headers = OutgoingMessage::to("", "test.any").header("h", "x".repeat(40_000));
+    let error = publisher.publish_idempotent(headers.clone()).await.expect_err("more than a frame");
+    assert_eq!((error.kind(), error.attempts()), (PublishErrorKind::Invalid, 0));
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("long-headers").await;
+    let large = IdempotentPublisher::builder(format!("{}?frame_max=131072", broker())).connect().await;
+    let message = OutgoingMessage::to("", &queue).header("h", "x".repeat(100_000));
+    large.expect("connect").publish_idempotent(message).await.expect("it fits into that");
+    // As much as the default allows, beside all other properties at their longest.
+    let long = "x".repeat(255);
+    let message = OutgoingMessage::to("", &queue)
+        .message_id(lapin_idempotent::MessageId::new(long.as_str()).expect("ID"))
+        .kind(&long)
+        .content_type(&long)
+        .content_encoding(&long)
+        .correlation_id(&long)
+        .reply_to(&long)
+        .expiration(Duration::from_secs(86_400))
+        .header("h", "x".repeat(32_768 - 3_072 - 11));
+    let publisher = IdempotentPublisher::builder(broker()).app_id(&long).connect().await.expect("connect");
+    publisher.publish_idempotent(message).await.expect("it fits into a frame");
+    client.delete(&queue).await;
 }
 
 pub async fn several_connections_and_channels_share_the_load() {
