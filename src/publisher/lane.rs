@@ -11,10 +11,9 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{future::poll_fn, stream::FuturesUnordered};
+use futures_util::future::poll_fn;
 use lapin::{Channel, Confirmation, Connection};
 use tokio::{
-    sync::mpsc,
     task::yield_now,
     time::{Instant, MissedTickBehavior, interval},
 };
@@ -28,9 +27,9 @@ use super::{
     error::PublishErrorKind,
     generation::Generation,
     job::{Job, Next, Payload, Verdict},
-    lanes::Surroundings,
+    lanes::{Intake, Surroundings},
     places::Released,
-    round::Rounds,
+    round::{InProgress, Rounds},
     status::LaneState,
 };
 use crate::{amqp, error::BoxError};
@@ -45,7 +44,7 @@ pub(crate) struct Lane {
     around: Surroundings,
     number: usize,
     link: Arc<Link>,
-    jobs: mpsc::UnboundedReceiver<Job>,
+    jobs: Intake,
     /// To be sent as soon as there is a channel, oldest first.
     ready: VecDeque<Job>,
     /// Waiting for their next attempt.
@@ -76,12 +75,7 @@ enum End {
 struct ConfirmTimeout(Duration);
 
 impl Lane {
-    pub(crate) fn new(
-        around: Surroundings,
-        number: usize,
-        link: Arc<Link>,
-        jobs: mpsc::UnboundedReceiver<Job>,
-    ) -> Self {
+    pub(crate) fn new(around: Surroundings, number: usize, link: Arc<Link>, jobs: Intake) -> Self {
         Self {
             around,
             number,
@@ -147,7 +141,7 @@ impl Lane {
         self.around.monitor.set_lane(self.number, LaneState::Down);
         let now = Instant::now();
         self.jobs.close();
-        while let Ok(job) = self.jobs.try_recv() {
+        while let Some(job) = self.jobs.try_recv() {
             self.ready.push_back(job);
         }
         for job in self.ready.drain(..).chain(self.delayed.drain().map(|delayed| delayed.job)) {
@@ -159,7 +153,7 @@ impl Lane {
 
     /// Sends and judges until the generation ends.
     async fn pump(&mut self, connection: &Connection, channel: &Channel, window: &mut Window) -> End {
-        let mut publishing = FuturesUnordered::new();
+        let mut publishing = InProgress::new();
         let rounds = Rounds::new();
         let mut round = Vec::new();
         let mut tick = interval(self.around.options.resolution());
@@ -183,6 +177,7 @@ impl Lane {
             if self.is_done(window.is_empty()) {
                 return End::Closed;
             }
+            self.jobs.report(window.len() + self.ready.len() + self.delayed.len());
             tokio::select! {
                 biased;
                 () = poll_fn(|cx| rounds.poll(&mut publishing, &mut round, cx)), if !publishing.is_empty() => {
@@ -196,7 +191,7 @@ impl Lane {
                         // Callers that were answered together publish their next messages one after the other. Let them, so
                         // that one pass serves them all.
                         yield_now().await;
-                        while let Ok(job) = self.jobs.try_recv() {
+                        while let Some(job) = self.jobs.try_recv() {
                             self.ready.push_back(job);
                         }
                     }

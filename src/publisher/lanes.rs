@@ -27,9 +27,6 @@ use super::{
 };
 use crate::amqp::{ConnectError, ConnectOptions};
 
-/// How many messages in a row go to one lane: enough that a lane is woken for more than one.
-const RUN: usize = 32;
-
 /// What a lane needs to know; the same for all lanes of a publisher.
 #[derive(Debug, Clone)]
 pub(crate) struct LaneOptions {
@@ -71,9 +68,69 @@ pub(crate) struct Setup {
 
 /// Where messages are handed over.
 pub(crate) struct Lanes {
-    intakes: Vec<mpsc::UnboundedSender<Job>>,
+    doors: Vec<Door>,
     monitor: Arc<Monitor>,
-    next: AtomicUsize,
+}
+
+/// The way into one lane.
+struct Door {
+    jobs: mpsc::UnboundedSender<Job>,
+    entered: AtomicUsize,
+    left: Arc<AtomicUsize>,
+}
+
+/// The other side of a [`Door`].
+pub(crate) struct Intake {
+    jobs: mpsc::UnboundedReceiver<Job>,
+    taken: usize,
+    left: Arc<AtomicUsize>,
+}
+
+impl Intake {
+    pub(crate) async fn recv_many(&mut self, jobs: &mut Vec<Job>, limit: usize) -> usize {
+        let taken = self.jobs.recv_many(jobs, limit).await;
+        self.taken = self.taken.wrapping_add(taken);
+        taken
+    }
+
+    pub(crate) fn try_recv(&mut self) -> Option<Job> {
+        let job = self.jobs.try_recv().ok()?;
+        self.taken = self.taken.wrapping_add(1);
+        Some(job)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.jobs.close();
+    }
+
+    /// Lets the others know how many of those that it took the lane still has.
+    pub(crate) fn report(&self, still_here: usize) {
+        self.left.store(self.taken.wrapping_sub(still_here), Relaxed);
+    }
+}
+
+impl Door {
+    fn new() -> (Self, Intake) {
+        let (sender, jobs) = mpsc::unbounded_channel();
+        let left = Arc::new(AtomicUsize::new(0));
+        let door = Self { jobs: sender, entered: AtomicUsize::new(0), left: Arc::clone(&left) };
+        (door, Intake { jobs, taken: 0, left })
+    }
+
+    /// Gives the job back if the lane has ended.
+    fn enter(&self, job: Job) -> Option<Job> {
+        self.entered.fetch_add(1, Relaxed);
+        self.jobs.send(job).err().map(|refused| refused.0)
+    }
+
+    /// How many are in there, about.
+    fn load(&self) -> usize {
+        self.entered.load(Relaxed).wrapping_sub(self.left.load(Relaxed))
+    }
 }
 
 /// A publisher's lanes at work.
@@ -92,9 +149,8 @@ pub(crate) async fn start(setup: Setup) -> Result<Started, ConnectError> {
     let opened = try_join_all(opening).await?;
     let monitor = Arc::new(Monitor::new(connections, channels, Arc::clone(&places)));
     let (closing, closed) = watch::channel(None);
-    let (intakes, jobs): (Vec<_>, Vec<_>) =
-        (0..connections * channels).map(|_| mpsc::unbounded_channel()).unzip();
-    let lanes = Arc::new(Lanes { intakes, monitor: Arc::clone(&monitor), next: AtomicUsize::new(0) });
+    let (doors, jobs): (Vec<_>, Vec<_>) = (0..connections * channels).map(|_| Door::new()).unzip();
+    let lanes = Arc::new(Lanes { doors, monitor: Arc::clone(&monitor) });
     let around = Surroundings {
         options,
         places,
@@ -148,28 +204,28 @@ async fn finish(link: Arc<Link>, lanes: Vec<JoinHandle<Vec<Payload>>>) -> Vec<Pa
 }
 
 impl Lanes {
-    /// Hands a job to a lane that can send it, or else to any.
+    /// Hands a job to the lane with the fewest: a slow one gets less, and one that was just answered gets the next ones, all at
+    /// once. A lane that has no channel gets none while another has.
     pub(crate) fn send(&self, job: Job) {
-        let count = self.intakes.len();
-        let lane = if count == 1 {
-            0
-        } else {
-            let turn = self.next.fetch_add(1, Relaxed) / RUN;
-            (0..count)
-                .map(|offset| (turn + offset) % count)
-                .find(|lane| self.monitor.is_up(*lane))
-                .unwrap_or(turn % count)
+        let door = match self.doors.as_slice() {
+            [only] => only,
+            doors => self.lightest(None).unwrap_or(&doors[0]),
         };
         // If the lane has ended, the job is dropped, and with it its sender: the caller sees a closed publisher.
-        let _ = self.intakes[lane].send(job);
+        let _ = door.enter(job);
     }
 
     /// Takes over a job from a lane that has no connection, if another has one; gives it back if not.
     pub(crate) fn adopt(&self, job: Job, from: usize) -> Option<Job> {
-        let other = (0..self.intakes.len()).find(|lane| *lane != from && self.monitor.is_up(*lane));
-        match other {
-            Some(lane) => self.intakes[lane].send(job).err().map(|refused| refused.0),
+        match self.lightest(Some(from)) {
+            Some(door) => door.enter(job),
             None => Some(job),
         }
+    }
+
+    fn lightest(&self, except: Option<usize>) -> Option<&Door> {
+        let up = |lane: &usize| Some(*lane) != except && self.monitor.is_up(*lane);
+        let lane = (0..self.doors.len()).filter(up).min_by_key(|lane| self.doors[*lane].load())?;
+        self.doors.get(lane)
     }
 }

@@ -2,17 +2,64 @@
 
 use std::{
     future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker, ready},
 };
 
 use futures_util::{
     stream::{FuturesUnordered, StreamExt},
     task::AtomicWaker,
 };
+
+/// How many places are kept for futures to come.
+const KEPT: usize = 4096;
+
+/// Futures in progress. Their memory is used again: a publish of lapin's takes one and a half kilobytes, which is more than
+/// an allocator hands out quickly.
+pub(crate) struct InProgress<F> {
+    futures: FuturesUnordered<Placed<F>>,
+    places: Vec<Pin<Box<F>>>,
+}
+
+/// A future in its place; gives the place back when it is done.
+struct Placed<F>(Option<Pin<Box<F>>>);
+
+impl<F: Future> Future for Placed<F> {
+    type Output = (F::Output, Option<Pin<Box<F>>>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Gone once it is done, after which nobody polls.
+        let Some(place) = &mut self.0 else { return Poll::Pending };
+        let output = ready!(place.as_mut().poll(cx));
+        Poll::Ready((output, self.0.take()))
+    }
+}
+
+impl<F: Future> InProgress<F> {
+    pub(crate) fn new() -> Self {
+        Self { futures: FuturesUnordered::new(), places: Vec::new() }
+    }
+
+    /// Takes a future in; it is polled with the next round.
+    pub(crate) fn push(&mut self, future: F) {
+        let place = match self.places.pop() {
+            Some(mut place) => {
+                place.set(future);
+                place
+            }
+            None => Box::pin(future),
+        };
+        self.futures.push(Placed(Some(place)));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.futures.is_empty()
+    }
+}
 
 /// Collects rounds.
 ///
@@ -50,7 +97,7 @@ impl Rounds {
     /// Appends the next round to `round`; pending while nothing is ready.
     pub(crate) fn poll<F: Future>(
         &self,
-        futures: &mut FuturesUnordered<F>,
+        InProgress { futures, places }: &mut InProgress<F>,
         round: &mut Vec<F::Output>,
         cx: &Context<'_>,
     ) -> Poll<()> {
@@ -58,7 +105,10 @@ impl Rounds {
         loop {
             self.signal.woken.store(false, Ordering::SeqCst);
             match futures.poll_next_unpin(&mut Context::from_waker(&self.waker)) {
-                Poll::Ready(Some(output)) => round.push(output),
+                Poll::Ready(Some((output, place))) => {
+                    round.push(output);
+                    places.extend(place.filter(|_| places.len() < KEPT));
+                }
                 Poll::Ready(None) => break,
                 Poll::Pending if self.signal.woken.load(Ordering::SeqCst) => {}
                 Poll::Pending => break,
