@@ -57,6 +57,7 @@
 //! |---|---|---|
 //! | `tls` | yes | `amqps://`, with rustls, ring and the system's certificates |
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
+//! | `metrics` | no | the publisher's counters and gauges through the `metrics` facade |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
 //! # The tree

@@ -2,64 +2,32 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used, dead_code)]
 
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/scripted.rs"]
 mod scripted;
 
-use std::{
-    fmt::Debug,
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt::Debug, time::Duration};
 
 use lapin_idempotent::{
     IdempotentConsumer, IdempotentPublisher, MemoryStore, OutgoingMessage, RetryPolicy, amqp::Credentials,
 };
+use output::Output;
 use scripted::ScriptedBroker;
-use tracing_subscriber::{fmt::MakeWriter, layer::SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 
 const CANARY: &str = "c4n4ry-p4ssw0rd";
 
-/// Everything that was written anywhere.
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Output {
-    fn note(&self, what: &(impl Debug + ?Sized)) {
-        let text = format!("{what:?}\n{what:#?}\n");
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(text.into_bytes());
-    }
-
-    fn error(&self, error: &dyn std::error::Error) {
-        self.note(&error);
-        let mut next = Some(error);
-        while let Some(error) = next {
-            self.note(&error.to_string());
-            next = error.source();
-        }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
+fn note(output: &Output, what: &(impl Debug + ?Sized)) {
+    output.add(&format!("{what:?}\n{what:#?}\n"));
 }
 
-impl io::Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Output {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        self.clone()
+fn note_error(output: &Output, error: &dyn std::error::Error) {
+    note(output, &error);
+    let mut next = Some(error);
+    while let Some(error) = next {
+        note(output, &error.to_string());
+        next = error.source();
     }
 }
 
@@ -73,32 +41,32 @@ async fn no_password_in_any_output() {
     let broker = ScriptedBroker::start().await;
     let url = broker.url().replace("guest:guest", &format!("orders:{CANARY}"));
     let builder = IdempotentPublisher::builder(&url).retry(RetryPolicy::never());
-    output.note(&builder);
+    note(&output, &builder);
     let (publisher, mut peer) = tokio::join!(builder.connect(), broker.accept());
     let publisher = publisher.unwrap();
-    output.note(&publisher);
-    output.note(&publisher.status());
+    note(&output, &publisher);
+    note(&output, &publisher.status());
     let call = publisher.publish_idempotent(OutgoingMessage::to("e", "k").body("x"));
     let (result, ()) = tokio::join!(call, async {
         let published = peer.next().await;
         peer.say(&[scripted::returned(&published), scripted::ack(published.tag, false)]).await;
     });
-    output.error(&result.expect_err("returned"));
+    note_error(&output, &result.expect_err("returned"));
     drop(peer);
     let call =
         publisher.publish_idempotent(OutgoingMessage::to("e", "k").deadline(Duration::from_millis(500)));
-    output.error(&call.await.expect_err("nobody is there"));
-    output.note(&publisher.status());
+    note_error(&output, &call.await.expect_err("nobody is there"));
+    note(&output, &publisher.status());
     let _ = publisher.close(Duration::from_secs(1)).await;
 
     let broker = ScriptedBroker::start().await;
     let port = broker.url().rsplit(':').next().unwrap();
     let apart = Credentials::new("orders", CANARY);
-    output.note(&apart);
+    note(&output, &apart);
     let bare = IdempotentPublisher::builder(format!("amqp://127.0.0.1:{port}")).credentials(apart.clone());
-    output.note(&bare);
+    note(&output, &bare);
     let (connected, peer) = tokio::join!(bare.connect(), broker.accept());
-    output.note(&connected.unwrap());
+    note(&output, &connected.unwrap());
     drop(peer);
 
     let refused = [
@@ -111,13 +79,13 @@ async fn no_password_in_any_output() {
     ];
     for url in refused {
         let builder = IdempotentPublisher::builder(&url);
-        output.note(&builder);
-        output.error(&builder.connect().await.expect_err("not usable"));
+        note(&output, &builder);
+        note_error(&output, &builder.connect().await.expect_err("not usable"));
         let consumer = IdempotentConsumer::builder(&url, "queue", MemoryStore::new(10));
-        output.note(&consumer);
+        note(&output, &consumer);
     }
     let twice = IdempotentPublisher::builder(&url).credentials(apart);
-    output.error(&twice.connect().await.expect_err("given twice"));
+    note_error(&output, &twice.connect().await.expect_err("given twice"));
 
     let text = output.text();
     assert!(text.contains("TRACE") && text.contains("lapin"), "the trace is there");

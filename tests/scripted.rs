@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used)]
 
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/scripted.rs"]
 mod scripted;
 
@@ -12,6 +14,7 @@ use lapin_idempotent::{
     IdempotentPublisher, OutgoingMessage, RetryPolicy,
     publisher::{PublishErrorKind, PublisherBuilder, PublisherState},
 };
+use output::Output;
 use scripted::{Peer, Said, ScriptedBroker, ack, nack, returned};
 use tokio::time::timeout;
 
@@ -294,4 +297,40 @@ async fn channel_that_only_nacks_is_replaced() {
     let status = publisher.status();
     assert_eq!((status.confirmed, status.reconnects, status.connected), (1, 1, 1));
     assert_eq!(u64::from(receipt.attempts()), status.nacked + 1);
+}
+
+/// The span of a publish, and what it says at its end.
+#[tokio::test]
+async fn publish_is_a_span_with_the_names_of_opentelemetry() {
+    let output = Output::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(output.clone())
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+        .with_ansi(false)
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (publisher, mut peer) = connected(|builder| builder).await;
+    let message = OutgoingMessage::to("payments", "debit").idempotency_key("order-42").body("12345");
+    let (error, id) = tokio::join!(publisher.publish_idempotent(message), async {
+        let published = peer.next().await;
+        peer.say(&[returned(&published), ack(published.tag, false)]).await;
+        published.id()
+    });
+    error.expect_err("returned");
+    let text = output.text();
+    for field in [
+        "otel.kind=\"producer\"",
+        "messaging.system=\"rabbitmq\"",
+        "messaging.operation.name=\"publish\"",
+        "messaging.operation.type=\"send\"",
+        "messaging.destination.name=\"payments\"",
+        "messaging.rabbitmq.destination.routing_key=\"debit\"",
+        &format!("messaging.message.id={id}"),
+        "messaging.message.body.size=5",
+        "attempts=1",
+        "error.type=\"unroutable\"",
+        "otel.status_code=\"ERROR\"",
+    ] {
+        assert!(text.contains(field), "{field} is not in {text}");
+    }
 }

@@ -40,3 +40,95 @@ pub(super) fn record(before: &PublisherStatus, now: &PublisherStatus) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+    };
+
+    use metrics::{
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    };
+
+    use crate::publisher::{error::PublishErrorKind, places::Places, status::Monitor};
+
+    #[derive(Clone, Default)]
+    struct Recorded(Arc<Mutex<BTreeMap<String, f64>>>);
+
+    struct Cell(Recorded, String);
+
+    impl Cell {
+        fn add(&self, value: f64) {
+            *self.0.0.lock().unwrap().entry(self.1.clone()).or_default() += value;
+        }
+    }
+
+    impl CounterFn for Cell {
+        fn increment(&self, value: u64) {
+            self.add(u32::try_from(value).unwrap().into());
+        }
+        fn absolute(&self, _: u64) {}
+    }
+
+    impl GaugeFn for Cell {
+        fn increment(&self, value: f64) {
+            self.add(value);
+        }
+        fn decrement(&self, value: f64) {
+            self.add(-value);
+        }
+        fn set(&self, _: f64) {}
+    }
+
+    impl Recorded {
+        fn cell(&self, key: &Key) -> Arc<Cell> {
+            let labels = key.labels().map(metrics::Label::value);
+            let name: Vec<&str> = std::iter::once(key.name()).chain(labels).collect();
+            Arc::new(Cell(self.clone(), name.join(" ")))
+        }
+    }
+
+    impl Recorder for Recorded {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(self.cell(key))
+        }
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(self.cell(key))
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn differences_add_up_over_publishers_and_reports() {
+        let recorded = Recorded::default();
+        metrics::with_local_recorder(&recorded, || {
+            for _ in 0..2 {
+                let places = Arc::new(Places::new(4, 100));
+                let monitor = Monitor::new(1, 1, Arc::clone(&places));
+                monitor.confirmed(5);
+                monitor.report();
+                let held = places.try_enter(1);
+                monitor.confirmed(2);
+                monitor.count(PublishErrorKind::Nacked, 3);
+                monitor.report();
+                drop(held);
+                monitor.report();
+                monitor.report();
+            }
+        });
+        let recorded = recorded.0.lock().unwrap();
+        let expected = [
+            ("idempotent_publisher_attempts_total confirmed", 14.0),
+            ("idempotent_publisher_attempts_total nacked", 6.0),
+            ("idempotent_publisher_in_flight", 0.0),
+        ];
+        assert_eq!(*recorded, expected.map(|(name, value)| (name.to_owned(), value)).into());
+    }
+}

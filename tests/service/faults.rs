@@ -164,6 +164,10 @@ pub async fn connection_closed_by_the_operator() {
     let node = Node::start().await;
     let queue = Client::connect(node.url()).await.queue("operator").await;
     let publisher = connect(node.url()).await;
+    let named = IdempotentPublisher::builder(node.url()).app_id("orders").connect().await.expect("connect");
+    let connections = node.ctl(&["list_connections", "client_properties"]).await;
+    assert!(connections.contains("orders"), "the operator sees who it is: {connections}");
+    drop(named);
     // Many: the operator's tool takes a second to come up.
     let load = Load::start(&publisher, &queue, 4 * MESSAGES);
     load.reaches(MESSAGES / 4).await;

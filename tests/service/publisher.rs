@@ -124,6 +124,10 @@ pub async fn invalid_messages_leave_the_connection_alone() {
         assert_eq!((error.kind(), error.attempts()), (PublishErrorKind::Invalid, 0));
         assert!(!error.may_have_been_published());
     }
+    for id in ["x".repeat(256), "é".repeat(128), "a\nb".into(), "a\0".into(), "\u{85}".into(), String::new()]
+    {
+        assert!(MessageId::new(id).is_err());
+    }
     let longest = MessageId::new("é".repeat(127) + "x").expect("255 bytes");
     let message = OutgoingMessage::to("", &queue).message_id(longest.clone()).body("x");
     publisher.publish_idempotent(message).await.expect("the connection is as it was");
