@@ -52,6 +52,8 @@ pub(super) fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErro
 ///
 /// Written out, not an `async fn`, which would keep its arguments a second time: the future is moved once a message, and it
 /// is large.
+#[inline(always)] // as for `InProgress::push`
+#[allow(clippy::inline_always)]
 pub(super) fn publish(
     channel: &Channel,
     slot: usize,

@@ -181,6 +181,11 @@ impl Lane {
             tokio::select! {
                 biased;
                 () = poll_fn(|cx| rounds.poll(&mut publishing, &mut round, cx)), if !publishing.is_empty() => {
+                    if round.len() < GREEDY && window.len() > 4 * GREEDY {
+                        // Few of many: more confirms are on their way, and all are cheaper to answer together.
+                        yield_now().await;
+                        rounds.extend(&mut publishing, &mut round).await;
+                    }
                     if let Err(end) = self.judge(&mut round, window) {
                         return end;
                     }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::{
+    future::poll_fn,
     stream::{FuturesUnordered, StreamExt},
     task::AtomicWaker,
 };
@@ -45,6 +46,8 @@ impl<F: Future> InProgress<F> {
     }
 
     /// Takes a future in; it is polled with the next round.
+    #[inline(always)] // or the future is copied once more, all of its kilobyte and a half
+    #[allow(clippy::inline_always)]
     pub(crate) fn push(&mut self, future: F) {
         let place = match self.places.pop() {
             Some(mut place) => {
@@ -92,6 +95,15 @@ impl Rounds {
         let signal = Arc::new(Signal { woken: AtomicBool::new(false), task: AtomicWaker::new() });
         let waker = Waker::from(Arc::clone(&signal));
         Self { signal, waker }
+    }
+
+    /// Appends what has become ready since to a round that is not judged yet.
+    pub(crate) async fn extend<F: Future>(&self, futures: &mut InProgress<F>, round: &mut Vec<F::Output>) {
+        poll_fn(|cx| {
+            let _ = self.poll(futures, round, cx);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Appends the next round to `round`; pending while nothing is ready.
