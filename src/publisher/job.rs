@@ -211,6 +211,8 @@ impl Job {
 
     /// Answers or schedules another attempt, after the broker's word on this one.
     pub(crate) fn judged(mut self, verdict: Verdict, policy: &RetryPolicy, now: Instant) -> Next {
+        // It was sent alone, and the channel lives: it is not the one.
+        self.suspect &= matches!(verdict, Verdict::Refused(..));
         let (kind, source) = match verdict {
             Verdict::Confirmed => {
                 let confirmed = Confirmed { attempts: self.attempts, elapsed: now - self.started };

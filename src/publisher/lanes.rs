@@ -209,7 +209,11 @@ impl Lanes {
     pub(crate) fn send(&self, job: Job) {
         let door = match self.doors.as_slice() {
             [only] => only,
-            doors => self.lightest(None).unwrap_or(&doors[0]),
+            // None is up: blocked or reconnecting, all of them.
+            doors => {
+                let up = self.lightest(|lane| self.monitor.is_up(lane));
+                up.or_else(|| self.lightest(|_| true)).unwrap_or(&doors[0])
+            }
         };
         // If the lane has ended, the job is dropped, and with it its sender: the caller sees a closed publisher.
         let _ = door.enter(job);
@@ -217,15 +221,14 @@ impl Lanes {
 
     /// Takes over a job from a lane that has no connection, if another has one; gives it back if not.
     pub(crate) fn adopt(&self, job: Job, from: usize) -> Option<Job> {
-        match self.lightest(Some(from)) {
+        match self.lightest(|lane| lane != from && self.monitor.is_up(lane)) {
             Some(door) => door.enter(job),
             None => Some(job),
         }
     }
 
-    fn lightest(&self, except: Option<usize>) -> Option<&Door> {
-        let up = |lane: &usize| Some(*lane) != except && self.monitor.is_up(*lane);
-        let lane = (0..self.doors.len()).filter(up).min_by_key(|lane| self.doors[*lane].load())?;
-        self.doors.get(lane)
+    fn lightest(&self, eligible: impl Fn(usize) -> bool) -> Option<&Door> {
+        let lanes = self.doors.iter().enumerate().filter(|(lane, _)| eligible(*lane));
+        lanes.map(|(_, door)| door).min_by_key(|door| door.load())
     }
 }

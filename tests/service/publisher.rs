@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, future::join_all};
-use lapin::types::FieldTable;
+use lapin::{
+    options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions},
+    types::FieldTable,
+};
 use lapin_idempotent::{
     IdempotentPublisher, MessageId, OutgoingMessage, RetryPolicy, amqp::ConnectErrorKind,
     publisher::PublishErrorKind,
@@ -106,6 +109,38 @@ pub async fn unroutable_is_retried_on_request() {
     assert!(receipt.attempts() > 1);
     assert_eq!(client.ready(&late).await, 1);
     client.delete(&late).await;
+}
+
+/// The broker closes the channel over it (404); on request that, too, waits for the topology.
+pub async fn missing_exchange_is_retried_on_request() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("late-exchange").await;
+    let exchange = super::support::unique("late-exchange");
+    let policy = RetryPolicy::default()
+        .retry_unroutable(true)
+        .max_attempts(1000)
+        .max_delay(Duration::from_millis(200));
+    let publisher = IdempotentPublisher::builder(broker()).retry(policy).connect().await.expect("connect");
+    let mut status = publisher.watch();
+    let message = OutgoingMessage::to(&exchange, "k").body("x");
+    let publishing = tokio::spawn(async move { publisher.publish_idempotent(message).await });
+    timeout(DEADLINE, status.wait_for(|status| status.returned > 0))
+        .await
+        .expect("in time")
+        .expect("refused");
+    let (name, fanout) = (exchange.as_str(), lapin::ExchangeKind::Fanout);
+    client
+        .channel
+        .exchange_declare(name.into(), fanout, ExchangeDeclareOptions::default(), FieldTable::default())
+        .await
+        .expect("declare");
+    let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+    client.channel.queue_bind(queue.as_str().into(), name.into(), "".into(), bind, none).await.expect("bind");
+    let receipt = timeout(DEADLINE, publishing).await.expect("in time").expect("join").expect("published");
+    assert!(receipt.attempts() > 1);
+    assert_eq!(client.ready(&queue).await, 1);
+    client.channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await.expect("delete");
+    client.delete(&queue).await;
 }
 
 pub async fn invalid_messages_leave_the_connection_alone() {

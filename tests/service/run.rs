@@ -108,6 +108,7 @@ pub(crate) fn main() -> ExitCode {
         publisher::every_one_of_100000_gets_its_own_verdict_quorum,
         publisher::unroutable_is_an_error_and_gives_the_message_back,
         publisher::unroutable_is_retried_on_request,
+        publisher::missing_exchange_is_retried_on_request,
         publisher::invalid_messages_leave_the_connection_alone,
         publisher::results_come_in_order,
         publisher::closed_publisher_refuses_and_pending_messages_come_back,
