@@ -27,7 +27,9 @@
 //! A return that matches nothing in flight means that these facts do not hold; the channel is given up, and
 //! everything in flight counts as unknown.
 
-use lapin::{Confirmation, message::BasicReturnMessage};
+use std::collections::HashMap;
+
+use lapin::{Confirmation, message::BasicReturnMessage, types::ShortString};
 use slab::Slab;
 use tokio::time::{Duration, Instant};
 
@@ -105,6 +107,7 @@ impl Window {
     ) -> Result<(), Violation> {
         let held_before = std::mem::take(&mut self.held);
         let mut clean = Vec::new();
+        let mut returns = Vec::new();
         for (slot, confirmation) in round {
             let (answer, returned) = match confirmation {
                 Confirmation::Ack(returned) => (Answer::Ack, returned),
@@ -117,11 +120,12 @@ impl Window {
             match returned {
                 None => clean.push(slot),
                 Some(returned) => {
-                    self.record_return(&returned)?;
+                    returns.push(returned);
                     self.held.push(slot);
                 }
             }
         }
+        self.record_returns(&returns)?;
         let nothing_waits = !clean.is_empty();
         for slot in clean {
             self.conclude(slot, verdict);
@@ -147,18 +151,33 @@ impl Window {
         Ok(())
     }
 
-    fn record_return(&mut self, returned: &BasicReturnMessage) -> Result<(), Violation> {
-        let mut matched = false;
+    fn record_returns(&mut self, returns: &[BasicReturnMessage]) -> Result<(), Violation> {
+        if returns.is_empty() {
+            return Ok(());
+        }
+        // One pass for all of them: each for itself would go through a large window.
+        let mut by_id: HashMap<&str, Vec<(&BasicReturnMessage, bool)>> = HashMap::new();
+        for returned in returns {
+            let id = returned.delivery.properties.message_id().as_ref().map_or("", ShortString::as_str);
+            by_id.entry(id).or_default().push((returned, false));
+        }
         for (_, in_flight) in &mut self.slots {
-            if in_flight.job.was_returned(returned) {
-                matched = true;
-                in_flight.returned = Some(ReturnedByBroker {
-                    code: returned.reply_code,
-                    text: returned.reply_text.to_string(),
-                });
+            let Some(candidates) = by_id.get_mut(in_flight.job.message_id().unwrap_or_default()) else {
+                continue;
+            };
+            for (returned, matched) in candidates {
+                if in_flight.job.was_returned(returned) {
+                    *matched = true;
+                    let (code, text) = (returned.reply_code, returned.reply_text.to_string());
+                    in_flight.returned = Some(ReturnedByBroker { code, text });
+                }
             }
         }
-        if matched { Ok(()) } else { Err(Violation::UnmatchedReturn) }
+        if by_id.values().flatten().all(|(_, matched)| *matched) {
+            Ok(())
+        } else {
+            Err(Violation::UnmatchedReturn)
+        }
     }
 
     fn conclude(&mut self, slot: usize, verdict: &mut impl FnMut(Job, Verdict)) {

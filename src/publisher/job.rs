@@ -205,6 +205,16 @@ impl Job {
         Ok(frames)
     }
 
+    /// The ID that it is sent under.
+    pub(crate) fn message_id(&self) -> Option<&str> {
+        match &self.payload {
+            Payload::Stamped(stamped) => Some(stamped.id().as_str()),
+            Payload::Forwarded(forwarded) => {
+                forwarded.properties.message_id().as_ref().map(ShortString::as_str)
+            }
+        }
+    }
+
     pub(crate) fn was_returned(&self, returned: &BasicReturnMessage) -> bool {
         self.payload.was_returned_as(self.attempts, returned)
     }
