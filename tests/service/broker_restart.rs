@@ -22,6 +22,7 @@ const WINDOW: i64 = 128;
 pub async fn in_the_middle_of_2000_publishes_none_lost_none_doubled() {
     let node = Node::start().await;
     let queue = Client::connect(node.url()).await.queue("restart").await;
+    node.sync().await;
     let ledger = Ledger::create().await;
     let handler = Debit::default();
     let consumer = ledger.consume(node.url(), &queue, handler.clone());

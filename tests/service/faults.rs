@@ -35,6 +35,7 @@ async fn connect(url: &str) -> IdempotentPublisher {
 pub async fn broker_killed_and_restarted_under_load() {
     let node = Node::start().await;
     let queue = Client::connect(node.url()).await.queue("killed").await;
+    node.sync().await;
     let publisher = connect(node.url()).await;
     let load = Load::start(&publisher, &queue, MESSAGES);
     load.reaches(MESSAGES / 4).await;

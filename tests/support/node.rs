@@ -41,6 +41,12 @@ impl Node {
         settings.lines().find_map(|line| line.strip_prefix("NODE=")).expect("NODE").to_owned()
     }
 
+    /// Puts what was declared on disk. Mnesia writes its log a while later: a node that is killed right after a queue was
+    /// declared can start again without the queue.
+    pub async fn sync(&self) {
+        assert_eq!(self.ctl(&["eval", "mnesia:sync_log(), mnesia:dump_log()."]).await, "dumped");
+    }
+
     /// SIGKILL, as a power cut would end it, but for the disk's own cache.
     ///
     /// Not right after a quorum queue is declared: until Ra has written the queue's name to disk, which it does some
