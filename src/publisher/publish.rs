@@ -92,7 +92,7 @@ impl IdempotentPublisher {
     /// Publishes one message and waits for its confirm.
     ///
     /// The ID is the message's own, or else derived from its idempotency key, or else made by the builder's
-    /// [`IdStrategy`]. Calls may run concurrently; they share the window of `max_in_flight`.
+    /// [`IdStrategy`](crate::IdStrategy). Calls may run concurrently; they share the window of `max_in_flight`.
     ///
     /// # Errors
     ///
