@@ -161,11 +161,11 @@ impl Lane {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_blocked = false;
         loop {
-            // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             if self.generation.is_worn() {
                 if window.is_empty() {
                     return End::Worn;
                 }
+            // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             } else if !connection.status().blocked() {
                 let now = Instant::now();
                 while let Some(job) = self.ready.pop_front_if(|job| window.admits(job)) {
@@ -269,9 +269,7 @@ impl Lane {
                     }
                 }
             }
-            if options.on_attempt.is_set() {
-                show(&options.on_attempt, job, result);
-            }
+            show(&options.on_attempt, job, result);
         }
         // Places first: a caller that is answered may publish its next message at once.
         places.release(&mut released);

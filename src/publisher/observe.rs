@@ -40,10 +40,6 @@ impl AttemptHook {
         Self(Some(Arc::new(observe)))
     }
 
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// A panic in the hook must not take the channel's task, and with it all messages, down.
     pub(crate) fn call(&self, stamped: &Stamped, number: u32, result: Result<(), PublishErrorKind>) {
         let Some(observe) = &self.0 else { return };

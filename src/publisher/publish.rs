@@ -31,7 +31,7 @@ use crate::{
     message::{OutgoingMessage, Stamped},
 };
 
-/// Added to the deadline of a call before it stops waiting for its verdict: the lane answers first, unless it died.
+/// No deadline is further away: an `Instant` cannot be moved by every duration.
 const FAR_FUTURE: Duration = Duration::from_secs(365 * 86_400);
 
 /// Publishes messages under a message ID that stays the same over all attempts, and knows when they are published.
@@ -61,8 +61,7 @@ impl IdempotentPublisher {
     /// Starts to set up a publisher for a broker URI, such as `amqp://user:password@host:5672/vhost`.
     ///
     /// Query parameters: `heartbeat` (seconds, default 10), `frame_max` (bytes, default 32,768; headers have to fit into one),
-    /// `channel_max`, `auth_mechanism`. A parameter that
-    /// would be ignored is an error.
+    /// `channel_max`, `auth_mechanism`. A parameter that would be ignored is an error.
     pub fn builder(uri: impl AsRef<str>) -> PublisherBuilder {
         PublisherBuilder::new([uri.as_ref()])
     }
@@ -213,11 +212,21 @@ impl IdempotentPublisher {
         span: Span,
         started: Instant,
     ) -> Pending {
-        let (sender, reply) = oneshot::channel();
         let deadline = self.deadline(&stamped, started);
-        let payload = Payload::Stamped(Arc::clone(&stamped));
-        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        let reply = self.hand_over(Payload::Stamped(Arc::clone(&stamped)), place, started, deadline);
         Pending { stamped, reply, span, started }
+    }
+
+    fn hand_over(
+        &self,
+        payload: Payload,
+        place: Place,
+        started: Instant,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Reply> {
+        let (sender, reply) = oneshot::channel();
+        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        reply
     }
 
     /// The verdict as the caller sees it. `None` means that the lane ended without one.
@@ -263,9 +272,7 @@ impl IdempotentPublisher {
         let deadline = started + self.inner.total.min(FAR_FUTURE);
         let gone = |kind| Failure::unsent(kind, started.elapsed());
         let place = self.place(forwarded.body.len(), deadline).await.map_err(gone)?;
-        let (sender, reply) = oneshot::channel();
-        let payload = Payload::Forwarded(Arc::new(forwarded));
-        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        let reply = self.hand_over(Payload::Forwarded(Arc::new(forwarded)), place, started, deadline);
         reply.await.unwrap_or_else(|_| Err(gone(PublishErrorKind::Closed))).map(|_| ())
     }
 }

@@ -183,8 +183,7 @@ impl Monitor {
         let has = |connection: &[u8], state: LaneState| connection.contains(&(state as u8));
         let blocked = connections.clone().filter(|lanes| has(lanes, LaneState::Blocked)).count();
         let up = connections.clone().filter(|lanes| has(lanes, LaneState::Up)).count();
-        let down =
-            connections.clone().filter(|lanes| lanes.iter().all(|s| *s == LaneState::Down as u8)).count();
+        let connected = connections.clone().filter(|lanes| lanes.iter().any(|s| *s != LaneState::Down as u8));
         let state = match () {
             () if self.closed.load(Relaxed) => PublisherState::Closed,
             () if up > 0 => PublisherState::Connected,
@@ -196,7 +195,7 @@ impl Monitor {
         PublisherStatus {
             state,
             connections: connections.len(),
-            connected: connections.len() - down,
+            connected: connected.count(),
             blocked,
             in_flight,
             bytes_in_flight,
@@ -214,8 +213,10 @@ impl Monitor {
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<PublisherStatus> {
+        let receiver = self.watch.subscribe();
+        // Afterwards: without a receiver there is nobody to report to, and the first look would be at an old state.
         self.report();
-        self.watch.subscribe()
+        receiver
     }
 
     /// Tells watchers and the metrics recorder what has changed.

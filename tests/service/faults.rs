@@ -118,8 +118,9 @@ pub async fn queue_deleted_with_10000_in_flight() {
     let load = Load::start(&publisher, &queue, 40_000);
     load.reaches(20_000).await;
     client.delete(&queue).await;
-    let returned = publisher.watch().wait_for(|status| status.returned > 0).await.map(|_| ());
-    returned.expect("some are returned");
+    let mut status = publisher.watch();
+    let returned = timeout(DEADLINE, status.wait_for(|status| status.returned > 0)).await;
+    returned.expect("in time").expect("some are returned");
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
     client
         .channel

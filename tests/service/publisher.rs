@@ -85,20 +85,28 @@ pub async fn unroutable_is_an_error_and_gives_the_message_back() {
     assert_eq!((message.id(), message.payload().as_ref()), (Some(&id), b"x".as_slice()));
 }
 
-pub async fn unroutable_is_retried_on_request() {
-    let client = Client::connect(&broker()).await;
-    let late = super::support::unique("late");
+/// A publisher to which a missing route is one that comes later.
+async fn waiting_for_a_route() -> IdempotentPublisher {
     let policy = RetryPolicy::default()
         .retry_unroutable(true)
         .max_attempts(1000)
         .max_delay(Duration::from_millis(200));
-    let publisher = IdempotentPublisher::builder(broker()).retry(policy).connect().await.expect("connect");
+    IdempotentPublisher::builder(broker()).retry(policy).connect().await.expect("connect")
+}
+
+pub async fn unroutable_is_retried_on_request() {
+    let client = Client::connect(&broker()).await;
+    let late = super::support::unique("late");
+    let publisher = waiting_for_a_route().await;
     let mut status = publisher.watch();
     let publishing = tokio::spawn({
         let message = OutgoingMessage::to("", &late).body("x");
         async move { publisher.publish_idempotent(message).await }
     });
-    status.wait_for(|status| status.returned > 0).await.expect("it came back");
+    timeout(DEADLINE, status.wait_for(|status| status.returned > 0))
+        .await
+        .expect("in time")
+        .expect("it came back");
     let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
     client
         .channel
@@ -116,11 +124,7 @@ pub async fn missing_exchange_is_retried_on_request() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("late-exchange").await;
     let exchange = super::support::unique("late-exchange");
-    let policy = RetryPolicy::default()
-        .retry_unroutable(true)
-        .max_attempts(1000)
-        .max_delay(Duration::from_millis(200));
-    let publisher = IdempotentPublisher::builder(broker()).retry(policy).connect().await.expect("connect");
+    let publisher = waiting_for_a_route().await;
     let mut status = publisher.watch();
     let message = OutgoingMessage::to(&exchange, "k").body("x");
     let publishing = tokio::spawn(async move { publisher.publish_idempotent(message).await });
