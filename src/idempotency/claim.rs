@@ -36,6 +36,32 @@ pub enum Claim {
     },
 }
 
+/// What a store remembers of an identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// It took effect.
+    Completed {
+        /// The fingerprint that was remembered with it.
+        fingerprint: Fingerprint,
+        /// When it was completed, by the store's clock.
+        processed_at: SystemTime,
+    },
+    /// A consumer holds a lease on it.
+    InProgress {
+        /// How long that lease still runs, unless it is renewed.
+        remaining: Duration,
+    },
+}
+
+impl From<Record> for Claim {
+    fn from(record: Record) -> Self {
+        match record {
+            Record::Completed { fingerprint, processed_at } => Self::Completed { fingerprint, processed_at },
+            Record::InProgress { remaining } => Self::InProgress { remaining },
+        }
+    }
+}
+
 /// A store's answer to a batch of requests.
 #[derive(Debug)]
 #[must_use = "a session that is dropped is released sooner or later, not at once"]
@@ -57,6 +83,20 @@ pub struct Lease {
     message_id: MessageId,
     fingerprint: Fingerprint,
     token: u64,
+}
+
+impl<S> Claims<S> {
+    /// The answer to one request that was not acquired.
+    pub(crate) fn taken(record: Record) -> Self {
+        Self { session: None, claims: vec![record.into()] }
+    }
+}
+
+impl Claims<Lease> {
+    /// The answer to one request that was acquired under a lease.
+    pub(crate) fn leased(lease: Lease) -> Self {
+        Self { session: Some(lease), claims: vec![Claim::Acquired] }
+    }
 }
 
 impl Lease {

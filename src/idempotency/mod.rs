@@ -35,11 +35,13 @@ mod guard;
 mod handler;
 mod key;
 mod outcome;
+mod purge;
 mod store;
 
-pub use claim::{Claim, ClaimRequest, Claims, Lease};
+pub use claim::{Claim, ClaimRequest, Claims, Lease, Record};
 pub use guard::{Guard, MissingIdPolicy};
 pub use handler::{HandlerError, HandlerResult, IdempotentHandler};
 pub use key::{InvalidScope, KeySource, Scope};
 pub use outcome::{Duplicate, DuplicateCause, Outcome};
-pub use store::{IdempotencyStore, StoreError, StoreErrorKind};
+pub use purge::{Sweeper, SweeperHandle};
+pub use store::{IdempotencyStore, Inspect, StoreError, StoreErrorKind};

@@ -1,11 +1,14 @@
 //! The contract of a store.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 
-use super::claim::{ClaimRequest, Claims};
-use crate::error::BoxError;
+use super::{
+    claim::{ClaimRequest, Claims, Record},
+    key::Scope,
+};
+use crate::{error::BoxError, message::MessageId};
 
 /// Remembers which messages took effect, and opens the session that an effect is written in.
 ///
@@ -20,11 +23,15 @@ use crate::error::BoxError;
 /// 5. `complete` on a session that lost its claim is an error of kind [`StoreErrorKind::LeaseLost`] and changes nothing; so is `release`.
 /// 6. An error of `complete` may leave the outcome unknown. The caller must then not settle the message as handled.
 /// 7. `purge` forgets completed identities older than the retention, by the store's clock, and nothing else.
+///
+/// With the feature `testing`, `testing::conformance` tries a store against all of them.
 pub trait IdempotencyStore: Send + Sync + 'static {
     /// What the handler gets: a transaction, or a [`Lease`](super::Lease).
     type Session: Send;
 
-    /// Opens a session and claims all identities in it. No identity occurs twice in `requests`.
+    /// Opens one session and claims all identities in it. No identity occurs twice in `requests`.
+    ///
+    /// A store of leases takes one request at a time here; see [`claim_each`](Self::claim_each).
     ///
     /// # Errors
     ///
@@ -35,12 +42,31 @@ pub trait IdempotencyStore: Send + Sync + 'static {
         requests: &[ClaimRequest],
     ) -> impl Future<Output = Result<Claims<Self::Session>, StoreError>> + Send;
 
+    /// Claims every identity in a session of its own; answers in the order of `requests`.
+    ///
+    /// Stores of leases do it in one round trip. By default each is claimed with [`claim`](Self::claim), all at once.
+    fn claim_each(
+        &self,
+        requests: &[ClaimRequest],
+    ) -> impl Future<Output = Vec<Result<Claims<Self::Session>, StoreError>>> + Send {
+        join_all(requests.chunks(1).map(|request| self.claim(request)))
+    }
+
     /// Makes the effect and the identities durable together, as far as the session can.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::LeaseLost`] if the claim was not ours any more; otherwise the outcome is unknown.
+    /// [`StoreErrorKind::LeaseLost`] if the claim was not ours any more; [`StoreErrorKind::RolledBack`] and
+    /// [`StoreErrorKind::Conflict`] if nothing was made durable, for certain; with any other kind the outcome is unknown.
     fn complete(&self, session: Self::Session) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Completes several sessions, in one round trip if the store can; answers in their order.
+    fn complete_each(
+        &self,
+        sessions: Vec<Self::Session>,
+    ) -> impl Future<Output = Vec<Result<(), StoreError>>> + Send {
+        join_all(sessions.into_iter().map(|session| self.complete(session)))
+    }
 
     /// Gives the identities back, and undoes what was written through the session.
     ///
@@ -62,6 +88,109 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     fn keep_alive(&self, session: &Self::Session) -> Option<BoxFuture<'static, StoreError>> {
         let _ = session;
         None
+    }
+
+    /// Whether an error of a handler says that the session was rolled back because of a rival (a deadlock, a serialization
+    /// failure): the same work, done again from the claim on, may well succeed. The guard then does it again in place.
+    fn is_conflict(&self, error: &(dyn Error + 'static)) -> bool {
+        let _ = error;
+        false
+    }
+
+    /// Whether the store can work: its tables, its rights, its server's settings. A consumer asks before it takes messages.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Schema`] or [`StoreErrorKind::Configuration`], saying what is missing and what to do about it.
+    fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async { Ok(()) }
+    }
+}
+
+/// Looks into a store, and takes one identity out of it: for operators and their tools.
+pub trait Inspect: IdempotencyStore {
+    /// What is remembered of an identity; `None` if nothing, so that a claim would be acquired.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn find(
+        &self,
+        scope: &Scope,
+        message_id: &MessageId,
+    ) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
+
+    /// How many completed identities a scope has. Reads them all: not for every minute.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn count(&self, scope: &Scope) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Forgets a completed identity, so that its message takes effect **once more** when it comes again: for a deliberate replay.
+    /// Returns whether there was one; an identity in progress is left alone. Logged.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn forget(
+        &self,
+        scope: &Scope,
+        message_id: &MessageId,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+}
+
+impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
+    type Session = S::Session;
+
+    async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<S::Session>, StoreError> {
+        (**self).claim(requests).await
+    }
+
+    async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<S::Session>, StoreError>> {
+        (**self).claim_each(requests).await
+    }
+
+    async fn complete(&self, session: S::Session) -> Result<(), StoreError> {
+        (**self).complete(session).await
+    }
+
+    async fn complete_each(&self, sessions: Vec<S::Session>) -> Vec<Result<(), StoreError>> {
+        (**self).complete_each(sessions).await
+    }
+
+    async fn release(&self, session: S::Session) -> Result<(), StoreError> {
+        (**self).release(session).await
+    }
+
+    async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
+        (**self).purge(retention, limit).await
+    }
+
+    fn keep_alive(&self, session: &S::Session) -> Option<BoxFuture<'static, StoreError>> {
+        (**self).keep_alive(session)
+    }
+
+    fn is_conflict(&self, error: &(dyn Error + 'static)) -> bool {
+        (**self).is_conflict(error)
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        (**self).check().await
+    }
+}
+
+impl<S: Inspect> Inspect for Arc<S> {
+    async fn find(&self, scope: &Scope, message_id: &MessageId) -> Result<Option<Record>, StoreError> {
+        (**self).find(scope, message_id).await
+    }
+
+    async fn count(&self, scope: &Scope) -> Result<u64, StoreError> {
+        (**self).count(scope).await
+    }
+
+    async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
+        (**self).forget(scope, message_id).await
     }
 }
 
@@ -85,6 +214,11 @@ pub enum StoreErrorKind {
     Full,
     /// The claim was not ours any more.
     LeaseLost,
+    /// A rival's transaction stood in the way (a deadlock, a serialization failure). Nothing was committed; the same work may succeed.
+    Conflict,
+    /// Nothing was committed: a statement of the handler had failed and its error was swallowed, the handler ended the transaction by
+    /// itself, or the commit was refused.
+    RolledBack,
     /// The commit was sent and its outcome is not known.
     OutcomeUnknown,
     /// A table or column is missing or different.
@@ -118,6 +252,8 @@ impl fmt::Display for StoreErrorKind {
             Self::Busy => "the identity is held by another consumer",
             Self::Full => "the store is full",
             Self::LeaseLost => "the lease was lost",
+            Self::Conflict => "a rival's transaction stood in the way",
+            Self::RolledBack => "the transaction was rolled back",
             Self::OutcomeUnknown => "the outcome of the commit is unknown",
             Self::Schema => "the store's schema does not fit",
             Self::Configuration => "the store's configuration cannot work",

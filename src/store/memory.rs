@@ -7,11 +7,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
-use tokio::time::{Instant, interval_at};
+use futures_util::future::{self, BoxFuture};
+use tokio::time::Instant;
+
+use super::lease;
 
 use crate::{
-    idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, Lease, Scope, StoreError, StoreErrorKind},
+    idempotency::{
+        ClaimRequest, Claims, IdempotencyStore, Lease, Record as Known, Scope, StoreError, StoreErrorKind,
+    },
     message::{Fingerprint, MessageId},
 };
 
@@ -47,7 +51,7 @@ enum Record {
 impl MemoryStore {
     /// A store for at most `capacity` identities, those in progress included.
     pub fn new(capacity: usize) -> Self {
-        Self::with_lease(capacity, Duration::from_secs(30))
+        Self::with_lease(capacity, lease::DEFAULT_LEASE)
     }
 
     /// Like [`new`](Self::new), with leases that run out after `lease`. They are renewed while the handler runs.
@@ -90,15 +94,20 @@ fn identity(lease: &Lease) -> (Scope, MessageId) {
 }
 
 impl State {
-    fn claim(&mut self, request: &ClaimRequest, shared: &Shared, now: Instant) -> Result<Answer, StoreError> {
+    fn claim(
+        &mut self,
+        request: &ClaimRequest,
+        shared: &Shared,
+        now: Instant,
+    ) -> Result<Claims<Lease>, StoreError> {
         let identity = (request.scope.clone(), request.message_id.clone());
         match self.records.get(&identity) {
             Some(Record::Completed { fingerprint, processed_at, .. }) => {
                 let (fingerprint, processed_at) = (*fingerprint, *processed_at);
-                return Ok(Answer::Taken(Claim::Completed { fingerprint, processed_at }));
+                return Ok(Claims::taken(Known::Completed { fingerprint, processed_at }));
             }
             Some(Record::InProgress { expires, .. }) if *expires > now => {
-                return Ok(Answer::Taken(Claim::InProgress { remaining: *expires - now }));
+                return Ok(Claims::taken(Known::InProgress { remaining: *expires - now }));
             }
             Some(Record::InProgress { .. }) => {}
             None if self.records.len() >= shared.capacity => return Err(StoreErrorKind::Full.into()),
@@ -107,30 +116,16 @@ impl State {
         self.last_token += 1;
         let token = self.last_token;
         self.records.insert(identity, Record::InProgress { token, expires: now + shared.lease });
-        Ok(Answer::Acquired(Lease::new(request, token)))
+        Ok(Claims::leased(Lease::new(request, token)))
     }
-}
-
-enum Answer {
-    Acquired(Lease),
-    Taken(Claim),
 }
 
 impl IdempotencyStore for MemoryStore {
     type Session = Lease;
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
-        let [request] = requests else {
-            return Err(StoreError::new(
-                StoreErrorKind::Configuration,
-                "a lease is for one message at a time",
-            ));
-        };
-        let answer = self.shared.state().claim(request, &self.shared, Instant::now())?;
-        Ok(match answer {
-            Answer::Acquired(lease) => Claims { session: Some(lease), claims: vec![Claim::Acquired] },
-            Answer::Taken(claim) => Claims { session: None, claims: vec![claim] },
-        })
+        let request = lease::single(requests)?;
+        self.shared.state().claim(request, &self.shared, Instant::now())
     }
 
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {
@@ -174,18 +169,7 @@ impl IdempotencyStore for MemoryStore {
 
     fn keep_alive(&self, session: &Lease) -> Option<BoxFuture<'static, StoreError>> {
         let (shared, lease) = (Arc::clone(&self.shared), session.clone());
-        // A third of the lease: two renewals may fail or be late before it runs out.
-        let period = (shared.lease / 3).max(Duration::from_millis(1));
-        let renewing = async move {
-            let mut tick = interval_at(Instant::now() + period, period);
-            loop {
-                tick.tick().await;
-                if let Err(error) = shared.renew(&lease) {
-                    return error;
-                }
-            }
-        };
-        Some(renewing.boxed())
+        Some(lease::keep_alive(self.shared.lease, move || future::ready(shared.renew(&lease))))
     }
 }
 

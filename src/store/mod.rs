@@ -1,5 +1,6 @@
 //! Backends: where identities are remembered.
 
+mod lease;
 mod memory;
 #[cfg(feature = "sqlite")]
 mod sql;
