@@ -5,13 +5,13 @@ SHELL := /bin/bash
 .PHONY: help demo test lint bench docs clean up down services-down cargo
 
 ARGS ?=
-# Servers come from scripts/services; a variable that is set already (AMQP_URL) names one of yours.
+# Servers come from scripts/services; a variable that is set already (AMQP_URL, POSTGRES_URL, ...) names one of yours.
 WITH_SERVICES = environment=$$(scripts/services env); eval "$$environment";
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
-up: cargo ## Start RabbitMQ (installs it on Debian and Ubuntu), or find it
+up: cargo ## Start RabbitMQ and the databases (installs them on Debian and Ubuntu), or find them
 	@scripts/services up
 
 down: ## Stop what `up` started
@@ -19,10 +19,11 @@ down: ## Stop what `up` started
 
 services-down: down
 
-demo: up ## 1,000 debits with duplicates and cut connections; every balance right
+demo: cargo ## 1,000 debits with duplicates and cut connections; every balance right
+	@scripts/services up rabbitmq
 	@$(WITH_SERVICES) cargo run --release --features sqlite --example payments -- $(ARGS)
 
-test: up ## All tests, with a real broker; none is left out
+test: up ## All tests, with real servers; none is left out
 	@$(WITH_SERVICES) export REQUIRE_SERVICES=1 RUST_BACKTRACE=0; \
 	if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --all-features --no-fail-fast; \
@@ -42,7 +43,8 @@ bench: up ## Throughput against raw lapin, in one run; writes target/bench/
 docs: cargo ## Build the documentation
 	cargo doc --all-features --no-deps
 
-clean: down cargo ## Stop the servers and remove what was built
+clean: cargo ## Stop the servers and remove what they hold and what was built
+	@scripts/services clean
 	cargo clean
 
 cargo:
