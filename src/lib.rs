@@ -46,7 +46,10 @@
 //!
 //! | Store | Feature | Session of the handler | Identity and effect | Survives |
 //! |---|---|---|---|---|
+//! | `PostgresStore` | `postgres` | `PostgresTransaction` | committed together | a crash, and a power loss unless `synchronous_commit` is off |
+//! | `MySqlStore` | `mysql` | `MySqlTransaction` | committed together | a crash, and a power loss if `innodb_flush_log_at_trx_commit` and `sync_binlog` are 1 |
 //! | `SqliteStore` | `sqlite` | `SqliteTransaction` | committed together | a crash, and a power loss if opened by `connect` |
+//! | `.leased(..)` of these | | [`Lease`](idempotency::Lease) | one after the other | the same |
 //! | [`MemoryStore`] | – | [`Lease`](idempotency::Lease) | one after the other | nothing: it ends with the process |
 //!
 //! With a lease the effect is not part of the guard's commit: a crash between the two repeats it, once the lease has run out.
@@ -56,6 +59,8 @@
 //! | Feature | Default | What it adds |
 //! |---|---|---|
 //! | `tls` | yes | `amqps://`, with rustls, ring and the system's certificates |
+//! | `postgres` | no | `PostgresStore` |
+//! | `mysql` | no | `MySqlStore`, for MySQL 8 and MariaDB 10.6 and newer |
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
 //! | `metrics` | no | the publisher's counters and gauges through the `metrics` facade |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
@@ -84,6 +89,12 @@ pub use idempotency::{Guard, HandlerError, HandlerResult, IdempotencyStore, Idem
 pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
 pub use publisher::{IdempotentPublisher, PublishError, Receipt, RetryPolicy};
 pub use store::MemoryStore;
+#[cfg(feature = "mysql")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
+pub use store::MySqlStore;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use store::PostgresStore;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use store::SqliteStore;

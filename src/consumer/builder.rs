@@ -178,7 +178,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     ///
     /// # Errors
     ///
-    /// A [`ConsumeError`] if it cannot start: bad settings, no broker, no such queue.
+    /// A [`ConsumeError`] if it cannot start: bad settings, no broker, no such queue, or a store that
+    /// cannot work, such as one without its table.
     ///
     /// # Cancellation
     ///
@@ -200,6 +201,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.name.get_or_insert_with(|| self.scope.clone());
         let guard = Guard::new(self.store, Scope::new(self.scope)?).key(self.key).missing_id(self.missing_id);
+        guard.store().check().await?;
         Runner::new(guard, handler, connect, self.options).run(shutdown).await
     }
 }

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use crate::{amqp::ConnectError, error::BoxError, idempotency::InvalidScope};
+use crate::{
+    amqp::ConnectError,
+    error::BoxError,
+    idempotency::{InvalidScope, StoreError},
+};
 
 /// A consumer could not start. Once it runs it reconnects by itself, and ends without an error when it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +24,8 @@ pub enum ConsumeErrorKind {
     Invalid,
     /// No connection to the broker.
     Connect,
+    /// The store cannot work: it says what is missing.
+    Store,
     /// The broker refused to let us consume: no such queue, or no permission.
     Refused,
 }
@@ -47,11 +53,18 @@ impl From<InvalidScope> for ConsumeError {
     }
 }
 
+impl From<StoreError> for ConsumeError {
+    fn from(error: StoreError) -> Self {
+        Self::new(ConsumeErrorKind::Store, error)
+    }
+}
+
 impl fmt::Display for ConsumeErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Invalid => "the consumer is not set up right",
             Self::Connect => "cannot connect to the broker",
+            Self::Store => "the store cannot work",
             Self::Refused => "the broker refused to let us consume",
         })
     }

@@ -14,10 +14,16 @@ use super::{
     outcome::{Duplicate, Outcome},
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
-use crate::message::{Fingerprint, IdStrategy, IncomingMessage, MessageId};
+use crate::{
+    error::BoxError,
+    message::{Fingerprint, IdStrategy, IncomingMessage, MessageId},
+};
 
 /// How long a message is left alone when a rival holds its identity and the store cannot say for how long.
 const BUSY: Duration = Duration::from_secs(1);
+
+/// How often a message is tried in place when a rival's transaction stood in the way each time.
+const CONFLICTS: u32 = 5;
 
 /// Lets each message take effect at most once per scope, within the retention of its store.
 ///
@@ -79,6 +85,9 @@ impl<S: IdempotencyStore> Guard<S> {
     /// Never fails: whatever goes wrong is an [`Outcome`], and only [`Outcome::Processed`] and [`Outcome::Duplicate`] say that
     /// the message may be acked as handled (I1). A panic of the handler counts as a failed attempt.
     ///
+    /// When a rival's transaction stood in the way (a deadlock, a serialization failure), also if the handler returned that error, the whole
+    /// transaction is done again, up to five times: the handler runs again then, and nothing of its earlier runs was committed.
+    ///
     /// # Cancellation
     ///
     /// Dropping the future drops the session, which releases the claim (SQL: rolls back; lease: runs out). If the commit was
@@ -93,10 +102,37 @@ impl<S: IdempotencyStore> Guard<S> {
         };
         let fingerprint = message.fingerprint();
         let request = ClaimRequest { scope: self.scope.clone(), message_id, fingerprint };
-        match self.store.claim(std::slice::from_ref(&request)).await {
+        let mut conflicts = 0;
+        loop {
+            match self.attempt(message, handler, &request).await {
+                Attempt::Decided(outcome) => return outcome,
+                Attempt::Conflict(_) if conflicts < CONFLICTS => {
+                    // Apart from the rival, which may be at the same point of its own loop.
+                    let pause = Duration::from_millis(5 << conflicts).mul_f64(0.5 + fastrand::f64());
+                    conflicts += 1;
+                    tracing::debug!(conflicts, "a rival's transaction stood in the way; once more");
+                    tokio::time::sleep(pause).await;
+                }
+                Attempt::Conflict(error) => return Outcome::Retry { after: None, error },
+            }
+        }
+    }
+
+    /// Claims, handles and concludes once. After a conflict nothing of it was committed.
+    async fn attempt<H>(&self, message: &IncomingMessage, handler: &H, request: &ClaimRequest) -> Attempt
+    where
+        H: IdempotentHandler<S>,
+    {
+        match self.store.claim(std::slice::from_ref(request)).await {
             Ok(Claims { session: Some(session), .. }) => self.handle(message, handler, session).await,
-            Ok(Claims { session: None, claims }) => decided(message, fingerprint, claims.first()),
-            Err(error) => not_claimed(error),
+            Ok(Claims { session: None, claims }) => {
+                Attempt::Decided(decided(message, request.fingerprint, claims.first()))
+            }
+            Err(error) => match error.kind() {
+                StoreErrorKind::Conflict => Attempt::Conflict(error.into()),
+                StoreErrorKind::Busy => Attempt::Decided(Outcome::InProgress { remaining: BUSY }),
+                _ => Attempt::Decided(Outcome::StoreUnavailable { error }),
+            },
         }
     }
 
@@ -112,7 +148,7 @@ impl<S: IdempotencyStore> Guard<S> {
         }
     }
 
-    async fn handle<H>(&self, message: &IncomingMessage, handler: &H, mut session: S::Session) -> Outcome
+    async fn handle<H>(&self, message: &IncomingMessage, handler: &H, mut session: S::Session) -> Attempt
     where
         H: IdempotentHandler<S>,
     {
@@ -126,7 +162,7 @@ impl<S: IdempotencyStore> Guard<S> {
                     Either::Left((handled, _)) => handled,
                     Either::Right((lost, _)) => {
                         tracing::warn!(error = %lost, "lease lost; the handler is cancelled");
-                        return Outcome::LeaseLost;
+                        return Attempt::Decided(Outcome::LeaseLost);
                     }
                 },
             }
@@ -135,25 +171,41 @@ impl<S: IdempotencyStore> Guard<S> {
         self.conclude(session, result).await
     }
 
-    async fn conclude(&self, session: S::Session, result: HandlerResult) -> Outcome {
-        match result {
-            Ok(()) => match self.store.complete(session).await {
-                Ok(()) => Outcome::Processed,
-                Err(error) if error.kind() == StoreErrorKind::LeaseLost => Outcome::LeaseLost,
-                Err(error) => Outcome::StoreUnavailable { error },
-            },
-            Err(HandlerError(failure)) => {
-                if let Err(error) = self.store.release(session).await {
-                    // The claim becomes free later, with its lease or its connection.
-                    tracing::warn!(error = %error, "claim not released");
-                }
-                match failure {
-                    Failure::Retry { after, error } => Outcome::Retry { after, error },
-                    Failure::Reject { error } => Outcome::Reject { error },
-                }
+    async fn conclude(&self, session: S::Session, result: HandlerResult) -> Attempt {
+        let failure = match result {
+            Ok(()) => return completed(self.store.complete(session).await),
+            Err(HandlerError(failure)) => failure,
+        };
+        if let Err(error) = self.store.release(session).await {
+            // The claim becomes free later, with its lease or its connection.
+            tracing::warn!(error = %error, "claim not released");
+        }
+        match failure {
+            Failure::Retry { after: None, error } if self.store.is_conflict(&*error) => {
+                Attempt::Conflict(error)
             }
+            Failure::Retry { after, error } => Attempt::Decided(Outcome::Retry { after, error }),
+            Failure::Reject { error } => Attempt::Decided(Outcome::Reject { error }),
         }
     }
+}
+
+/// What came of one claim and what followed.
+enum Attempt {
+    Decided(Outcome),
+    /// A rival's transaction stood in the way, and nothing was committed.
+    Conflict(BoxError),
+}
+
+fn completed(result: Result<(), StoreError>) -> Attempt {
+    let Err(error) = result else { return Attempt::Decided(Outcome::Processed) };
+    Attempt::Decided(match error.kind() {
+        StoreErrorKind::Conflict => return Attempt::Conflict(error.into()),
+        // The handler's own doing, and certain: it counts as a failed attempt.
+        StoreErrorKind::RolledBack => Outcome::Retry { after: None, error: error.into() },
+        StoreErrorKind::LeaseLost => Outcome::LeaseLost,
+        _ => Outcome::StoreUnavailable { error },
+    })
 }
 
 /// The outcome of a claim that was not acquired.
@@ -170,13 +222,6 @@ fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<&Claim>)
                 "the store answered a claim without a session",
             ),
         },
-    }
-}
-
-fn not_claimed(error: StoreError) -> Outcome {
-    match error.kind() {
-        StoreErrorKind::Busy => Outcome::InProgress { remaining: BUSY },
-        _ => Outcome::StoreUnavailable { error },
     }
 }
 

@@ -75,7 +75,7 @@ impl<S: IdempotencyStore> Sweeper<S> {
                 match self.store.purge(self.retention, self.batch).await {
                     Ok(0) => break,
                     Ok(forgotten) => {
-                        tracing::debug!(forgotten, "identities older than the retention forgotten")
+                        tracing::debug!(forgotten, "identities older than the retention forgotten");
                     }
                     Err(error) => {
                         tracing::warn!(

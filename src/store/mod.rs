@@ -2,13 +2,21 @@
 
 mod lease;
 mod memory;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 pub use memory::MemoryStore;
-#[cfg(feature = "sqlite")]
-pub use sql::InvalidTableName;
+#[cfg(feature = "mysql")]
+pub use mysql::{MySqlStore, MySqlTransaction};
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresStore, PostgresTransaction};
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlStore};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteStore, SqliteTransaction};

@@ -32,20 +32,15 @@ mod publisher;
 #[path = "tls.rs"]
 mod tls;
 
-use std::{future::Future, process::ExitCode};
+use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
+
+use support::trials::{there, trial};
 
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let there = std::env::var_os("AMQP_URL").is_some();
-    if !there {
-        if std::env::var_os("REQUIRE_SERVICES").is_some() {
-            eprintln!("AMQP_URL is not set, and REQUIRE_SERVICES is");
-            return ExitCode::FAILURE;
-        }
-        eprintln!("left out for want of a broker (AMQP_URL): all tests of this file. `make test` runs them.");
-    }
+    let Ok(there) = there(&["AMQP_URL"]) else { return ExitCode::FAILURE };
     let mut trials = Vec::new();
     macro_rules! trials {
         ($($module:ident::$test:ident,)*) => {$(
@@ -121,17 +116,4 @@ pub(crate) fn main() -> ExitCode {
         tls::client_certificate_is_shown_and_read_from_files,
     }
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn trial<F, T>(name: &str, test: T, there: bool) -> Trial
-where
-    F: Future<Output = ()>,
-    T: FnOnce() -> F + Send + 'static,
-{
-    let run = || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(test());
-        Ok(())
-    };
-    Trial::test(name, run).with_ignored_flag(!there)
 }

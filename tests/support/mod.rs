@@ -5,6 +5,7 @@ pub mod ledger;
 pub mod load;
 pub mod node;
 pub mod proxy;
+pub mod trials;
 
 use std::{future::Future, time::Duration};
 

@@ -1,0 +1,249 @@
+//! Identities and effects in one MySQL or MariaDB transaction.
+
+use std::{fmt::Write, str::FromStr, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, MySql, Pool, Transaction,
+    error::DatabaseError,
+    mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlPoolOptions},
+};
+
+use super::sql::{
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, failed, found,
+    micros, millis, runs_statements,
+};
+use crate::{
+    idempotency::{ClaimRequest, Scope, StoreError, StoreErrorKind},
+    message::MessageId,
+};
+
+/// Remembers identities in a MySQL or MariaDB table (InnoDB), in the transaction that the handler writes its effects in. See
+/// [`SqlStore`] for what is guaranteed.
+///
+/// * The effects' tables must be transactional too: MyISAM, and any DDL statement in a handler (MySQL commits before it), break the
+///   guarantee. A transaction that was ended that way fails to complete.
+/// * The store sets `innodb_lock_wait_timeout`, and the limits for statements and idle transactions, on the sessions of the pool whenever
+///   it begins a transaction, and they stay set.
+/// * A commit is as durable as `innodb_flush_log_at_trx_commit` and `sync_binlog` make it: both must be 1.
+pub type MySqlStore = SqlStore<MySql>;
+
+/// The session of a [`MySqlStore`]: the transaction that the handler writes its effects in.
+///
+/// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are fine.
+pub type MySqlTransaction = Transaction<'static, MySql>;
+
+const WORDS: Words = Words {
+    value: |_| "?".to_owned(),
+    now: "UTC_TIMESTAMP(6)",
+    micros: |time| format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {time})"),
+    later: |micros| format!("UTC_TIMESTAMP(6) + INTERVAL {micros} MICROSECOND"),
+    until: |time| format!("TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {time})"),
+};
+
+/// How often rows are inserted again of which a rival's was seen and then gone.
+const TRIES: usize = 4;
+
+impl SqlDatabase for MySql {
+    fn texts(table: TableName, _: Option<u32>) -> Texts {
+        let index = format!("`{}_processed_at`", table.name());
+        let texts = Texts::new::<Self>(table, &WORDS);
+        let t = &texts.quoted;
+        let old = "UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND";
+        Texts {
+            insert: format!(
+                "INSERT INTO {t} (scope, message_id, fingerprint, processed_at, token, leased_until) VALUES "
+            ),
+            purge: format!(
+                "SELECT scope, message_id FROM {t} WHERE processed_at < {old} \
+                 AND (leased_until IS NULL OR leased_until < {old}) ORDER BY processed_at LIMIT ? FOR UPDATE SKIP LOCKED"
+            ),
+            schema: include_str!("schema/mysql.sql").replace("{table}", t).replace("{index}", &index),
+            ..texts
+        }
+    }
+}
+
+impl Dialect for MySql {
+    const QUOTE: char = '`';
+    // A deadlock ends the transaction on the server, and what the handler does afterwards is committed statement by statement. The savepoint
+    // tells: it ends with the transaction, and releasing what is not there is error 1305, after which nothing else is run.
+    const COMMIT: &'static str = "RELEASE SAVEPOINT lapin_idempotent; COMMIT";
+    const ROLLBACK: &'static str = "ROLLBACK";
+    const ONE_WRITER: bool = false;
+    const AFTER_FAILURE: Option<&'static str> = None;
+    const COLUMNS: &'static str = "SELECT CAST(column_name AS CHAR) FROM information_schema.columns WHERE table_name = ? \
+                                   AND table_schema = COALESCE(NULLIF(?, ''), DATABASE())";
+    const KEY: &'static str = "SELECT CAST(column_name AS CHAR) FROM information_schema.key_column_usage WHERE \
+                               table_name = ? AND table_schema = COALESCE(NULLIF(?, ''), DATABASE()) \
+                               AND constraint_name = 'PRIMARY'";
+
+    fn begin(limits: &Limits) -> String {
+        let seconds = |limit: Duration| limit.as_secs().clamp(1, 1_000_000);
+        // The comments are run by MariaDB and by MySQL 8 only.
+        format!(
+            "SET SESSION innodb_lock_wait_timeout = {} /*M! , max_statement_time = {}, idle_transaction_timeout = {} */ \
+             /*!80000 , max_execution_time = {} */; START TRANSACTION; SAVEPOINT lapin_idempotent",
+            seconds(limits.lock),
+            limits.statement.as_secs_f64(),
+            seconds(limits.idle),
+            millis(limits.statement)
+        )
+    }
+
+    async fn connect(url: &str, limits: &Limits) -> Result<Pool<Self>, StoreError> {
+        let options = MySqlConnectOptions::from_str(url)
+            .map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
+        MySqlPoolOptions::new()
+            .max_connections(limits.connections)
+            .acquire_timeout(limits.acquire)
+            .connect_with(options)
+            .await
+            .map_err(failed::<Self>)
+    }
+
+    /// By error number (MySQL Server Error Message Reference; MariaDB Error Codes).
+    fn cause(error: &dyn DatabaseError) -> Cause {
+        let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() else { return Cause::Refused };
+        match error.number() {
+            1062 => Cause::Duplicate,
+            // A deadlock, and a write conflict with a snapshot (MariaDB 11).
+            1213 | 1020 => Cause::Conflict,
+            // The lock wait, and the statement time-outs of MariaDB and MySQL.
+            1205 | 1969 | 3024 => Cause::Busy,
+            1146 | 1054 | 1049 => Cause::Schema,
+            // The server shuts down, the connection was killed, or was idle for too long.
+            1053 | 1317 | 1927 | 4030 | 4031 | 1040 | 1077 | 1079 => Cause::Unavailable,
+            _ => Cause::Refused,
+        }
+    }
+
+    /// Inserts plainly, and looks only when a row is there already: `INSERT IGNORE` would hide other errors, and with
+    /// `ON DUPLICATE KEY UPDATE` the server does not tell which rows were new.
+    async fn insert(
+        connection: &mut MySqlConnection,
+        texts: &Texts,
+        rows: &[&ClaimRequest],
+        lease: Option<NewLease>,
+    ) -> Result<Vec<bool>, sqlx::Error> {
+        let mut missing: Vec<usize> = (0..rows.len()).collect();
+        let mut tries = 0;
+        while !missing.is_empty() {
+            let sql = insert(&texts.insert, missing.iter().map(|&index| rows[index]), lease);
+            match sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await {
+                Ok(_) => break,
+                Err(sqlx::Error::Database(error))
+                    if Self::cause(&*error) == Cause::Duplicate && tries < TRIES =>
+                {
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+            }
+            let asked: Vec<_> =
+                missing.iter().map(|&index| (&rows[index].scope, &rows[index].message_id)).collect();
+            let found = Self::select(connection, texts, &asked).await?;
+            missing.retain(|&index| {
+                let identity = (rows[index].scope.as_str(), rows[index].message_id.as_str());
+                !found.iter().any(|row| row.identity() == identity)
+            });
+        }
+        let mut new = vec![false; rows.len()];
+        for index in missing {
+            new[index] = true;
+        }
+        Ok(new)
+    }
+
+    /// A locking read: the newest committed rows, whatever the transaction's snapshot is.
+    async fn select(
+        connection: &mut MySqlConnection,
+        texts: &Texts,
+        identities: &[(&Scope, &MessageId)],
+    ) -> Result<Vec<Found>, sqlx::Error> {
+        let mut sql = texts.select.clone() + "WHERE (scope, message_id) IN (";
+        for (index, (scope, id)) in identities.iter().enumerate() {
+            sql.push_str(if index == 0 { "(" } else { ", (" });
+            hex(&mut sql, scope.as_str().as_bytes());
+            sql.push_str(", ");
+            hex(&mut sql, id.as_str().as_bytes());
+            sql.push(')');
+        }
+        sql.push_str(") LOCK IN SHARE MODE");
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?;
+        rows.iter().map(|row| found!(row)).collect()
+    }
+
+    async fn purge(
+        pool: &Pool<Self>,
+        texts: &Texts,
+        limits: &Limits,
+        retention: Duration,
+        limit: u32,
+    ) -> Result<u64, sqlx::Error> {
+        let mut transaction = pool.begin_with(AssertSqlSafe(Self::begin(limits))).await?;
+        let old: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(texts.purge.as_str()))
+            .bind(micros(retention))
+            .bind(micros(retention))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *transaction)
+            .await?;
+        if old.is_empty() {
+            transaction.rollback().await?;
+            return Ok(0);
+        }
+        let mut sql = format!("DELETE FROM {} WHERE (scope, message_id) IN (", texts.quoted);
+        for (index, (scope, id)) in old.iter().enumerate() {
+            sql.push_str(if index == 0 { "(" } else { ", (" });
+            hex(&mut sql, scope);
+            sql.push_str(", ");
+            hex(&mut sql, id);
+            sql.push(')');
+        }
+        sql.push(')');
+        let deleted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(deleted.rows_affected())
+    }
+
+    async fn create(pool: &Pool<Self>, texts: &Texts, _: &Limits) -> Result<(), sqlx::Error> {
+        // The server's metadata lock makes concurrent callers wait for each other.
+        sqlx::raw_sql(AssertSqlSafe(texts.schema.as_str())).execute(pool).await?;
+        Ok(())
+    }
+
+    runs_statements!(|text: &str| text.as_bytes().to_vec());
+}
+
+/// The rows as literals: one round trip, where bound values would be prepared anew for every size of a batch. Hexadecimal, so that no
+/// byte of an ID can be anything else than data.
+fn insert<'a>(prefix: &str, rows: impl Iterator<Item = &'a ClaimRequest>, lease: Option<NewLease>) -> String {
+    let mut sql = prefix.to_owned();
+    for (index, row) in rows.enumerate() {
+        sql.push_str(if index == 0 { "(" } else { ", (" });
+        for bytes in
+            [row.scope.as_str().as_bytes(), row.message_id.as_str().as_bytes(), row.fingerprint.as_bytes()]
+        {
+            hex(&mut sql, bytes);
+            sql.push_str(", ");
+        }
+        sql.push_str(WORDS.now);
+        match lease {
+            None => sql.push_str(", NULL, NULL)"),
+            Some(lease) => {
+                let until = (WORDS.later)(&lease.micros.to_string());
+                // Writing to a String never fails.
+                let _ = write!(sql, ", {}, {until})", lease.token);
+            }
+        }
+    }
+    sql
+}
+
+fn hex(sql: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    sql.push_str("x'");
+    for byte in bytes {
+        sql.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        sql.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    sql.push('\'');
+}

@@ -1,0 +1,253 @@
+//! Identities and effects in one PostgreSQL transaction.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Pool, Postgres, Row, Transaction,
+    error::DatabaseError,
+    postgres::{PgConnectOptions, PgConnection, PgPoolOptions},
+};
+
+use super::sql::{
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, failed, found,
+    micros, millis, runs_statements, which,
+};
+use crate::{
+    idempotency::{ClaimRequest, Scope, StoreError, StoreErrorKind},
+    message::MessageId,
+};
+
+mod partitions;
+
+/// Remembers identities in a PostgreSQL table, in the transaction that the handler writes its effects in. See [`SqlStore`] for
+/// what is guaranteed.
+///
+/// A commit is as durable as the server's `synchronous_commit` makes it: with `off`, the last commits before a crash of the server are lost after
+/// their messages were acked. Leave it on.
+pub type PostgresStore = SqlStore<Postgres>;
+
+/// The session of a [`PostgresStore`]: the transaction that the handler writes its effects in.
+///
+/// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are fine.
+pub type PostgresTransaction = Transaction<'static, Postgres>;
+
+const WORDS: Words = Words {
+    value: |n| format!("${n}"),
+    now: "now()",
+    micros: |time| format!("(extract(epoch FROM {time}) * 1000000)::bigint"),
+    later: |micros| format!("now() + {micros}::bigint * interval '1 microsecond'"),
+    until: |time| format!("(extract(epoch FROM {time} - clock_timestamp()) * 1000000)::bigint"),
+};
+
+/// Sorted by us, and inserted in that order: two batches never wait for each other in a circle.
+fn insert(table: &str, columns: (&str, &str), partitioned: bool) -> String {
+    let (id_time, values, array) =
+        if partitioned { (", id_time", ", t", ", $4::bigint[]") } else { ("", "", "") };
+    let (names, expressions) = columns;
+    format!(
+        "INSERT INTO {table} (scope, message_id, fingerprint, processed_at{names}{id_time}) \
+         SELECT s, m, f, now(){expressions}{values} FROM UNNEST($1::text[], $2::text[], $3::bytea[]{array}) \
+         AS new(s, m, f{values}) ON CONFLICT DO NOTHING RETURNING scope, message_id"
+    )
+}
+
+impl SqlDatabase for Postgres {
+    fn texts(table: TableName, partition_hours: Option<u32>) -> Texts {
+        let partitioned = partition_hours.is_some();
+        let schema = if partitioned {
+            include_str!("schema/postgres_partitioned.sql")
+        } else {
+            include_str!("schema/postgres.sql")
+        };
+        let default = partitions::default_of(&table);
+        let index = format!("{}_processed_at", table.name());
+        let texts = Texts::new::<Self>(table, &WORDS);
+        let leased = if partitioned { ("$5", "$6") } else { ("$4", "$5") };
+        let values = format!(", {}::bigint, {}", leased.0, (WORDS.later)(leased.1));
+        // A row address is unique within one table, not within all partitions.
+        let swept = if partitioned { default.quoted('"') } else { texts.quoted.clone() };
+        let old = "now() - $1::bigint * interval '1 microsecond'";
+        Texts {
+            insert: insert(&texts.quoted, ("", ""), partitioned),
+            insert_leased: insert(&texts.quoted, (", token, leased_until", &values), partitioned),
+            purge: format!(
+                "DELETE FROM {swept} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {swept} WHERE processed_at < {old} \
+                 AND (leased_until IS NULL OR leased_until < {old}) LIMIT $2 FOR UPDATE SKIP LOCKED))"
+            ),
+            schema: schema
+                .replace("{table}", &texts.quoted)
+                .replace("{index}", &format!("\"{index}\""))
+                .replace("{default}", &default.quoted('"')),
+            partition_hours,
+            ..texts
+        }
+    }
+}
+
+impl Dialect for Postgres {
+    const QUOTE: char = '"';
+    // COMMIT answers "ROLLBACK", and the driver Ok, in a transaction that an error aborted; SELECT fails there with 25P02, and what
+    // follows is not run. A setting that is local to the transaction shows whether it is still the one we began.
+    const COMMIT: &'static str = "SELECT 1 / (current_setting('lapin_idempotent.transaction', true) = 'open')::int; \
+                                  COMMIT; BEGIN";
+    const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
+    const ONE_WRITER: bool = false;
+    const AFTER_FAILURE: Option<&'static str> = None;
+    const COLUMNS: &'static str = "SELECT attname::text FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped AND \
+                                   attrelid = to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
+                                   ELSE quote_ident($2) || '.' || quote_ident($1) END)";
+    const KEY: &'static str = "SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid \
+                               AND attnum = ANY(indkey) WHERE indisprimary AND indrelid = \
+                               to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
+                               ELSE quote_ident($2) || '.' || quote_ident($1) END)";
+
+    fn begin(limits: &Limits) -> String {
+        format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL lapin_idempotent.transaction = 'open'",
+            millis(limits.lock),
+            millis(limits.statement),
+            millis(limits.idle)
+        )
+    }
+
+    async fn connect(url: &str, limits: &Limits) -> Result<Pool<Self>, StoreError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
+        PgPoolOptions::new()
+            .max_connections(limits.connections)
+            .acquire_timeout(limits.acquire)
+            .connect_with(options)
+            .await
+            .map_err(failed::<Self>)
+    }
+
+    /// By SQLSTATE (PostgreSQL manual, appendix A).
+    fn cause(error: &dyn DatabaseError) -> Cause {
+        let code = error.code().unwrap_or_default();
+        match &*code {
+            "23505" => Cause::Duplicate,
+            "40001" | "40P01" => Cause::Conflict,
+            // lock_not_available, query_canceled (the statement time-out)
+            "55P03" | "57014" => Cause::Busy,
+            // undefined table, column, schema; no default partition for a row
+            "42P01" | "42703" | "3F000" => Cause::Schema,
+            // The server shuts down, our backend was terminated; 25P03: it was idle for too long.
+            "25P03" => Cause::Unavailable,
+            _ if ["08", "53", "57", "58", "XX"].contains(&code.get(..2).unwrap_or_default()) => {
+                Cause::Unavailable
+            }
+            _ => Cause::Refused,
+        }
+    }
+
+    async fn insert(
+        connection: &mut PgConnection,
+        texts: &Texts,
+        rows: &[&ClaimRequest],
+        lease: Option<NewLease>,
+    ) -> Result<Vec<bool>, sqlx::Error> {
+        let sql = if lease.is_some() { &texts.insert_leased } else { &texts.insert };
+        let scopes: Vec<&str> = rows.iter().map(|row| row.scope.as_str()).collect();
+        let ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
+        let fingerprints: Vec<&[u8]> = rows.iter().map(|row| row.fingerprint.as_bytes().as_slice()).collect();
+        let mut query = sqlx::query(AssertSqlSafe(sql.as_str())).bind(scopes).bind(ids).bind(fingerprints);
+        if texts.partition_hours.is_some() {
+            query =
+                query.bind(rows.iter().map(|row| partitions::id_time(&row.message_id)).collect::<Vec<_>>());
+        }
+        if let Some(lease) = lease {
+            query = query.bind(lease.token).bind(lease.micros);
+        }
+        let inserted = query.fetch_all(connection).await?;
+        if inserted.len() == rows.len() {
+            return Ok(vec![true; rows.len()]);
+        }
+        let mut new = Vec::with_capacity(inserted.len());
+        for row in &inserted {
+            new.push((row.try_get::<&str, _>(0)?, row.try_get::<&str, _>(1)?));
+        }
+        Ok(which(rows, new))
+    }
+
+    async fn select(
+        connection: &mut PgConnection,
+        texts: &Texts,
+        identities: &[(&Scope, &MessageId)],
+    ) -> Result<Vec<Found>, sqlx::Error> {
+        let scopes: Vec<&str> = identities.iter().map(|(scope, _)| scope.as_str()).collect();
+        let ids: Vec<&str> = identities.iter().map(|(_, id)| id.as_str()).collect();
+        let mut sql = texts.select.clone();
+        let rows = if texts.partition_hours.is_some() {
+            sql.push_str("JOIN UNNEST($1::text[], $2::text[], $3::bigint[]) AS asked(s, m, t) ");
+            sql.push_str("ON scope = s AND message_id = m AND id_time = t");
+            let times: Vec<i64> = identities.iter().map(|(_, id)| partitions::id_time(id)).collect();
+            sqlx::query(AssertSqlSafe(sql)).bind(scopes).bind(ids).bind(times).fetch_all(connection).await?
+        } else {
+            sql.push_str(
+                "JOIN UNNEST($1::text[], $2::text[]) AS asked(s, m) ON scope = s AND message_id = m",
+            );
+            sqlx::query(AssertSqlSafe(sql)).bind(scopes).bind(ids).fetch_all(connection).await?
+        };
+        rows.iter().map(|row| found!(row)).collect()
+    }
+
+    async fn purge(
+        pool: &Pool<Self>,
+        texts: &Texts,
+        limits: &Limits,
+        retention: Duration,
+        limit: u32,
+    ) -> Result<u64, sqlx::Error> {
+        let dropped = match texts.partition_hours {
+            Some(hours) => partitions::maintain(pool, texts, limits, hours, Some(retention)).await?,
+            None => 0,
+        };
+        let purged = sqlx::query(AssertSqlSafe(texts.purge.as_str()))
+            .bind(micros(retention))
+            .bind(i64::from(limit))
+            .execute(pool)
+            .await?;
+        Ok(dropped + purged.rows_affected())
+    }
+
+    async fn create(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
+        // IF NOT EXISTS is no protection from a second session that creates the same table at the same time.
+        let locked =
+            format!("{}; SELECT pg_advisory_xact_lock({}); {}", Self::begin(limits), LOCK, texts.schema);
+        let mut connection = pool.acquire().await?;
+        let created =
+            sqlx::raw_sql(AssertSqlSafe(format!("{locked}; COMMIT"))).execute(&mut *connection).await;
+        if let Err(error) = created {
+            // Fails if the connection did.
+            let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
+            return Err(error);
+        }
+        drop(connection);
+        if let Some(hours) = texts.partition_hours {
+            partitions::maintain(pool, texts, limits, hours, None).await?;
+        }
+        Ok(())
+    }
+
+    runs_statements!(str::to_owned);
+}
+
+/// The advisory lock of whoever changes our tables: an arbitrary number, the same in every process.
+const LOCK: i64 = 0x6c61_7069_6e69_6431;
+
+impl PostgresStore {
+    /// Keeps the identities in partitions by the time inside their message IDs, so that retention drops whole partitions instead of deleting
+    /// rows: for many messages with UUIDv7 or ULID as IDs. Call it before [`create_schema`](Self::create_schema); a table
+    /// that is there already is not changed into a partitioned one.
+    ///
+    /// Each partition spans `hours`; the sweeper makes the next ones ahead and drops those in which everything is older than the
+    /// retention (by the time of processing, so a late message keeps its partition). IDs without a time, and IDs whose time no partition
+    /// covers, are in the default partition, from which rows are deleted. Uniqueness holds over all partitions, because the ID decides
+    /// which one it is in.
+    #[must_use]
+    pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
+        let texts = Postgres::texts(self.table().clone(), Some(u32::from(hours.get())));
+        self.with_texts(texts)
+    }
+}

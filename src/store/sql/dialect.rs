@@ -1,0 +1,174 @@
+//! What differs between the databases, and nothing else does.
+
+use std::{
+    future::Future,
+    time::{Duration, SystemTime},
+};
+
+use sqlx::{Database, Pool, error::DatabaseError, query::Query};
+
+use super::{options::Limits, texts::Texts};
+use crate::{
+    idempotency::{ClaimRequest, Record, Scope, StoreError},
+    message::{Fingerprint, MessageId},
+};
+
+/// One of the databases. Public only so that `SqlDatabase` can rest on it; its path is private.
+pub trait Dialect: Database + Sized {
+    /// The quotation mark of names.
+    const QUOTE: char;
+    /// Commits if the transaction is still the one that [`begin`](Self::begin) opened and can be committed, and fails otherwise. Leaves an empty
+    /// transaction open where the driver's ROLLBACK would complain without one.
+    const COMMIT: &'static str;
+    /// Undoes the transaction; the same remark.
+    const ROLLBACK: &'static str;
+    /// Whether transactions exclude each other, so that the wait for the store's one connection is a wait for a rival.
+    const ONE_WRITER: bool;
+    /// To be run after one of them failed, before the driver's ROLLBACK.
+    const AFTER_FAILURE: Option<&'static str>;
+
+    /// The columns of a table (1st value) in a schema (2nd value, may be empty).
+    const COLUMNS: &'static str;
+    /// The columns of its primary key.
+    const KEY: &'static str;
+
+    /// Opens a transaction with the limits set, and marks it as ours.
+    fn begin(limits: &Limits) -> String;
+
+    /// Opens a pool.
+    fn connect(url: &str, limits: &Limits) -> impl Future<Output = Result<Pool<Self>, StoreError>> + Send;
+
+    /// What an error of the server means.
+    fn cause(error: &dyn DatabaseError) -> Cause;
+
+    /// Inserts what is not there yet; `true` for each row that was new. With a lease, the rows are in progress.
+    ///
+    /// Waits for rivals that have inserted one of them and not yet committed.
+    fn insert(
+        connection: &mut Self::Connection,
+        texts: &Texts,
+        rows: &[&ClaimRequest],
+        lease: Option<NewLease>,
+    ) -> impl Future<Output = Result<Vec<bool>, sqlx::Error>> + Send;
+
+    /// The rows of some identities, in any order.
+    fn select(
+        connection: &mut Self::Connection,
+        texts: &Texts,
+        identities: &[(&Scope, &MessageId)],
+    ) -> impl Future<Output = Result<Vec<Found>, sqlx::Error>> + Send;
+
+    /// Binds values in their order.
+    fn bound<'q>(
+        query: Query<'q, Self, Self::Arguments>,
+        values: &[Value<'_>],
+    ) -> Query<'q, Self, Self::Arguments>;
+
+    /// Runs a statement, or several if nothing is bound; how many rows were changed.
+    fn execute(
+        connection: &mut Self::Connection,
+        sql: &str,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+
+    /// The one integer that a query gives.
+    fn integer(
+        connection: &mut Self::Connection,
+        sql: &str,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<i64, sqlx::Error>> + Send;
+
+    /// The first column of what a query gives, as text.
+    fn strings(
+        connection: &mut Self::Connection,
+        sql: &str,
+        values: &[Value<'_>],
+    ) -> impl Future<Output = Result<Vec<String>, sqlx::Error>> + Send;
+
+    /// Forgets at most `limit` identities that are older than `retention`.
+    fn purge(
+        pool: &Pool<Self>,
+        texts: &Texts,
+        limits: &Limits,
+        retention: Duration,
+        limit: u32,
+    ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+
+    /// Creates what is missing, so that concurrent callers do no harm.
+    fn create(
+        pool: &Pool<Self>,
+        texts: &Texts,
+        limits: &Limits,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+/// A value to be bound.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+    Integer(i64),
+}
+
+/// A lease to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct NewLease {
+    /// Its fencing token.
+    pub token: i64,
+    /// How long it runs, in microseconds.
+    pub micros: i64,
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub struct Found {
+    pub(in crate::store) scope: String,
+    pub(in crate::store) message_id: String,
+    pub(in crate::store) fingerprint: Fingerprint,
+    /// Microseconds since 1970.
+    pub(in crate::store) processed_at: i64,
+    pub(in crate::store) token: Option<i64>,
+    /// Microseconds that the lease still runs, negative if it ran out; `None` if the identity is completed.
+    pub(in crate::store) remaining: Option<i64>,
+}
+
+impl Found {
+    /// The token of a lease that ran out or was released.
+    pub(super) fn free_token(&self) -> Option<i64> {
+        if self.remaining? <= 0 { Some(self.token.unwrap_or_default()) } else { None }
+    }
+
+    /// What the row says; `None` if it is a lease that ran out.
+    pub(super) fn record(&self) -> Option<Record> {
+        let micros = |micros: i64| Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+        match self.remaining {
+            None => Some(Record::Completed {
+                fingerprint: self.fingerprint,
+                processed_at: SystemTime::UNIX_EPOCH + micros(self.processed_at),
+            }),
+            Some(remaining) if remaining > 0 => Some(Record::InProgress { remaining: micros(remaining) }),
+            Some(_) => None,
+        }
+    }
+
+    pub(in crate::store) fn identity(&self) -> (&str, &str) {
+        (&self.scope, &self.message_id)
+    }
+}
+
+/// What an error of the server means to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The unique key: the identity is there.
+    Duplicate,
+    /// A deadlock or serialization failure: the transaction is gone, the same work may succeed.
+    Conflict,
+    /// A rival held a lock for longer than we wait.
+    Busy,
+    /// A table or column is missing.
+    Schema,
+    /// The server is going away, or cannot tell what became of the transaction.
+    Unavailable,
+    /// The statement was refused; nothing of it was done.
+    Refused,
+}

@@ -1,0 +1,44 @@
+//! Looking into the table.
+
+use super::{SqlDatabase, SqlStore, dialect::Value, error::failed};
+use crate::{
+    idempotency::{Inspect, Record, Scope, StoreError, StoreErrorKind},
+    message::MessageId,
+};
+
+impl<DB: SqlDatabase> Inspect for SqlStore<DB> {
+    async fn find(&self, scope: &Scope, message_id: &MessageId) -> Result<Option<Record>, StoreError> {
+        let finding = async {
+            let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
+            let found = DB::select(&mut connection, &self.texts, &[(scope, message_id)]).await;
+            Ok(found.map_err(failed::<DB>)?.first().and_then(|row| row.record()))
+        };
+        self.answered(StoreErrorKind::Unavailable, finding).await
+    }
+
+    async fn count(&self, scope: &Scope) -> Result<u64, StoreError> {
+        let counting = async {
+            let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
+            let count = DB::integer(&mut connection, &self.texts.count, &[Value::Text(scope.as_str())]).await;
+            Ok(u64::try_from(count.map_err(failed::<DB>)?).unwrap_or_default())
+        };
+        self.answered(StoreErrorKind::Unavailable, counting).await
+    }
+
+    async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
+        let forgetting = async {
+            let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
+            let identity = [Value::Text(scope.as_str()), Value::Text(message_id.as_str())];
+            let mut changed = 0;
+            for sql in [&self.texts.forget, &self.texts.forget_leased] {
+                changed += DB::execute(&mut connection, sql, &identity).await.map_err(failed::<DB>)?;
+            }
+            Ok(changed > 0)
+        };
+        let forgotten = self.answered(StoreErrorKind::Unavailable, forgetting).await?;
+        if forgotten {
+            tracing::warn!(%scope, %message_id, "identity forgotten on request: its message will take effect again");
+        }
+        Ok(forgotten)
+    }
+}

@@ -1,0 +1,214 @@
+//! Leases in the SQL table: for handlers whose effect is outside of the database.
+
+use std::{
+    fmt,
+    future::Future,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::BoxFuture;
+
+use super::{
+    SqlDatabase, SqlStore,
+    claim::{Answer, NotClaimed, claim_all},
+    dialect::{NewLease, Value},
+    error::failed,
+    micros,
+    session::end,
+};
+use crate::{
+    idempotency::{
+        Claim, ClaimRequest, Claims, IdempotencyStore, Inspect, Lease, Record, Scope, StoreError,
+        StoreErrorKind,
+    },
+    message::MessageId,
+    store::lease::{keep_alive, single},
+};
+
+/// Remembers identities in the table of a [`SqlStore`], under leases: for handlers whose effect is outside of the database, such as a call
+/// to another service.
+///
+/// The claim is a row of its own, committed at once, with a fencing token and a time at which it runs out; no transaction stays open while the
+/// handler works. The handler gets the [`Lease`], which is renewed at a third of its time while the handler runs, and is completed by
+/// compare-and-set on its token.
+///
+/// What is guaranteed: at most one consumer holds an identity at a time as far as its lease has not run out, and what was completed is not
+/// handled again within the retention. The effect is *not* atomic with that: a process that dies between its call and `complete` makes
+/// the call again. Give the other service an idempotency key (the message ID), or the token, if it can refuse older ones.
+///
+/// Tokens of one identity grow with each lease, for as long as its row is there: released and completed rows keep them until
+/// they are purged. The first token is the time of the claiming process in microseconds.
+///
+/// It works on the same table as the transactions: each honours what the other completed.
+pub struct LeasedStore<DB: SqlDatabase> {
+    store: SqlStore<DB>,
+    lease: Duration,
+}
+
+impl<DB: SqlDatabase> LeasedStore<DB> {
+    pub(super) fn new(store: SqlStore<DB>, lease: Duration) -> Result<Self, StoreError> {
+        if lease.is_zero() {
+            return Err(StoreError::new(StoreErrorKind::Configuration, "a lease of zero runs out at once"));
+        }
+        Ok(Self { store, lease })
+    }
+
+    /// The store of transactions on the same table.
+    pub fn transactional(&self) -> &SqlStore<DB> {
+        &self.store
+    }
+
+    async fn claim_leases(&self, requests: &[ClaimRequest]) -> Result<Vec<Claims<Lease>>, StoreError> {
+        let lease = NewLease { token: first_token(), micros: micros(self.lease) };
+        let mut connection = self.store.pool.acquire().await.map_err(failed::<DB>)?;
+        let answers = match claim_all::<DB>(&mut connection, &self.store.texts, requests, Some(lease)).await {
+            Ok(answers) => answers,
+            Err(NotClaimed::Moved) => return Err(StoreErrorKind::Conflict.into()),
+            Err(NotClaimed::Failed(error)) => return Err(failed::<DB>(error)),
+        };
+        let claims = requests.iter().zip(answers).map(|(request, Answer { claim, token })| match claim {
+            Claim::Acquired => Claims::leased(Lease::new(request, token.cast_unsigned())),
+            taken => Claims { session: None, claims: vec![taken] },
+        });
+        Ok(claims.collect())
+    }
+
+    /// Changes the row of a lease that is ours, or says that it is not.
+    async fn change(&self, sql: &str, before: &[Value<'_>], lease: &Lease) -> Result<(), StoreError> {
+        let mut connection = self.store.pool.acquire().await.map_err(failed::<DB>)?;
+        let changed = change_row::<DB>(&mut connection, sql, before, lease).await.map_err(failed::<DB>)?;
+        if changed { Ok(()) } else { Err(StoreErrorKind::LeaseLost.into()) }
+    }
+
+    fn bounded<T>(
+        &self,
+        late: StoreErrorKind,
+        asking: impl Future<Output = Result<T, StoreError>>,
+    ) -> impl Future<Output = Result<T, StoreError>> {
+        self.store.answered(late, asking)
+    }
+}
+
+async fn change_row<DB: SqlDatabase>(
+    connection: &mut DB::Connection,
+    sql: &str,
+    before: &[Value<'_>],
+    lease: &Lease,
+) -> Result<bool, sqlx::Error> {
+    let mut values = before.to_vec();
+    values.extend([
+        Value::Text(lease.scope().as_str()),
+        Value::Text(lease.message_id().as_str()),
+        Value::Integer(lease.token().cast_signed()),
+    ]);
+    Ok(DB::execute(connection, sql, &values).await? == 1)
+}
+
+/// Where the tokens of an identity begin: later than those of a row that was purged in the meantime.
+fn first_token() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    micros(now)
+}
+
+impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
+    type Session = Lease;
+
+    async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
+        let request = std::slice::from_ref(single(requests)?);
+        let mut claims = self.bounded(StoreErrorKind::Unavailable, self.claim_leases(request)).await?;
+        claims.pop().ok_or_else(|| StoreErrorKind::Unavailable.into())
+    }
+
+    async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<Lease>, StoreError>> {
+        match self.bounded(StoreErrorKind::Unavailable, self.claim_leases(requests)).await {
+            Ok(claims) => claims.into_iter().map(Ok).collect(),
+            // One row may have failed them all, and some may be ours by now: their leases run out.
+            Err(error) => repeated(requests.len(), error),
+        }
+    }
+
+    async fn complete(&self, session: Lease) -> Result<(), StoreError> {
+        let completing = self.change(&self.store.texts.complete, &[], &session);
+        self.bounded(StoreErrorKind::OutcomeUnknown, completing).await
+    }
+
+    /// In one transaction, so that there is one commit; in sorted order, so that two of them never wait for each other in a circle.
+    async fn complete_each(&self, sessions: Vec<Lease>) -> Vec<Result<(), StoreError>> {
+        let completing = async {
+            let mut order: Vec<usize> = (0..sessions.len()).collect();
+            order.sort_unstable_by_key(|&index| (sessions[index].scope(), sessions[index].message_id()));
+            let mut results: Vec<Result<(), StoreError>> = sessions.iter().map(|_| Ok(())).collect();
+            let mut transaction = self.store.begin().await?;
+            for index in order {
+                let sql = &self.store.texts.complete;
+                let ours = change_row::<DB>(&mut *transaction, sql, &[], &sessions[index]).await;
+                if !ours.map_err(failed::<DB>)? {
+                    results[index] = Err(StoreErrorKind::LeaseLost.into());
+                }
+            }
+            end(transaction, DB::COMMIT).await.map_err(failed::<DB>)?;
+            Ok(results)
+        };
+        let completed = self.bounded(StoreErrorKind::OutcomeUnknown, completing).await;
+        completed.unwrap_or_else(|error| repeated(sessions.len(), error))
+    }
+
+    async fn release(&self, session: Lease) -> Result<(), StoreError> {
+        let releasing = self.change(&self.store.texts.release, &[], &session);
+        self.bounded(StoreErrorKind::Unavailable, releasing).await
+    }
+
+    async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
+        self.store.purge(retention, limit).await
+    }
+
+    fn keep_alive(&self, session: &Lease) -> Option<BoxFuture<'static, StoreError>> {
+        let (store, lease) = (self.clone(), session.clone());
+        Some(keep_alive(self.lease, move || {
+            let (store, lease) = (store.clone(), lease.clone());
+            async move {
+                let micros = [Value::Integer(micros(store.lease))];
+                store.change(&store.store.texts.renew, &micros, &lease).await
+            }
+        }))
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.store.check().await
+    }
+}
+
+/// One error for each of many.
+fn repeated<T>(count: usize, error: StoreError) -> Vec<Result<T, StoreError>> {
+    let (kind, text) = (error.kind(), error.to_string());
+    let mut all: Vec<_> = (1..count).map(|_| Err(StoreError::new(kind, text.clone()))).collect();
+    all.push(Err(error));
+    all.truncate(count);
+    all
+}
+
+impl<DB: SqlDatabase> Inspect for LeasedStore<DB> {
+    async fn find(&self, scope: &Scope, message_id: &MessageId) -> Result<Option<Record>, StoreError> {
+        self.store.find(scope, message_id).await
+    }
+
+    async fn count(&self, scope: &Scope) -> Result<u64, StoreError> {
+        self.store.count(scope).await
+    }
+
+    async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
+        self.store.forget(scope, message_id).await
+    }
+}
+
+impl<DB: SqlDatabase> Clone for LeasedStore<DB> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), lease: self.lease }
+    }
+}
+
+impl<DB: SqlDatabase> fmt::Debug for LeasedStore<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeasedStore").field("store", &self.store).field("lease", &self.lease).finish()
+    }
+}

@@ -1,0 +1,172 @@
+//! Identities and effects in one SQL transaction: what PostgreSQL, MySQL and SQLite share.
+//!
+//! Reads: `claim` (which of the identities are new), `session` (the transaction, its guarded commit), `leased` (claims without a transaction
+//! around the handler), `schema`, `inspect`. `dialect` is what a database has to say for itself.
+
+mod claim;
+mod dialect;
+mod error;
+mod inspect;
+mod leased;
+mod options;
+mod run;
+mod schema;
+mod session;
+mod table;
+mod texts;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use sqlx::Pool;
+
+pub(super) use self::{
+    claim::which,
+    dialect::{Cause, Dialect, Found, NewLease, Value},
+    error::failed,
+    options::{Limits, micros, millis},
+    run::{found, runs_statements},
+    table::TableName,
+    texts::{Texts, Words},
+};
+pub use self::{leased::LeasedStore, schema::SchemaMismatch, table::InvalidTableName};
+use crate::idempotency::StoreError;
+
+/// A database that a [`SqlStore`] can work with: `Postgres`, `MySql` or `Sqlite` of sqlx, each behind its feature.
+pub trait SqlDatabase: Dialect {
+    #[doc(hidden)]
+    fn texts(table: TableName, partition_hours: Option<u32>) -> Texts;
+}
+
+/// Remembers identities in a table, in the transaction that the handler writes its effects in.
+///
+/// Use it by the names [`PostgresStore`](super::PostgresStore), [`MySqlStore`](super::MySqlStore) and
+/// [`SqliteStore`](super::SqliteStore).
+///
+/// What is guaranteed: identity and effect are committed together or not at all, so the effect is committed at most once per (scope,
+/// message ID) within the retention, by however many consumers and processes work on the table. What the handler does outside of the
+/// transaction is not covered; for such handlers there is [`leased`](Self::leased).
+///
+/// * A rival for the same identity waits until the first transaction ends, at most for the lock time-out, and is then told what became
+///   of it.
+/// * The commit is guarded: it fails if the handler swallowed an error that aborted the transaction, or ended the transaction by itself.
+/// * An unknown outcome of the commit (a connection that breaks around COMMIT) is a failure: the delivery comes again and finds out.
+/// * Deadlocks and serialization failures are told from other errors, also when the handler gets them, and the guard does the whole
+///   transaction again.
+///
+/// The age of an identity counts from the start of the transaction that claimed it, by the database's clock.
+///
+/// Clones share the pool. Cheap to clone.
+pub struct SqlStore<DB: SqlDatabase> {
+    pool: Pool<DB>,
+    texts: Arc<Texts>,
+    limits: Limits,
+    begin: Arc<str>,
+}
+
+impl<DB: SqlDatabase> SqlStore<DB> {
+    /// Opens a pool of ten connections (SQLite: one) and keeps the identities in the table `processed_messages`.
+    ///
+    /// # Errors
+    ///
+    /// `Configuration` for a URL that cannot be used, `Unavailable` if the database cannot be reached. The URL is in no error.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let limits = Limits::default();
+        Ok(Self::new(DB::connect(url, &limits).await?))
+    }
+
+    /// A store over your own pool: its size and its limit for the wait for a connection are yours. The limits of a transaction are set by the
+    /// store.
+    ///
+    /// Every message in hand holds a connection; with fewer connections than that, claims wait for one and fail as
+    /// `Unavailable` when the pool's limit is over. SQLite: set WAL, `synchronous=FULL` and a busy time-out.
+    pub fn new(pool: Pool<DB>) -> Self {
+        Self::over(pool, DB::texts(TableName::default(), None), Limits::default())
+    }
+
+    pub(super) fn with_texts(self, texts: Texts) -> Self {
+        Self { texts: Arc::new(texts), ..self }
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(super) fn table(&self) -> &TableName {
+        &self.texts.table
+    }
+
+    fn over(pool: Pool<DB>, texts: Texts, limits: Limits) -> Self {
+        Self { pool, texts: Arc::new(texts), limits, begin: DB::begin(&limits).into() }
+    }
+
+    /// Keeps the identities in another table than `processed_messages`: `table` or `schema.table`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTableName`] unless both match `[a-z_][a-z0-9_]{0,39}`.
+    pub fn with_table(self, table: &str) -> Result<Self, InvalidTableName> {
+        let texts = DB::texts(TableName::new(table)?, self.texts.partition_hours);
+        Ok(self.with_texts(texts))
+    }
+
+    /// The longest wait for a lock that a rival holds, in our statements and the handler's. Default: 5 seconds; MySQL and MariaDB
+    /// count whole seconds.
+    #[must_use]
+    pub fn lock_timeout(self, limit: Duration) -> Self {
+        let limits = Limits { lock: limit, ..self.limits };
+        self.limited(limits)
+    }
+
+    /// The longest run of one statement, ours or the handler's. Default: 30 seconds. SQLite has no such limit; MySQL only for SELECT, MariaDB
+    /// for all.
+    #[must_use]
+    pub fn statement_timeout(self, limit: Duration) -> Self {
+        let limits = Limits { statement: limit, ..self.limits };
+        self.limited(limits)
+    }
+
+    /// The longest pause between two statements of a handler: then the server ends the transaction, because its owner may be gone
+    /// with the locks. Default: 60 seconds. PostgreSQL and MariaDB.
+    #[must_use]
+    pub fn idle_timeout(self, limit: Duration) -> Self {
+        let limits = Limits { idle: limit, ..self.limits };
+        self.limited(limits)
+    }
+
+    fn limited(self, limits: Limits) -> Self {
+        Self { limits, begin: DB::begin(&limits).into(), ..self }
+    }
+
+    /// The same table for handlers whose effect is outside of the database: the session is a [`Lease`](crate::idempotency::Lease) instead of a
+    /// transaction, so that none stays open during the handler's call. See [`LeasedStore`].
+    ///
+    /// # Errors
+    ///
+    /// `Configuration` for a lease of zero.
+    pub fn leased(self, lease: Duration) -> Result<LeasedStore<DB>, StoreError> {
+        LeasedStore::new(self, lease)
+    }
+
+    /// The pool that the store uses.
+    pub fn pool(&self) -> &Pool<DB> {
+        &self.pool
+    }
+}
+
+impl<DB: SqlDatabase> Clone for SqlStore<DB> {
+    fn clone(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            texts: Arc::clone(&self.texts),
+            limits: self.limits,
+            begin: Arc::clone(&self.begin),
+        }
+    }
+}
+
+impl<DB: SqlDatabase> fmt::Debug for SqlStore<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStore")
+            .field("database", &DB::NAME)
+            .field("table", &self.texts.table)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,83 @@
+//! The table: created on request, printed for those who run their own migrations, checked at start-up.
+
+use super::{SqlDatabase, SqlStore, dialect::Value, error::failed, texts::COLUMNS};
+use crate::idempotency::{StoreError, StoreErrorKind};
+
+/// What a store's table lacks, and the statements that create it: the source of an error of kind
+/// [`StoreErrorKind::Schema`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{missing}; create_schema() makes the table, or run:\n{sql}")]
+pub struct SchemaMismatch {
+    missing: String,
+    sql: String,
+}
+
+impl SchemaMismatch {
+    /// What is missing.
+    pub fn missing(&self) -> &str {
+        &self.missing
+    }
+
+    /// The statements that create a whole table.
+    pub fn sql(&self) -> &str {
+        &self.sql
+    }
+}
+
+impl<DB: SqlDatabase> SqlStore<DB> {
+    /// The statements that create the table, for those who run their own migrations. They can be run again, and do nothing then.
+    pub fn schema_sql(&self) -> String {
+        self.texts.schema.clone()
+    }
+
+    /// Creates the table if it is missing. Safe to run again, and by several processes at once. A schema that the table's name has must be
+    /// there.
+    ///
+    /// The crate never touches the table in which sqlx's migrator keeps its versions.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable`, with the database's reason, such as a missing right.
+    pub async fn create_schema(&self) -> Result<(), StoreError> {
+        let creating =
+            async { DB::create(&self.pool, &self.texts, &self.limits).await.map_err(failed::<DB>) };
+        self.answered(StoreErrorKind::Unavailable, creating).await?;
+        self.check_schema().await
+    }
+
+    /// Looks whether the table is there with all its columns and its key. A consumer does this before it takes messages.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Schema`], whose source is a [`SchemaMismatch`] that names what is missing and the SQL to run.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        let asking = async {
+            let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
+            let table = &self.texts.table;
+            let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
+            let columns = DB::strings(&mut connection, DB::COLUMNS, &values).await.map_err(failed::<DB>)?;
+            let key = DB::strings(&mut connection, DB::KEY, &values).await.map_err(failed::<DB>)?;
+            Ok((columns, key))
+        };
+        let (columns, key) = self.answered(StoreErrorKind::Unavailable, asking).await?;
+        let absent: Vec<&str> =
+            COLUMNS.into_iter().filter(|column| !columns.iter().any(|found| found == column)).collect();
+        let table = &self.texts.table;
+        let missing = if columns.is_empty() {
+            format!("the table {table} is missing")
+        } else if !absent.is_empty() {
+            format!("the table {table} lacks the columns {}", absent.join(", "))
+        } else if !has_key(&key) {
+            format!("the table {table} has no unique key on exactly (scope, message_id)")
+        } else {
+            return Ok(());
+        };
+        Err(StoreError::new(StoreErrorKind::Schema, SchemaMismatch { missing, sql: self.schema_sql() }))
+    }
+}
+
+/// Whether the primary key is what identity rests on. A partitioned table has the time of the ID in it too, which the ID decides.
+fn has_key(key: &[String]) -> bool {
+    let rest = |column: &String| column != "scope" && column != "message_id" && column != "id_time";
+    key.len() >= 2 && !key.iter().any(rest)
+}

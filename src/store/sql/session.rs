@@ -1,0 +1,136 @@
+//! The session: a transaction, its guarded end, and the contract of a store.
+
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
+
+use sqlx::{AssertSqlSafe, Transaction};
+use tokio::time::timeout;
+
+use super::{
+    SqlDatabase, SqlStore,
+    claim::{Answer, NotClaimed, claim_all},
+    error::{failed, is_conflict, not_committed},
+};
+use crate::idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, StoreError, StoreErrorKind};
+
+/// How often a claim is made again whose rows moved under it.
+const TRIES: usize = 3;
+
+impl<DB: SqlDatabase> SqlStore<DB> {
+    /// Begins a transaction with the limits set.
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, DB>, StoreError> {
+        let begin = || self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin)));
+        match begin().await {
+            // A cancelled handler left a connection behind on which SQLite had ended the transaction by itself (see `end`).
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                self.pool.acquire().await.map_err(failed::<DB>)?.close().await.map_err(failed::<DB>)?;
+                begin().await.map_err(failed::<DB>)
+            }
+            begun => begun.map_err(failed::<DB>),
+        }
+    }
+
+    /// Bounds what asks the server something, so that one that is frozen or unreachable is an error and not a hang.
+    pub(super) async fn answered<T>(
+        &self,
+        late: StoreErrorKind,
+        asking: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        // The wait for a connection of the pool has its own limit.
+        let limit = self.limits.answer().saturating_add(self.pool.options().get_acquire_timeout());
+        timeout(limit, asking).await.unwrap_or_else(|elapsed| Err(StoreError::new(late, elapsed)))
+    }
+
+    async fn try_claim(
+        &self,
+        requests: &[ClaimRequest],
+    ) -> Result<Claims<Transaction<'static, DB>>, NotClaimedError> {
+        let mut transaction = self.begin().await?;
+        let answers = match claim_all::<DB>(&mut *transaction, &self.texts, requests, None).await {
+            Ok(answers) => answers,
+            Err(NotClaimed::Moved) => return Err(NotClaimedError::Moved),
+            Err(NotClaimed::Failed(error)) => return Err(failed::<DB>(error).into()),
+        };
+        let claims: Vec<Claim> = answers.into_iter().map(|Answer { claim, .. }| claim).collect();
+        if claims.contains(&Claim::Acquired) {
+            return Ok(Claims { session: Some(transaction), claims });
+        }
+        end(transaction, DB::ROLLBACK).await.map_err(failed::<DB>)?;
+        Ok(Claims { session: None, claims })
+    }
+}
+
+enum NotClaimedError {
+    Moved,
+    Failed(StoreError),
+}
+
+impl From<StoreError> for NotClaimedError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Ends a transaction with a statement of our own, and leaves its connection fit for the next one.
+///
+/// The driver's commit answers `Ok` where the server rolled back: PostgreSQL does so when a statement had failed and nobody looked, MySQL when
+/// a deadlock had ended the transaction and later statements were committed one by one. Our statement fails then. Dropping
+/// the transaction makes the driver queue a ROLLBACK, which finds nothing to undo.
+pub(super) async fn end<DB: SqlDatabase>(
+    mut transaction: Transaction<'static, DB>,
+    statement: &'static str,
+) -> Result<(), sqlx::Error> {
+    let ended = raw::<DB>(&mut transaction, statement).await;
+    if let (Err(_), Some(repair)) = (&ended, DB::AFTER_FAILURE) {
+        // Fails, and does no harm, if the transaction is still there.
+        let _ = raw::<DB>(&mut transaction, repair).await;
+        let _ = transaction.rollback().await;
+    }
+    ended
+}
+
+async fn raw<DB: SqlDatabase>(connection: &mut DB::Connection, sql: &'static str) -> Result<(), sqlx::Error> {
+    DB::execute(connection, sql, &[]).await.map(|_| ())
+}
+
+impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
+    type Session = Transaction<'static, DB>;
+
+    async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Self::Session>, StoreError> {
+        let claiming = async {
+            for _ in 0..TRIES {
+                match self.try_claim(requests).await {
+                    Ok(claims) => return Ok(claims),
+                    Err(NotClaimedError::Failed(error)) => return Err(error),
+                    Err(NotClaimedError::Moved) => {}
+                }
+            }
+            Err(StoreErrorKind::Conflict.into())
+        };
+        self.answered(StoreErrorKind::Unavailable, claiming).await
+    }
+
+    async fn complete(&self, session: Self::Session) -> Result<(), StoreError> {
+        let committing = async { end(session, DB::COMMIT).await.map_err(not_committed::<DB>) };
+        self.answered(StoreErrorKind::OutcomeUnknown, committing).await
+    }
+
+    async fn release(&self, session: Self::Session) -> Result<(), StoreError> {
+        let undoing = async { end(session, DB::ROLLBACK).await.map_err(failed::<DB>) };
+        self.answered(StoreErrorKind::Unavailable, undoing).await
+    }
+
+    async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
+        let purging = async {
+            DB::purge(&self.pool, &self.texts, &self.limits, retention, limit).await.map_err(failed::<DB>)
+        };
+        self.answered(StoreErrorKind::Unavailable, purging).await
+    }
+
+    fn is_conflict(&self, error: &(dyn Error + 'static)) -> bool {
+        is_conflict::<DB>(error)
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.check_schema().await
+    }
+}

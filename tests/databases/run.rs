@@ -1,0 +1,89 @@
+//! The list of the tests.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "claims.rs"]
+mod claims;
+#[path = "commit.rs"]
+mod commit;
+#[path = "database/mod.rs"]
+mod database;
+#[path = "leases.rs"]
+mod leases;
+#[path = "outages.rs"]
+mod outages;
+#[path = "processes.rs"]
+mod processes;
+#[path = "retention.rs"]
+mod retention;
+#[path = "schema.rs"]
+mod schema;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+use sqlx::{MySql, Postgres, Sqlite};
+
+use support::trials::{there, trial};
+
+pub(crate) fn main() -> ExitCode {
+    if let Some(code) = processes::child() {
+        return code;
+    }
+    let arguments = Arguments::from_args();
+    let Ok(there) = there(&["AMQP_URL", "POSTGRES_URL", "MYSQL_URL"]) else { return ExitCode::FAILURE };
+    let mut trials = Vec::new();
+    macro_rules! trials {
+        ($($module:ident::$test:ident $(<$($kind:ident),*>)?;)*) => {$(
+            trials!(@ $module $test $(<$($kind),*>)?);
+        )*};
+        (@ $module:ident $test:ident) => {
+            trials.push(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test, there));
+        };
+        (@ $module:ident $test:ident <$($kind:ident),*>) => {$({
+            let name = format!(
+                "{}::{}::{}", stringify!($kind).to_lowercase(), stringify!($module), stringify!($test)
+            );
+            trials.push(trial(&name, $module::$test::<$kind>, there));
+        })*};
+    }
+    trials! {
+        claims::one_effect_however_often_it_is_delivered<Postgres, MySql, Sqlite>;
+        claims::two_scopes_one_id_two_effects<Postgres, MySql, Sqlite>;
+        claims::rival_waits_and_then_sees_a_duplicate<Postgres, MySql, Sqlite>;
+        claims::rival_waits_and_then_handles_what_was_released<Postgres, MySql, Sqlite>;
+        claims::rival_gives_up_after_the_lock_timeout<Postgres, MySql, Sqlite>;
+        claims::exhausted_pool_is_an_error_in_time<Postgres, MySql, Sqlite>;
+        claims::deadlock_of_two_handlers_ends_with_both_effects<Postgres, MySql>;
+        claims::serialization_failure_is_done_again;
+        claims::nul_and_other_invalid_ids_reach_no_table<Postgres, MySql, Sqlite>;
+        commit::handler_swallows_an_error_nothing_is_acked;
+        commit::handler_swallows_a_deadlock_nothing_is_acked;
+        commit::handler_ends_the_transaction_itself_nothing_is_acked<Postgres, MySql, Sqlite>;
+        commit::backend_terminated_in_the_handler_one_effect<Postgres, MySql>;
+        commit::connection_cut_before_commit_one_effect<Postgres, MySql>;
+        commit::connection_cut_after_commit_one_effect<Postgres, MySql>;
+        leases::completed_by_a_lease_is_a_duplicate_for_a_transaction<Postgres, MySql, Sqlite>;
+        leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
+        leases::no_transaction_is_open_during_the_handler;
+        leases::batches_of_leases_are_claimed_and_completed_in_order<Postgres, MySql, Sqlite>;
+        outages::server_stopped_and_started_nothing_acked_meanwhile;
+        outages::frozen_server_is_an_error_in_time<Postgres, MySql>;
+        outages::passwords_are_never_printed<Postgres, MySql>;
+        processes::two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>;
+        processes::zombie_whose_lease_ran_out_cannot_complete<Postgres, MySql, Sqlite>;
+        processes::zombie_whose_transaction_was_ended_cannot_commit;
+        retention::late_duplicate_is_handled_once_more_only_after_the_purge<Postgres, MySql, Sqlite>;
+        retention::purge_skips_what_others_hold<Postgres, MySql>;
+        retention::sweeper_keeps_the_young_and_stops_on_request<Postgres, MySql, Sqlite>;
+        retention::partitions_are_made_ahead_and_dropped_when_all_is_old;
+        retention::partitioned_identity_is_unique_everywhere;
+        schema::missing_parts_are_named_with_the_sql_to_run<Postgres, MySql, Sqlite>;
+        schema::eight_callers_create_it_at_once<Postgres, MySql, Sqlite>;
+        schema::table_of_another_schema_and_reserved_words<Postgres, MySql>;
+        schema::printed_sql_is_what_is_created<Postgres, MySql, Sqlite>;
+        schema::consumer_does_not_start_without_the_table;
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
