@@ -50,6 +50,7 @@
 //! | `MySqlStore` | `mysql` | `MySqlTransaction` | committed together | a crash, and a power loss if `innodb_flush_log_at_trx_commit` and `sync_binlog` are 1 |
 //! | `SqliteStore` | `sqlite` | `SqliteTransaction` | committed together | a crash, and a power loss if opened by `connect` |
 //! | `.leased(..)` of these | | [`Lease`](idempotency::Lease) | one after the other | the same |
+//! | `RedisStore` | `redis` | [`Lease`](idempotency::Lease) | one after the other | what Redis survives: see its documentation |
 //! | [`MemoryStore`] | – | [`Lease`](idempotency::Lease) | one after the other | nothing: it ends with the process |
 //!
 //! With a lease the effect is not part of the guard's commit: a crash between the two repeats it, once the lease has run out.
@@ -58,10 +59,11 @@
 //!
 //! | Feature | Default | What it adds |
 //! |---|---|---|
-//! | `tls` | yes | `amqps://`, with rustls, ring and the system's certificates |
+//! | `tls` | yes | `amqps://`, `rediss://` and TLS to the SQL databases, with rustls, ring and the system's certificates |
 //! | `postgres` | no | `PostgresStore` |
 //! | `mysql` | no | `MySqlStore`, for MySQL 8 and MariaDB 10.6 and newer |
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
+//! | `redis` | no | `RedisStore`, for Redis 5 or later and Valkey, single servers and clusters |
 //! | `metrics` | no | the publisher's counters and gauges through the `metrics` facade |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
@@ -95,6 +97,9 @@ pub use store::MySqlStore;
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use store::PostgresStore;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use store::RedisStore;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use store::SqliteStore;

@@ -6,6 +6,8 @@ mod memory;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod sql;
 #[cfg(feature = "sqlite")]
@@ -16,6 +18,8 @@ pub use memory::MemoryStore;
 pub use mysql::{MySqlStore, MySqlTransaction};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresStore, PostgresTransaction};
+#[cfg(feature = "redis")]
+pub use redis::{RedisConnection, RedisStore};
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlStore};
 #[cfg(feature = "sqlite")]

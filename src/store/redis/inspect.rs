@@ -1,0 +1,105 @@
+//! Looking into the store.
+
+use std::collections::{BTreeMap, HashSet};
+
+use redis::{Cmd, Value, cmd, from_redis_value};
+
+use super::{
+    RedisStore,
+    error::Failure,
+    link::Again,
+    script::{Answer, FIND, FORGET},
+};
+use crate::{
+    idempotency::{Inspect, Record, Scope, StoreError},
+    message::MessageId,
+};
+
+/// How many keys a server looks at in one go.
+const PAGE: u32 = 1000;
+
+impl Inspect for RedisStore {
+    async fn find(&self, scope: &Scope, message_id: &MessageId) -> Result<Option<Record>, StoreError> {
+        match self.ask(FIND.on(self.key(scope, message_id)), Again::Once).await? {
+            Answer::Known(record) => Ok(Some(record)),
+            Answer::Unknown => Ok(None),
+            _ => Err(Failure::unexpected().into()),
+        }
+    }
+
+    /// Walks over all keys of all primaries, whatever they are; while a cluster moves slots it may miss some.
+    async fn count(&self, scope: &Scope) -> Result<u64, StoreError> {
+        // A key that is written during the walk may be seen twice.
+        let mut completed = HashSet::new();
+        for slot in self.a_slot_of_each().await? {
+            let mut cursor = "0".to_owned();
+            loop {
+                let mut scan = cmd("SCAN");
+                scan.arg(&cursor).arg("MATCH").arg(self.pattern(scope)).arg("COUNT").arg(PAGE);
+                let page = self.link.to_slot(&scan, slot, self.timeout).await?;
+                let (next, keys): (String, Vec<Vec<u8>>) =
+                    from_redis_value(page).map_err(|_| Failure::unexpected())?;
+                let asked: Vec<Cmd> =
+                    keys.iter().map(|key| cmd("HEXISTS").arg(key).arg("a").take()).collect();
+                let answers = self.link.commands(&asked, self.timeout).await;
+                for (key, answer) in keys.into_iter().zip(answers) {
+                    if from_redis_value(answer?).map_err(|_| Failure::unexpected())? {
+                        completed.insert(key);
+                    }
+                }
+                if next == "0" {
+                    break;
+                }
+                cursor = next;
+            }
+        }
+        Ok(completed.len() as u64)
+    }
+
+    async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
+        let forgotten = match self.ask(FORGET.on(self.key(scope, message_id)), Again::Once).await? {
+            Answer::Done => true,
+            Answer::Unknown => false,
+            _ => return Err(Failure::unexpected().into()),
+        };
+        if forgotten {
+            tracing::warn!(%scope, %message_id, "identity forgotten on request: its message takes effect once more");
+        }
+        Ok(forgotten)
+    }
+}
+
+impl RedisStore {
+    /// For each primary one slot that it has.
+    async fn a_slot_of_each(&self) -> Result<Vec<u16>, StoreError> {
+        if !self.link.is_cluster() {
+            return Ok(vec![0]);
+        }
+        let slots = self.link.to_slot(cmd("CLUSTER").arg("SLOTS"), 0, self.timeout).await?;
+        let ranges: Vec<Vec<Value>> = from_redis_value(slots).map_err(|_| Failure::unexpected())?;
+        let mut primaries = BTreeMap::new();
+        for range in ranges {
+            let mut range = range.into_iter();
+            let (Some(first), Some(_last), Some(primary)) = (range.next(), range.next(), range.next()) else {
+                return Err(Failure::unexpected().into());
+            };
+            let first: u16 = from_redis_value(first).map_err(|_| Failure::unexpected())?;
+            // Host, port, node ID and more: the same for all ranges of a node.
+            primaries.entry(format!("{primary:?}")).or_insert(first);
+        }
+        Ok(primaries.into_values().collect())
+    }
+
+    /// Matches the keys of a scope, for `SCAN`.
+    fn pattern(&self, scope: &Scope) -> String {
+        let mut pattern = String::new();
+        for c in self.start_of_key(scope).chars() {
+            if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+                pattern.push('\\');
+            }
+            pattern.push(c);
+        }
+        pattern.push('*');
+        pattern
+    }
+}
