@@ -81,7 +81,6 @@ const DEFAULT_PREFIX: &str = "lapin-idempotent";
 /// # }
 /// ```
 #[derive(Clone)]
-#[must_use]
 pub struct RedisStore {
     link: Arc<Link>,
     prefix: Arc<str>,
@@ -213,6 +212,7 @@ impl RedisStore {
     }
 
     /// Accepts a server that may evict identities, or does not tell. **Each that it evicts can take effect again.**
+    #[must_use]
     pub fn allow_eviction(mut self) -> Self {
         self.eviction_allowed = true;
         self
