@@ -1,0 +1,227 @@
+//! Stores: claims in batches, a table that grows, and two ways to forget.
+//!
+//! `make bench`, or `cargo bench --all-features --bench stores -- [IDs] [rounds] [rows in millions]`, with the URLs of the servers as
+//! `scripts/services env` prints them. Writes `target/bench/stores.json`.
+
+#![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
+
+#[path = "support/figures.rs"]
+mod figures;
+
+use std::{
+    num::NonZero,
+    time::{Duration, Instant},
+};
+
+use figures::{Figures, median};
+use futures_util::future::join_all;
+use lapin_idempotent::{
+    IdempotencyStore, MemoryStore, MessageId, MySqlStore, PostgresStore, RedisStore, SqliteStore,
+    idempotency::{ClaimRequest, Scope},
+    message::Fingerprint,
+};
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+fn main() {
+    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let number = |index: usize, default: usize| numbers.get(index).copied().unwrap_or(default);
+    let (ids, rounds, millions) = (number(0, 20_000), number(1, 5), number(2, 1));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("runtime").block_on(async {
+        let mut figures = Figures::default();
+        claims(&mut figures, ids, rounds).await;
+        growth(&mut figures, ids, rounds, millions * 1_000_000).await;
+        forgetting(&mut figures, 1_000_000).await;
+        figures.write("stores");
+    });
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name}: run `make bench`"))
+}
+
+fn table() -> String {
+    format!("bench_{}", &Uuid::new_v4().simple().to_string()[..16])
+}
+
+fn requests(count: usize, id: impl Fn() -> MessageId) -> Vec<ClaimRequest> {
+    let scope = Scope::new("ledger").expect("scope");
+    let request = || {
+        let message_id = id();
+        let fingerprint = Fingerprint::of(message_id.as_str().as_bytes());
+        ClaimRequest { scope: scope.clone(), message_id, fingerprint }
+    };
+    (0..count).map(|_| request()).collect()
+}
+
+fn v7() -> MessageId {
+    Uuid::now_v7().into()
+}
+
+fn ulid() -> MessageId {
+    ulid::Ulid::generate().into()
+}
+
+fn v5() -> MessageId {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, Uuid::new_v4().as_bytes()).into()
+}
+
+/// Claims and completes new IDs in batches, one batch after the other; IDs a second.
+async fn batches<S: IdempotencyStore>(store: &S, requests: &[ClaimRequest], batch: usize) -> f64 {
+    let started = Instant::now();
+    for batch in requests.chunks(batch) {
+        let session = store.claim(batch).await.expect("claim").session.expect("new");
+        store.complete(session).await.expect("complete");
+    }
+    requests.len() as f64 / started.elapsed().as_secs_f64()
+}
+
+/// The same with a lease for each ID, a batch in two round trips.
+async fn leases<S: IdempotencyStore>(store: &S, requests: &[ClaimRequest], batch: usize) -> f64 {
+    let started = Instant::now();
+    for batch in requests.chunks(batch) {
+        let claims = store.claim_each(batch).await;
+        let sessions = claims.into_iter().map(|claims| claims.expect("claim").session.expect("new")).collect();
+        for completed in store.complete_each(sessions).await {
+            completed.expect("complete");
+        }
+    }
+    requests.len() as f64 / started.elapsed().as_secs_f64()
+}
+
+/// One ID in each transaction, so many at once.
+async fn at_once<S: IdempotencyStore>(store: &S, requests: &[ClaimRequest], tasks: usize) -> f64 {
+    let started = Instant::now();
+    join_all(requests.chunks(requests.len().div_ceil(tasks)).map(|share| batches(store, share, 1))).await;
+    requests.len() as f64 / started.elapsed().as_secs_f64()
+}
+
+async fn claims(figures: &mut Figures, ids: usize, rounds: usize) {
+    let postgres = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
+    let postgres = postgres.with_table(&table()).expect("name");
+    postgres.create_schema().await.expect("schema");
+    let mysql = MySqlStore::connect(&variable("MYSQL_URL")).await.expect("MySQL");
+    let mysql = mysql.with_table(&table()).expect("name");
+    mysql.create_schema().await.expect("schema");
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(table());
+    let sqlite = SqliteStore::connect(&format!("sqlite:{}", file.display())).await.expect("SQLite");
+    sqlite.create_schema().await.expect("schema");
+    let redis = RedisStore::connect(&variable("REDIS_URL")).await.expect("Redis");
+    let memory = MemoryStore::new(usize::MAX);
+    let leased = postgres.clone().leased(Duration::from_secs(30)).expect("lease");
+    let few = (ids / 10).max(1000);
+    for _ in 0..rounds {
+        for batch in [1, 64, 256] {
+            let requests = requests(if batch == 1 { few } else { ids }, v7);
+            let case = format!("batches of {batch}");
+            figures.add("PostgreSQL", &case, batches(&postgres, &requests, batch).await);
+            figures.add("MariaDB", &case, batches(&mysql, &requests, batch).await);
+            figures.add("SQLite", &case, batches(&sqlite, &requests, batch).await);
+            figures.add("Redis", &case, leases(&redis, &requests, batch).await);
+            figures.add("memory", &case, leases(&memory, &requests, batch).await);
+        }
+        figures.add("PostgreSQL, leased", "batches of 256", leases(&leased, &requests(ids, v7), 256).await);
+        figures.add("PostgreSQL", "one each, 8 at once", at_once(&postgres, &requests(few, v7), 8).await);
+        figures.add("MariaDB", "one each, 8 at once", at_once(&mysql, &requests(few, v7), 8).await);
+        figures.add("Redis", "one each, 32 at once", at_once(&redis, &requests(ids, v7), 32).await);
+    }
+    drop(sqlite);
+    let _ = std::fs::remove_file(file);
+}
+
+async fn postgres(partitioned: bool) -> PostgresStore {
+    let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
+    let store = store.with_table(&table()).expect("name");
+    let store = if partitioned { store.partitioned(NonZero::new(24).expect("hours")) } else { store };
+    store.create_schema().await.expect("schema");
+    store
+}
+
+async fn fill(store: &PostgresStore, rows: usize, id: fn() -> MessageId) {
+    for _ in 0..rows / 10_000 {
+        batches(store, &requests(10_000, id), 1000).await;
+    }
+}
+
+async fn number(store: &PostgresStore, sql: &str) -> f64 {
+    let sql = sql.replace("{table}", &store.schema_sql().split('"').nth(1).map(str::to_owned).expect("name"));
+    let number: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(store.pool()).await.expect("number");
+    number as f64
+}
+
+/// New IDs in batches of 256, on a small table and on one that has so many rows, in turn.
+async fn growth(figures: &mut Figures, ids: usize, rounds: usize, rows: usize) {
+    let kinds: [(&str, fn() -> MessageId); 3] = [("UUIDv7", v7), ("ULID", ulid), ("UUIDv5", v5)];
+    for (name, id) in kinds {
+        let (small, large) = (postgres(false).await, postgres(false).await);
+        fill(&large, rows, id).await;
+        let bytes = number(&large, "SELECT pg_total_relation_size('{table}')::bigint").await;
+        figures.note(&format!("{name}: bytes a row with its indexes at {rows} rows"), bytes / rows as f64);
+        let mut costs = Vec::new();
+        for _ in 0..rounds {
+            let fast = batches(&small, &requests(ids, id), 256).await;
+            let slow = batches(&large, &requests(ids, id), 256).await;
+            figures.add("PostgreSQL", &format!("{name}, new table"), fast);
+            figures.add("PostgreSQL", &format!("{name}, at {rows} rows"), slow);
+            costs.push(fast / slow);
+        }
+        figures.note(&format!("{name}: cost at {rows} rows, of a new table's"), median(&costs));
+        for store in [small, large] {
+            drop_table(&store).await;
+        }
+    }
+}
+
+async fn drop_table(store: &PostgresStore) {
+    let sql = store.schema_sql();
+    let name = sql.split('"').nth(1).expect("name");
+    sqlx::raw_sql(AssertSqlSafe(format!("DROP TABLE \"{name}\""))).execute(store.pool()).await.expect("drop");
+}
+
+/// Forgets all rows: by deleting them in batches, and by dropping their partition.
+async fn forgetting(figures: &mut Figures, rows: usize) {
+    const WAL: &str = "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint";
+    for (name, partitioned) in [("rows deleted, 10,000 at a time", false), ("partition dropped", true)] {
+        let store = postgres(partitioned).await;
+        // A day ago, in a partition of its own where there are partitions.
+        let yesterday = std::time::SystemTime::now() - Duration::from_secs(2 * 86_400);
+        let since = yesterday.duration_since(std::time::SystemTime::UNIX_EPOCH).expect("time").as_secs();
+        if partitioned {
+            let start = since / 86_400 * 86_400;
+            let sql = format!(
+                "CREATE TABLE \"{{table}}_{start}_{0}\" PARTITION OF \"{{table}}\" FOR VALUES FROM ({start}000) TO ({0}000)",
+                start + 86_400
+            );
+            let name = store.schema_sql().split('"').nth(1).map(str::to_owned).expect("name");
+            let sql = sql.replace("{table}", &name);
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.expect("partition");
+        }
+        let old = move || {
+            let timestamp = uuid::Timestamp::from_unix(uuid::NoContext, since, 0);
+            MessageId::from(Uuid::new_v7(timestamp))
+        };
+        for _ in 0..rows / 10_000 {
+            batches(&store, &requests(10_000, old), 1000).await;
+        }
+        let name_of = store.schema_sql().split('"').nth(1).map(str::to_owned).expect("name");
+        let age = format!("UPDATE \"{name_of}\" SET processed_at = processed_at - interval '2 days'; ");
+        sqlx::raw_sql(AssertSqlSafe(age)).execute(store.pool()).await.expect("age");
+        sqlx::raw_sql(AssertSqlSafe(format!("VACUUM FULL \"{name_of}\""))).execute(store.pool()).await.expect("vacuum");
+        sqlx::raw_sql("CHECKPOINT").execute(store.pool()).await.expect("checkpoint");
+        let wal = number(&store, WAL).await;
+        let (mut forgotten, started) = (0, Instant::now());
+        loop {
+            match store.purge(Duration::from_secs(3600), 10_000).await.expect("purge") {
+                0 => break,
+                count => forgotten += count,
+            }
+        }
+        let took = started.elapsed().as_secs_f64();
+        assert!(forgotten > 0);
+        assert!(number(&store, "SELECT count(*) FROM {table}").await < 1.0, "all are gone");
+        figures.note(&format!("{rows} {name}: seconds"), took);
+        figures.note(&format!("{rows} {name}: MB of WAL"), (number(&store, WAL).await - wal) / 1e6);
+        drop_table(&store).await;
+    }
+}
