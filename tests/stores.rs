@@ -111,7 +111,7 @@ async fn memory_store_refuses_when_full_rather_than_forget() {
 
 #[tokio::test]
 async fn stale_lease_changes_nothing() {
-    let store = MemoryStore::with_lease(10, Duration::from_millis(30));
+    let store = MemoryStore::new(10).lease(Duration::from_millis(30));
     let stale = claim(&store, "s", "i4").await.session.expect("acquired");
     let Claim::InProgress { remaining } = claim(&store, "s", "i4").await.claims[0] else {
         panic!("a lease that runs was given to somebody else");
@@ -130,7 +130,7 @@ async fn stale_lease_changes_nothing() {
 
 #[tokio::test]
 async fn lease_is_kept_alive() {
-    let store = MemoryStore::with_lease(10, Duration::from_millis(60));
+    let store = MemoryStore::new(10).lease(Duration::from_millis(60));
     let lease = claim(&store, "s", "long").await.session.expect("acquired");
     let keep_alive = store.keep_alive(&lease).expect("leases are renewed");
     let rival = async {

@@ -1,122 +1,194 @@
 //! Identities in this process's memory, under leases.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use futures_util::future::{self, BoxFuture};
-use tokio::time::Instant;
 
-use super::lease;
-
+use super::{
+    clock::{Clock, SteadyClock},
+    lease,
+};
 use crate::{
     idempotency::{
-        ClaimRequest, Claims, IdempotencyStore, Lease, Record as Known, Scope, StoreError, StoreErrorKind,
+        ClaimRequest, Claims, IdempotencyStore, Inspect, Lease, Record as Known, Scope, StoreError,
+        StoreErrorKind,
     },
     message::{Fingerprint, MessageId},
 };
+
+/// Leases beyond a year are cut, so that no sum of times overflows.
+const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Remembers identities in memory: for tests, and for effects that end with the process.
 ///
 /// The session is a [`Lease`]. Whatever is remembered is lost when the process ends, and is not shared with other processes.
 /// Bounded: when `capacity` identities are remembered, further claims are refused with [`StoreErrorKind::Full`] until
-/// some are purged, because forgetting one early could double an effect.
+/// some are purged, because forgetting one early could double an effect. Only a lease that has run out gives its room up.
 ///
 /// Clones share their content.
 #[derive(Clone)]
 pub struct MemoryStore {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
     capacity: usize,
     lease: Duration,
-    state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+    state: Arc<Mutex<State>>,
 }
+
+type Identity = (Scope, MessageId);
+
+/// A time, and a number that tells two identities with the same time apart.
+type Moment = (SystemTime, u64);
 
 #[derive(Default)]
 struct State {
-    records: HashMap<(Scope, MessageId), Record>,
+    records: HashMap<Identity, Record>,
+    /// Leases in the order in which they run out, so that an abandoned one is found without a scan.
+    leased: BTreeMap<Moment, Identity>,
+    /// Completed identities in the order of their completion, so that a purge looks at no more than it forgets.
+    completed: BTreeMap<Moment, Identity>,
+    /// One counter for all identities: tokens grow over releases and purges, too.
     last_token: u64,
 }
 
+#[derive(Clone, Copy)]
 enum Record {
-    InProgress { token: u64, expires: Instant },
-    Completed { fingerprint: Fingerprint, at: Instant, processed_at: SystemTime },
+    InProgress { token: u64, expires: SystemTime },
+    Completed { token: u64, fingerprint: Fingerprint, at: SystemTime },
 }
 
 impl MemoryStore {
     /// A store for at most `capacity` identities, those in progress included.
     pub fn new(capacity: usize) -> Self {
-        Self::with_lease(capacity, lease::DEFAULT_LEASE)
+        Self {
+            capacity,
+            lease: lease::DEFAULT_LEASE,
+            clock: Arc::new(SteadyClock::new()),
+            state: Arc::default(),
+        }
     }
 
-    /// Like [`new`](Self::new), with leases that run out after `lease`. They are renewed while the handler runs.
-    pub fn with_lease(capacity: usize, lease: Duration) -> Self {
-        Self { shared: Arc::new(Shared { capacity, lease, state: Mutex::default() }) }
+    /// How long a lease runs unless it is renewed; it is renewed while the handler runs. Default: 30 seconds; at most a year.
+    ///
+    /// Holds for claims through this handle and its later clones.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.min(LONGEST_LEASE);
+        self
+    }
+
+    /// The clock that measures leases and the retention. Set it before the store is cloned: earlier clones keep theirs.
+    ///
+    /// By default the system's time when the store was made, and the monotonic time since: when somebody sets the system's clock,
+    /// no lease ends and nothing is purged because of it. [`keep_alive`](IdempotencyStore::keep_alive) waits in tokio's time with any clock.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
     }
 
     /// How many identities are remembered.
     pub fn len(&self) -> usize {
-        self.shared.state().records.len()
+        self.state().records.len()
     }
 
     /// Whether no identity is remembered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
 
-impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code path panics between two steps that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn acquire(&self, request: &ClaimRequest) -> Result<Claims<Lease>, StoreError> {
+        let identity = (request.scope.clone(), request.message_id.clone());
+        let now = self.clock.now();
+        let mut state = self.state();
+        match state.records.get(&identity).map(|record| record.known(now)) {
+            Some(Known::InProgress { remaining: Duration::ZERO }) => state.forget(&identity),
+            Some(known) => return Ok(Claims::taken(known)),
+            None if state.records.len() < self.capacity => {}
+            None => state.make_room(now)?,
+        }
+        state.last_token += 1;
+        let token = state.last_token;
+        state.remember(identity, Record::InProgress { token, expires: now + self.lease });
+        Ok(Claims::leased(Lease::new(request, token)))
+    }
+
     fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
-        let now = Instant::now();
-        match self.state().records.get_mut(&identity(lease)) {
-            // A lease that ran out is still ours as long as nobody else took it.
-            Some(Record::InProgress { token, expires }) if *token == lease.token() => {
-                *expires = now + self.lease;
+        let expires = self.clock.now() + self.lease;
+        let mut state = self.state();
+        // A lease that ran out is still ours as long as nobody else took it.
+        let (identity, token) = state.held(lease)?;
+        state.forget(&identity);
+        state.remember(identity, Record::InProgress { token, expires });
+        Ok(())
+    }
+}
+
+impl State {
+    /// The identity of a lease that is still held.
+    fn held(&self, lease: &Lease) -> Result<(Identity, u64), StoreError> {
+        let identity = (lease.scope().clone(), lease.message_id().clone());
+        match self.records.get(&identity) {
+            Some(Record::InProgress { token, .. }) if *token == lease.token() => Ok((identity, *token)),
+            _ => Err(StoreErrorKind::LeaseLost.into()),
+        }
+    }
+
+    fn remember(&mut self, identity: Identity, record: Record) {
+        self.order(record).insert(record.moment(), identity.clone());
+        self.records.insert(identity, record);
+    }
+
+    fn forget(&mut self, identity: &Identity) {
+        if let Some(record) = self.records.remove(identity) {
+            self.order(record).remove(&record.moment());
+        }
+    }
+
+    fn order(&mut self, record: Record) -> &mut BTreeMap<Moment, Identity> {
+        match record {
+            Record::InProgress { .. } => &mut self.leased,
+            Record::Completed { .. } => &mut self.completed,
+        }
+    }
+
+    /// Forgets a lease that has run out; its consumer, if it is still there, finds that it lost it.
+    fn make_room(&mut self, now: SystemTime) -> Result<(), StoreError> {
+        match self.leased.first_key_value() {
+            Some(((expires, _), identity)) if *expires <= now => {
+                let identity = identity.clone();
+                self.forget(&identity);
                 Ok(())
             }
-            _ => Err(StoreErrorKind::LeaseLost.into()),
+            _ => Err(StoreErrorKind::Full.into()),
         }
     }
 }
 
-fn identity(lease: &Lease) -> (Scope, MessageId) {
-    (lease.scope().clone(), lease.message_id().clone())
-}
-
-impl State {
-    fn claim(
-        &mut self,
-        request: &ClaimRequest,
-        shared: &Shared,
-        now: Instant,
-    ) -> Result<Claims<Lease>, StoreError> {
-        let identity = (request.scope.clone(), request.message_id.clone());
-        match self.records.get(&identity) {
-            Some(Record::Completed { fingerprint, processed_at, .. }) => {
-                let (fingerprint, processed_at) = (*fingerprint, *processed_at);
-                return Ok(Claims::taken(Known::Completed { fingerprint, processed_at }));
-            }
-            Some(Record::InProgress { expires, .. }) if *expires > now => {
-                return Ok(Claims::taken(Known::InProgress { remaining: *expires - now }));
-            }
-            Some(Record::InProgress { .. }) => {}
-            None if self.records.len() >= shared.capacity => return Err(StoreErrorKind::Full.into()),
-            None => {}
+impl Record {
+    fn moment(self) -> Moment {
+        match self {
+            Self::InProgress { token, expires } => (expires, token),
+            Self::Completed { token, at, .. } => (at, token),
         }
-        self.last_token += 1;
-        let token = self.last_token;
-        self.records.insert(identity, Record::InProgress { token, expires: now + shared.lease });
-        Ok(Claims::leased(Lease::new(request, token)))
+    }
+
+    fn known(self, now: SystemTime) -> Known {
+        match self {
+            Self::InProgress { expires, .. } => {
+                Known::InProgress { remaining: expires.duration_since(now).unwrap_or_default() }
+            }
+            Self::Completed { fingerprint, at, .. } => Known::Completed { fingerprint, processed_at: at },
+        }
     }
 }
 
@@ -124,58 +196,72 @@ impl IdempotencyStore for MemoryStore {
     type Session = Lease;
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
-        let request = lease::single(requests)?;
-        self.shared.state().claim(request, &self.shared, Instant::now())
+        self.acquire(lease::single(requests)?)
     }
 
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {
-        match self.shared.state().records.get_mut(&identity(&session)) {
-            Some(record @ Record::InProgress { .. }) if record.is_held_by(&session) => {
-                *record = Record::Completed {
-                    fingerprint: *session.fingerprint(),
-                    at: Instant::now(),
-                    processed_at: SystemTime::now(),
-                };
-                Ok(())
-            }
-            _ => Err(StoreErrorKind::LeaseLost.into()),
-        }
+        let at = self.clock.now();
+        let mut state = self.state();
+        let (identity, token) = state.held(&session)?;
+        state.forget(&identity);
+        state.remember(identity, Record::Completed { token, fingerprint: *session.fingerprint(), at });
+        Ok(())
     }
 
     async fn release(&self, session: Lease) -> Result<(), StoreError> {
-        let mut state = self.shared.state();
-        let identity = identity(&session);
-        if state.records.get(&identity).is_some_and(|record| record.is_held_by(&session)) {
-            state.records.remove(&identity);
-            Ok(())
-        } else {
-            Err(StoreErrorKind::LeaseLost.into())
-        }
+        let mut state = self.state();
+        let (identity, _) = state.held(&session)?;
+        state.forget(&identity);
+        Ok(())
     }
 
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
-        let now = Instant::now();
+        let now = self.clock.now();
+        let mut state = self.state();
         let mut purged = 0;
-        self.shared.state().records.retain(|_, record| {
-            let expired = matches!(record, Record::Completed { at, .. } if now - *at > retention);
-            if expired && purged < u64::from(limit) {
-                purged += 1;
-                return false;
+        while purged < u64::from(limit) {
+            match state.completed.first_key_value() {
+                // A clock that was set back gives no age: nothing is forgotten.
+                Some(((at, _), identity)) if now.duration_since(*at).is_ok_and(|age| age > retention) => {
+                    let identity = identity.clone();
+                    state.forget(&identity);
+                    purged += 1;
+                }
+                _ => break,
             }
-            true
-        });
+        }
         Ok(purged)
     }
 
     fn keep_alive(&self, session: &Lease) -> Option<BoxFuture<'static, StoreError>> {
-        let (shared, lease) = (Arc::clone(&self.shared), session.clone());
-        Some(lease::keep_alive(self.shared.lease, move || future::ready(shared.renew(&lease))))
+        let (store, lease) = (self.clone(), session.clone());
+        Some(lease::keep_alive(self.lease, move || future::ready(store.renew(&lease))))
     }
 }
 
-impl Record {
-    fn is_held_by(&self, lease: &Lease) -> bool {
-        matches!(self, Self::InProgress { token, .. } if *token == lease.token())
+impl Inspect for MemoryStore {
+    async fn find(&self, scope: &Scope, message_id: &MessageId) -> Result<Option<Known>, StoreError> {
+        let now = self.clock.now();
+        let record = self.state().records.get(&(scope.clone(), message_id.clone())).copied();
+        // A claim on a lease that has run out would be acquired.
+        let ran_out = |known: &Known| matches!(known, Known::InProgress { remaining: Duration::ZERO });
+        Ok(record.map(|record| record.known(now)).filter(|known| !ran_out(known)))
+    }
+
+    async fn count(&self, scope: &Scope) -> Result<u64, StoreError> {
+        let state = self.state();
+        Ok(state.completed.values().map(|(completed, _)| u64::from(completed == scope)).sum())
+    }
+
+    async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
+        let identity = (scope.clone(), message_id.clone());
+        let mut state = self.state();
+        let completed = matches!(state.records.get(&identity), Some(Record::Completed { .. }));
+        if completed {
+            state.forget(&identity);
+            tracing::info!(scope = scope.as_str(), message_id = message_id.as_str(), "identity forgotten");
+        }
+        Ok(completed)
     }
 }
 
@@ -183,8 +269,8 @@ impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore")
             .field("len", &self.len())
-            .field("capacity", &self.shared.capacity)
-            .field("lease", &self.shared.lease)
-            .finish()
+            .field("capacity", &self.capacity)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! Backends: where identities are remembered.
 
+mod clock;
 mod lease;
 mod memory;
 #[cfg(feature = "mysql")]
@@ -13,6 +14,7 @@ mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+pub use clock::Clock;
 pub use memory::MemoryStore;
 #[cfg(feature = "mysql")]
 pub use mysql::{MySqlStore, MySqlTransaction};
