@@ -55,6 +55,9 @@
 //!
 //! With a lease the effect is not part of the guard's commit: a crash between the two repeats it, once the lease has run out.
 //!
+//! A store of your own implements [`IdempotencyStore`]; with the feature `testing`, `testing::conformance` tries it against every point
+//! of the contract (`examples/custom_store.rs`).
+//!
 //! # Features
 //!
 //! | Feature | Default | What it adds |
@@ -65,12 +68,13 @@
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
 //! | `redis` | no | `RedisStore`, for Redis 5 or later and Valkey, single servers and clusters |
 //! | `metrics` | no | the publisher's counters and gauges through the `metrics` facade |
+//! | `testing` | no | `testing`: a conformance suite for stores of your own, a clock set by hand; with tokio's `test-util` |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
 //! # The tree
 //!
 //! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`] receives, [`store`] remembers, [`amqp`]
-//! connects.
+//! connects; `testing` tries stores.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -81,6 +85,9 @@ pub mod idempotency;
 pub mod message;
 pub mod publisher;
 pub mod store;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 
 /// The AMQP client underneath, in the version that this crate's own signatures name.
 pub use lapin;
