@@ -44,57 +44,35 @@ async fn is_new<S: IdempotencyStore>(store: &S, scope: &str, id: &str) -> bool {
     }
 }
 
-/// The contract, for any store.
-async fn contract<S: IdempotencyStore>(store: S) {
-    // I2: what was completed is completed for good, with the fingerprint that it was claimed with.
-    complete(&store, "s", "i2").await;
-    let Claim::Completed { fingerprint, processed_at } = claim(&store, "s", "i2").await.claims[0] else {
-        panic!("a completed identity was given out again");
+#[cfg(feature = "testing")]
+mod conform {
+    use std::{sync::Arc, time::Duration};
+
+    use lapin_idempotent::{
+        MemoryStore,
+        testing::conformance::{self, Capabilities},
     };
-    assert_eq!(fingerprint, Fingerprint::of(b"i2"));
-    let age = processed_at.elapsed().expect("in the past, give or take the clock's grain");
-    assert!(age < Duration::from_secs(60), "{age:?}");
 
-    // I3: what was released, or whose session was dropped, can be claimed again.
-    let session = claim(&store, "s", "i3").await.session.expect("acquired");
-    store.release(session).await.expect("release");
-    assert!(is_new(&store, "s", "i3").await);
+    const LEASE: Duration = Duration::from_millis(500);
 
-    // Identity is exact, and of scope and ID together.
-    let longest = "é".repeat(127) + "x";
-    for id in ["a", "A", "a ", " a", "ä", "a\u{308}", "%", "'", "\"", "\\", &longest] {
-        assert!(is_new(&store, "exact", id).await, "{id:?}");
-        complete(&store, "exact", id).await;
-        assert!(!is_new(&store, "exact", id).await, "{id:?}");
-        assert!(is_new(&store, "Exact", id).await, "{id:?} in another scope");
-    }
-    for (scope, id) in [("ab", "c"), ("a", "bc")] {
-        assert!(is_new(&store, scope, id).await);
-        complete(&store, scope, id).await;
+    /// With room for the suite, and little more.
+    fn memory() -> (MemoryStore, Capabilities) {
+        (MemoryStore::new(1000).lease(LEASE), Capabilities::leased(LEASE).bounded())
     }
 
-    // I7: a purge forgets what is older than the retention, and only that.
-    assert_eq!(store.purge(Duration::from_secs(3600), 1000).await.expect("purge"), 0);
-    assert!(!is_new(&store, "s", "i2").await);
-    tokio::time::sleep(Duration::from_millis(30)).await;
-    complete(&store, "s", "young").await;
-    let mut purged = 0;
-    loop {
-        let now = store.purge(Duration::from_millis(20), 3).await.expect("purge");
-        assert!(now <= 3, "bounded");
-        purged += now;
-        if now == 0 {
-            break;
-        }
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn memory_store_conforms() {
+        let (store, capabilities) = memory();
+        conformance::run(async || store.clone(), capabilities).await.assert();
     }
-    assert!(purged >= 14, "{purged}");
-    assert!(is_new(&store, "s", "i2").await);
-    assert_eq!(store.purge(Duration::ZERO, 0).await.expect("purge"), 0);
-}
 
-#[tokio::test]
-async fn memory_store_keeps_the_contract() {
-    contract(MemoryStore::new(1000)).await;
+    #[tokio::test(start_paused = true)]
+    async fn memory_store_conforms_in_paused_time_and_behind_an_arc() {
+        let (store, capabilities) = memory();
+        let store = Arc::new(store);
+        conformance::run(async || Arc::clone(&store), capabilities.clone()).await.assert();
+        conformance::run_inspection(async || Arc::clone(&store), capabilities).await.assert();
+    }
 }
 
 #[tokio::test]
@@ -110,38 +88,124 @@ async fn memory_store_refuses_when_full_rather_than_forget() {
 }
 
 #[tokio::test]
-async fn stale_lease_changes_nothing() {
-    let store = MemoryStore::new(10).lease(Duration::from_millis(30));
-    let stale = claim(&store, "s", "i4").await.session.expect("acquired");
-    let Claim::InProgress { remaining } = claim(&store, "s", "i4").await.claims[0] else {
-        panic!("a lease that runs was given to somebody else");
-    };
-    assert!(remaining <= Duration::from_millis(30));
-    tokio::time::sleep(Duration::from_millis(40)).await;
-    let fresh = claim(&store, "s", "i4").await.session.expect("the lease has run out");
-    assert!(fresh.token() > stale.token(), "a later lease has a greater token");
-
-    let lost = store.keep_alive(&stale).expect("leases are renewed");
-    assert_eq!(lost.await.kind(), StoreErrorKind::LeaseLost);
-    assert_eq!(store.release(stale.clone()).await.expect_err("stale").kind(), StoreErrorKind::LeaseLost);
-    assert_eq!(store.complete(stale).await.expect_err("stale").kind(), StoreErrorKind::LeaseLost);
-    store.complete(fresh).await.expect("the successor's claim is untouched");
+async fn a_lease_that_ran_out_gives_its_room_up() {
+    let lease = Duration::from_millis(20);
+    let store = MemoryStore::new(1).lease(lease);
+    let abandoned = claim(&store, "s", "a").await.session.expect("acquired");
+    assert_eq!(store.claim(&[request("s", "b")]).await.expect_err("full").kind(), StoreErrorKind::Full);
+    tokio::time::sleep(lease * 2).await;
+    complete(&store, "s", "b").await;
+    assert_eq!(store.len(), 1);
+    assert_eq!(store.complete(abandoned).await.expect_err("lost").kind(), StoreErrorKind::LeaseLost);
+    assert_eq!(store.claim(&[request("s", "c")]).await.expect_err("full").kind(), StoreErrorKind::Full);
 }
 
 #[tokio::test]
-async fn lease_is_kept_alive() {
-    let store = MemoryStore::new(10).lease(Duration::from_millis(60));
-    let lease = claim(&store, "s", "long").await.session.expect("acquired");
-    let keep_alive = store.keep_alive(&lease).expect("leases are renewed");
-    let rival = async {
-        tokio::time::sleep(Duration::from_millis(240)).await;
-        claim(&store, "s", "long").await.claims.remove(0)
+async fn a_lease_that_ran_out_is_kept_as_long_as_nobody_takes_it() {
+    let lease = Duration::from_millis(20);
+    let store = MemoryStore::new(10).lease(lease);
+    let late = claim(&store, "s", "a").await.session.expect("acquired");
+    tokio::time::sleep(lease * 2).await;
+    store.complete(late).await.expect("nobody else wanted it");
+    assert!(!is_new(&store, "s", "a").await);
+}
+
+#[cfg(feature = "testing")]
+mod memory_with_a_clock {
+    use std::time::SystemTime;
+
+    use lapin_idempotent::{
+        idempotency::{Inspect, Record},
+        testing::ManualClock,
     };
-    tokio::select! {
-        lost = keep_alive => panic!("the lease was lost: {lost}"),
-        claim = rival => assert!(matches!(claim, Claim::InProgress { .. })),
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn clocked() -> (MemoryStore, ManualClock) {
+        let clock = ManualClock::new(SystemTime::UNIX_EPOCH + 1000 * MINUTE);
+        (MemoryStore::new(1000).lease(MINUTE).clock(clock.clone()), clock)
     }
-    store.complete(lease).await.expect("still ours");
+
+    #[tokio::test]
+    async fn leases_and_retention_are_measured_by_it() {
+        let (store, clock) = clocked();
+        let held = claim(&store, "s", "a").await.session.expect("acquired");
+        clock.advance(MINUTE / 4);
+        let remaining = MINUTE * 3 / 4;
+        assert_eq!(claim(&store, "s", "a").await.claims, [Claim::InProgress { remaining }]);
+        let find = async || store.find(held.scope(), held.message_id()).await.expect("find");
+        assert_eq!(find().await, Some(Record::InProgress { remaining }));
+        clock.advance(remaining);
+        assert_eq!(find().await, None, "a claim would be acquired");
+        complete(&store, "s", "a").await;
+        let processed_at = SystemTime::UNIX_EPOCH + 1001 * MINUTE;
+        let fingerprint = Fingerprint::of(b"a");
+        assert_eq!(find().await, Some(Record::Completed { fingerprint, processed_at }));
+
+        clock.advance(10 * MINUTE);
+        assert_eq!(store.purge(10 * MINUTE, 10).await.expect("purge"), 0, "not older, but as old");
+        clock.advance(Duration::from_nanos(1));
+        assert_eq!(store.purge(10 * MINUTE, 10).await.expect("purge"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_purge_forgets_the_oldest_first() {
+        let (store, clock) = clocked();
+        // In another order than they were claimed in, and one of them forgotten in between.
+        let mut leases = Vec::new();
+        for id in ["a", "b", "c", "d", "e"] {
+            leases.push(claim(&store, "s", id).await.session.expect("acquired"));
+        }
+        leases.swap(0, 3);
+        for lease in leases {
+            clock.advance(Duration::from_secs(1));
+            store.complete(lease).await.expect("complete");
+        }
+        let (scope, b) = (Scope::new("s").unwrap(), MessageId::new("b").unwrap());
+        assert!(store.forget(&scope, &b).await.expect("forget"));
+        clock.advance(MINUTE);
+        for (id, left) in [("d", 3), ("c", 2), ("a", 1), ("e", 0)] {
+            assert_eq!(store.count(&scope).await.expect("count"), left + 1);
+            assert!(!is_new(&store, "s", id).await, "{id} is there until its turn");
+            assert_eq!(store.purge(MINUTE / 2, 1).await.expect("purge"), 1);
+            assert!(is_new(&store, "s", id).await, "{id} was the oldest");
+        }
+        assert_eq!(store.purge(MINUTE / 2, 1).await.expect("purge"), 0);
+        assert!(store.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_forgets_nothing_early() {
+        let (store, clock) = clocked();
+        complete(&store, "s", "done").await;
+        let held = claim(&store, "s", "held").await.session.expect("acquired");
+        clock.set(SystemTime::UNIX_EPOCH);
+        assert_eq!(store.purge(Duration::ZERO, 10).await.expect("purge"), 0);
+        assert!(!is_new(&store, "s", "done").await);
+        assert!(!is_new(&store, "s", "held").await, "the lease lasts longer");
+        complete(&store, "s", "later").await;
+        store.complete(held).await.expect("still ours");
+        clock.advance(1000 * MINUTE);
+        // By the clock those that came last are the oldest.
+        assert_eq!(store.purge(MINUTE, 10).await.expect("purge"), 2);
+        assert!(is_new(&store, "s", "later").await && is_new(&store, "s", "held").await);
+        assert!(!is_new(&store, "s", "done").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_one_paused_time_ends_leases_and_purges() {
+        let store = MemoryStore::new(10).lease(MINUTE);
+        complete(&store, "s", "done").await;
+        let lease = claim(&store, "s", "held").await.session.expect("acquired");
+        tokio::time::advance(MINUTE).await;
+        let successor = claim(&store, "s", "held").await.session.expect("the lease has run out");
+        assert!(successor.token() > lease.token());
+        assert_eq!(store.purge(MINUTE, 10).await.expect("purge"), 0);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(store.purge(MINUTE, 10).await.expect("purge"), 1);
+    }
 }
 
 #[cfg(feature = "sqlite")]
@@ -164,17 +228,61 @@ mod sqlite {
         store
     }
 
-    #[tokio::test]
-    async fn keeps_the_contract_in_a_file() {
-        contract(open(&file("contract")).await).await;
-    }
+    #[cfg(feature = "testing")]
+    mod conform {
+        use std::sync::Arc;
 
-    #[tokio::test]
-    async fn keeps_the_contract_in_memory_and_in_another_table() {
-        let store =
-            SqliteStore::connect("sqlite::memory:").await.expect("open").with_table("inbox").expect("name");
-        store.create_schema().await.expect("schema");
-        contract(store).await;
+        use lapin_idempotent::{
+            BoxError,
+            testing::conformance::{self, Capabilities, Effects},
+        };
+
+        use super::*;
+
+        /// Effects are rows of a table.
+        struct Rows(SqliteStore);
+
+        impl Rows {
+            async fn create(store: SqliteStore) -> Self {
+                let table = sqlx::raw_sql("CREATE TABLE effect (name TEXT NOT NULL)").execute(store.pool());
+                table.await.expect("table");
+                Self(store)
+            }
+        }
+
+        impl Effects<SqliteStore> for Rows {
+            async fn write(&self, tx: &mut SqliteTransaction, name: &str) -> Result<(), BoxError> {
+                sqlx::query("INSERT INTO effect VALUES (?)").bind(name).execute(&mut **tx).await?;
+                Ok(())
+            }
+
+            async fn count(&self, name: &str) -> u64 {
+                let count = sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM effect WHERE name = ?");
+                let count = count.bind(name).fetch_one(self.0.pool()).await.expect("count");
+                u64::try_from(count).expect("a count")
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn in_a_file_with_effects() {
+            let url = file("contract");
+            let rows = Rows::create(open(&url).await).await;
+            let capabilities = Capabilities::transactional().exclusive();
+            conformance::run_with_effects(|| open(&url), capabilities, rows).await.assert();
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn in_memory_in_another_table_and_behind_an_arc() {
+            let store = SqliteStore::connect("sqlite::memory:")
+                .await
+                .expect("open")
+                .with_table("inbox")
+                .expect("name");
+            store.create_schema().await.expect("schema");
+            let store = Arc::new(store);
+            let capabilities = Capabilities::transactional().exclusive();
+            conformance::run(async || Arc::clone(&store), capabilities).await.assert();
+        }
     }
 
     #[tokio::test]
