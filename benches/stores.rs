@@ -10,7 +10,7 @@ mod figures;
 
 use std::{
     num::NonZero,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use figures::{Figures, median};
@@ -82,7 +82,8 @@ async fn leases<S: IdempotencyStore>(store: &S, requests: &[ClaimRequest], batch
     let started = Instant::now();
     for batch in requests.chunks(batch) {
         let claims = store.claim_each(batch).await;
-        let sessions = claims.into_iter().map(|claims| claims.expect("claim").session.expect("new")).collect();
+        let sessions =
+            claims.into_iter().map(|claims| claims.expect("claim").session.expect("new")).collect();
         for completed in store.complete_each(sessions).await {
             completed.expect("complete");
         }
@@ -130,98 +131,91 @@ async fn claims(figures: &mut Figures, ids: usize, rounds: usize) {
     let _ = std::fs::remove_file(file);
 }
 
-async fn postgres(partitioned: bool) -> PostgresStore {
-    let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-    let store = store.with_table(&table()).expect("name");
-    let store = if partitioned { store.partitioned(NonZero::new(24).expect("hours")) } else { store };
-    store.create_schema().await.expect("schema");
-    store
+/// A table of its own in PostgreSQL.
+struct Table {
+    store: PostgresStore,
+    name: String,
 }
 
-async fn fill(store: &PostgresStore, rows: usize, id: fn() -> MessageId) {
-    for _ in 0..rows / 10_000 {
-        batches(store, &requests(10_000, id), 1000).await;
+impl Table {
+    async fn create(partitioned: bool) -> Self {
+        let name = table();
+        let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
+        let store = store.with_table(&name).expect("name");
+        let store = if partitioned { store.partitioned(NonZero::new(24).expect("hours")) } else { store };
+        store.create_schema().await.expect("schema");
+        Self { store, name }
     }
-}
 
-async fn number(store: &PostgresStore, sql: &str) -> f64 {
-    let sql = sql.replace("{table}", &store.schema_sql().split('"').nth(1).map(str::to_owned).expect("name"));
-    let number: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(store.pool()).await.expect("number");
-    number as f64
+    async fn fill(&self, rows: usize, id: impl Fn() -> MessageId) {
+        for _ in 0..rows / 10_000 {
+            batches(&self.store, &requests(10_000, &id), 1000).await;
+        }
+    }
+
+    async fn sql(&self, sql: &str) {
+        let sql = sql.replace("{table}", &self.name);
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.store.pool()).await.expect("statement");
+    }
+
+    async fn number(&self, sql: &str) -> f64 {
+        let sql = sql.replace("{table}", &self.name);
+        let number: i64 =
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(self.store.pool()).await.expect("number");
+        number as f64
+    }
 }
 
 /// New IDs in batches of 256, on a small table and on one that has so many rows, in turn.
 async fn growth(figures: &mut Figures, ids: usize, rounds: usize, rows: usize) {
-    let kinds: [(&str, fn() -> MessageId); 3] = [("UUIDv7", v7), ("ULID", ulid), ("UUIDv5", v5)];
+    type MakeId = fn() -> MessageId;
+    let kinds: [(&str, MakeId); 3] = [("UUIDv7", v7), ("ULID", ulid), ("UUIDv5", v5)];
     for (name, id) in kinds {
-        let (small, large) = (postgres(false).await, postgres(false).await);
-        fill(&large, rows, id).await;
-        let bytes = number(&large, "SELECT pg_total_relation_size('{table}')::bigint").await;
+        let (small, large) = (Table::create(false).await, Table::create(false).await);
+        large.fill(rows, id).await;
+        let bytes = large.number("SELECT pg_total_relation_size('{table}')::bigint").await;
         figures.note(&format!("{name}: bytes a row with its indexes at {rows} rows"), bytes / rows as f64);
         let mut costs = Vec::new();
         for _ in 0..rounds {
-            let fast = batches(&small, &requests(ids, id), 256).await;
-            let slow = batches(&large, &requests(ids, id), 256).await;
+            let fast = batches(&small.store, &requests(ids, id), 256).await;
+            let slow = batches(&large.store, &requests(ids, id), 256).await;
             figures.add("PostgreSQL", &format!("{name}, new table"), fast);
             figures.add("PostgreSQL", &format!("{name}, at {rows} rows"), slow);
             costs.push(fast / slow);
         }
         figures.note(&format!("{name}: cost at {rows} rows, of a new table's"), median(&costs));
-        for store in [small, large] {
-            drop_table(&store).await;
+        for table in [small, large] {
+            table.sql("DROP TABLE {table}").await;
         }
     }
 }
 
-async fn drop_table(store: &PostgresStore) {
-    let sql = store.schema_sql();
-    let name = sql.split('"').nth(1).expect("name");
-    sqlx::raw_sql(AssertSqlSafe(format!("DROP TABLE \"{name}\""))).execute(store.pool()).await.expect("drop");
-}
-
 /// Forgets all rows: by deleting them in batches, and by dropping their partition.
 async fn forgetting(figures: &mut Figures, rows: usize) {
+    const DAY: u64 = 86_400;
     const WAL: &str = "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint";
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("time").as_secs();
+    let start = now / DAY * DAY - 3 * DAY;
     for (name, partitioned) in [("rows deleted, 10,000 at a time", false), ("partition dropped", true)] {
-        let store = postgres(partitioned).await;
-        // A day ago, in a partition of its own where there are partitions.
-        let yesterday = std::time::SystemTime::now() - Duration::from_secs(2 * 86_400);
-        let since = yesterday.duration_since(std::time::SystemTime::UNIX_EPOCH).expect("time").as_secs();
+        let table = Table::create(partitioned).await;
         if partitioned {
-            let start = since / 86_400 * 86_400;
-            let sql = format!(
-                "CREATE TABLE \"{{table}}_{start}_{0}\" PARTITION OF \"{{table}}\" FOR VALUES FROM ({start}000) TO ({0}000)",
-                start + 86_400
-            );
-            let name = store.schema_sql().split('"').nth(1).map(str::to_owned).expect("name");
-            let sql = sql.replace("{table}", &name);
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.expect("partition");
+            let end = start + DAY;
+            table
+                .sql(&format!(
+                    "CREATE TABLE {{table}}_{start}_{end} PARTITION OF {{table}} FOR VALUES FROM ({start}000) TO ({end}000)"
+                ))
+                .await;
         }
-        let old = move || {
-            let timestamp = uuid::Timestamp::from_unix(uuid::NoContext, since, 0);
-            MessageId::from(Uuid::new_v7(timestamp))
-        };
-        for _ in 0..rows / 10_000 {
-            batches(&store, &requests(10_000, old), 1000).await;
-        }
-        let name_of = store.schema_sql().split('"').nth(1).map(str::to_owned).expect("name");
-        let age = format!("UPDATE \"{name_of}\" SET processed_at = processed_at - interval '2 days'; ");
-        sqlx::raw_sql(AssertSqlSafe(age)).execute(store.pool()).await.expect("age");
-        sqlx::raw_sql(AssertSqlSafe(format!("VACUUM FULL \"{name_of}\""))).execute(store.pool()).await.expect("vacuum");
-        sqlx::raw_sql("CHECKPOINT").execute(store.pool()).await.expect("checkpoint");
-        let wal = number(&store, WAL).await;
-        let (mut forgotten, started) = (0, Instant::now());
-        loop {
-            match store.purge(Duration::from_secs(3600), 10_000).await.expect("purge") {
-                0 => break,
-                count => forgotten += count,
-            }
-        }
-        let took = started.elapsed().as_secs_f64();
-        assert!(forgotten > 0);
-        assert!(number(&store, "SELECT count(*) FROM {table}").await < 1.0, "all are gone");
-        figures.note(&format!("{rows} {name}: seconds"), took);
-        figures.note(&format!("{rows} {name}: MB of WAL"), (number(&store, WAL).await - wal) / 1e6);
-        drop_table(&store).await;
+        let old = || Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, start, 0)).into();
+        table.fill(rows, old).await;
+        table.sql("UPDATE {table} SET processed_at = processed_at - interval '2 days'").await;
+        table.sql("VACUUM FULL {table}").await;
+        table.sql("CHECKPOINT").await;
+        let (wal, started) = (table.number(WAL).await, Instant::now());
+        while table.store.purge(Duration::from_secs(3600), 10_000).await.expect("purge") > 0 {}
+        figures.note(&format!("{rows} {name}: seconds"), started.elapsed().as_secs_f64());
+        figures.note(&format!("{rows} {name}: MB of WAL"), (table.number(WAL).await - wal) / 1e6);
+        assert!(table.number("SELECT count(*) FROM {table}").await < 1.0, "all are gone");
+        table.sql("DROP TABLE {table}").await;
     }
 }

@@ -13,7 +13,7 @@ use super::sql::{
     micros, millis, runs_statements,
 };
 use crate::{
-    idempotency::{ClaimRequest, Scope, StoreError, StoreErrorKind},
+    idempotency::{ClaimRequest, Lease, Scope, StoreError, StoreErrorKind},
     message::MessageId,
 };
 
@@ -159,17 +159,27 @@ impl Dialect for MySql {
         texts: &Texts,
         identities: &[(&Scope, &MessageId)],
     ) -> Result<Vec<Found>, sqlx::Error> {
-        let mut sql = texts.select.clone() + "WHERE (scope, message_id) IN (";
-        for (index, (scope, id)) in identities.iter().enumerate() {
-            sql.push_str(if index == 0 { "(" } else { ", (" });
-            hex(&mut sql, scope.as_str().as_bytes());
-            sql.push_str(", ");
-            hex(&mut sql, id.as_str().as_bytes());
-            sql.push(')');
-        }
-        sql.push_str(") LOCK IN SHARE MODE");
+        let pairs = identities.iter().map(|(scope, id)| (scope.as_str().as_bytes(), id.as_str().as_bytes()));
+        let sql = format!(
+            "{}WHERE (scope, message_id) IN ({}) LOCK IN SHARE MODE",
+            texts.select,
+            rows_of(pairs.map(|(scope, id)| (scope, id, None)))
+        );
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?;
         rows.iter().map(|row| found!(row)).collect()
+    }
+
+    async fn complete(
+        connection: &mut MySqlConnection,
+        texts: &Texts,
+        leases: &[&Lease],
+    ) -> Result<u64, sqlx::Error> {
+        let held = leases.iter().map(|lease| {
+            let (scope, id) = (lease.scope().as_str().as_bytes(), lease.message_id().as_str().as_bytes());
+            (scope, id, Some(lease.token()))
+        });
+        let sql = format!("{}{})", texts.complete_all, rows_of(held));
+        Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected())
     }
 
     async fn purge(
@@ -190,15 +200,8 @@ impl Dialect for MySql {
             transaction.rollback().await?;
             return Ok(0);
         }
-        let mut sql = format!("DELETE FROM {} WHERE (scope, message_id) IN (", texts.quoted);
-        for (index, (scope, id)) in old.iter().enumerate() {
-            sql.push_str(if index == 0 { "(" } else { ", (" });
-            hex(&mut sql, scope);
-            sql.push_str(", ");
-            hex(&mut sql, id);
-            sql.push(')');
-        }
-        sql.push(')');
+        let old = old.iter().map(|(scope, id)| (scope.as_slice(), id.as_slice(), None));
+        let sql = format!("DELETE FROM {} WHERE (scope, message_id) IN ({})", texts.quoted, rows_of(old));
         let deleted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(deleted.rows_affected())
@@ -234,6 +237,22 @@ fn insert<'a>(prefix: &str, rows: impl Iterator<Item = &'a ClaimRequest>, lease:
                 let _ = write!(sql, ", {}, {until})", lease.token);
             }
         }
+    }
+    sql
+}
+
+/// Identities, or leases, as a list for IN.
+fn rows_of<'a>(rows: impl Iterator<Item = (&'a [u8], &'a [u8], Option<u64>)>) -> String {
+    let mut sql = String::new();
+    for (index, (scope, id, token)) in rows.enumerate() {
+        sql.push_str(if index == 0 { "(" } else { ", (" });
+        hex(&mut sql, scope);
+        sql.push_str(", ");
+        hex(&mut sql, id);
+        if let Some(token) = token {
+            let _ = write!(sql, ", {token}");
+        }
+        sql.push(')');
     }
     sql
 }

@@ -13,7 +13,7 @@ use super::sql::{
     micros, millis, runs_statements, which,
 };
 use crate::{
-    idempotency::{ClaimRequest, Scope, StoreError, StoreErrorKind},
+    idempotency::{ClaimRequest, Lease, Scope, StoreError, StoreErrorKind},
     message::MessageId,
 };
 
@@ -192,6 +192,19 @@ impl Dialect for Postgres {
         rows.iter().map(|row| found!(row)).collect()
     }
 
+    async fn complete(
+        connection: &mut PgConnection,
+        texts: &Texts,
+        leases: &[&Lease],
+    ) -> Result<u64, sqlx::Error> {
+        let sql = texts.complete_all.clone() + "SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[]))";
+        let completed = sqlx::query(AssertSqlSafe(sql))
+            .bind(leases.iter().map(|lease| lease.scope().as_str()).collect::<Vec<_>>())
+            .bind(leases.iter().map(|lease| lease.message_id().as_str()).collect::<Vec<_>>())
+            .bind(leases.iter().map(|lease| lease.token().cast_signed()).collect::<Vec<_>>());
+        Ok(completed.execute(connection).await?.rows_affected())
+    }
+
     async fn purge(
         pool: &Pool<Self>,
         texts: &Texts,
@@ -243,7 +256,8 @@ impl PostgresStore {
     ///
     /// Each partition spans `hours`; the sweeper makes the next ones ahead and drops those in which everything is older than the
     /// retention (by the time of processing, so a late message keeps its partition). IDs without a time, and IDs whose time no partition
-    /// covers, are in the default partition, from which rows are deleted. Uniqueness holds over all partitions, because the ID decides
+    /// covers, are in the default partition, from which rows are deleted. A purge drops all partitions that are due, whatever its limit, and
+    /// counts their rows by the server's statistics. Uniqueness holds over all partitions, because the ID decides
     /// which one it is in.
     #[must_use]
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {

@@ -15,7 +15,7 @@ use super::sql::{
     millis, runs_statements, which,
 };
 use crate::{
-    idempotency::{ClaimRequest, Scope, StoreError, StoreErrorKind},
+    idempotency::{ClaimRequest, Lease, Scope, StoreError, StoreErrorKind},
     message::MessageId,
 };
 
@@ -169,6 +169,20 @@ impl Dialect for Sqlite {
         }
         let rows = query.fetch_all(connection).await?;
         rows.iter().map(|row| found!(row)).collect()
+    }
+
+    async fn complete(
+        connection: &mut SqliteConnection,
+        texts: &Texts,
+        leases: &[&Lease],
+    ) -> Result<u64, sqlx::Error> {
+        let rows = vec!["(?, ?, ?)"; leases.len()].join(", ");
+        let mut query = sqlx::query(AssertSqlSafe(format!("{}VALUES {rows})", texts.complete_all)));
+        for lease in leases {
+            let token = lease.token().cast_signed();
+            query = query.bind(lease.scope().as_str()).bind(lease.message_id().as_str()).bind(token);
+        }
+        Ok(query.execute(connection).await?.rows_affected())
     }
 
     async fn purge(

@@ -9,17 +9,17 @@
     clippy::unwrap_used,
     clippy::missing_panics_doc
 )]
-#[cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 mod run;
 
-#[cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 fn main() -> std::process::ExitCode {
     run::main()
 }
 
-#[cfg(not(all(feature = "postgres", feature = "mysql", feature = "sqlite")))]
+#[cfg(not(all(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing")))]
 fn main() {
     eprintln!(
-        "left out for want of the features `postgres`, `mysql`, `sqlite`: all tests. `make test` runs them."
+        "left out for want of the features `postgres`, `mysql`, `sqlite`, `testing`: all tests. `make test` runs them."
     );
 }

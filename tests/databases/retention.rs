@@ -89,7 +89,7 @@ fn uuid_of(age: Duration) -> MessageId {
     MessageId::from(Uuid::new_v7(timestamp))
 }
 
-async fn partitioned() -> Table<Postgres> {
+pub async fn partitioned() -> Table<Postgres> {
     let plain = Table::<Postgres>::open(&Postgres::url(), &short("ids"), &short("effects")).await;
     let store = plain.store.clone().partitioned(NonZero::new(1).unwrap());
     let table = Table { store, ..plain };
@@ -148,7 +148,10 @@ pub async fn partitions_are_made_ahead_and_dropped_when_all_is_old() {
             count => purged += count,
         }
     }
-    assert!(purged >= 2, "{purged}: the old partition, and the row in the default one");
+    assert!(
+        purged >= 1,
+        "the row in the default partition, and those of the old one as far as statistics know them"
+    );
     assert!(!partitions(&table).await.contains(&old));
     assert_eq!(rows(&table, &default).await, 0);
     assert!(matches!(table.process(now.as_str()).await, Outcome::Duplicate(_)), "its partition is not over");

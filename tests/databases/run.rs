@@ -7,6 +7,8 @@ mod support;
 mod claims;
 #[path = "commit.rs"]
 mod commit;
+#[path = "conformance.rs"]
+mod conformance;
 #[path = "database/mod.rs"]
 mod database;
 #[path = "leases.rs"]
@@ -64,6 +66,10 @@ pub(crate) fn main() -> ExitCode {
         commit::backend_terminated_in_the_handler_one_effect<Postgres, MySql>;
         commit::connection_cut_before_commit_one_effect<Postgres, MySql>;
         commit::connection_cut_after_commit_one_effect<Postgres, MySql>;
+        conformance::of_transactions<Postgres, MySql, Sqlite>;
+        conformance::of_transactions_behind_an_arc<Postgres, MySql, Sqlite>;
+        conformance::of_leases<Postgres, MySql, Sqlite>;
+        conformance::of_partitions;
         leases::completed_by_a_lease_is_a_duplicate_for_a_transaction<Postgres, MySql, Sqlite>;
         leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
         leases::no_transaction_is_open_during_the_handler;

@@ -50,7 +50,8 @@ fn wanted(now: i64, hours: u32) -> impl Iterator<Item = Span> {
     (first..first + 4).map(move |n| Span { start: n * width, end: (n + 1) * width })
 }
 
-/// Creates the partitions that will be needed, and drops those that are not; returns about how many rows went with them.
+/// Creates the partitions that will be needed, and drops those that are not; returns how many rows went with them, by the
+/// server's statistics.
 pub(super) async fn maintain(
     pool: &PgPool,
     texts: &Texts,
@@ -60,18 +61,20 @@ pub(super) async fn maintain(
 ) -> Result<u64, sqlx::Error> {
     let now: i64 = sqlx::query_scalar("SELECT extract(epoch FROM now())::bigint").fetch_one(pool).await?;
     let existing = partitions(pool, texts).await?;
-    for span in wanted(now, hours) {
+    let old = retention
+        .map_or(i64::MAX / 2, |retention| i64::try_from(retention.as_secs()).unwrap_or(i64::MAX / 2));
+    let horizon = now - old;
+    // Not one that would be dropped again at once.
+    for span in wanted(now, hours).filter(|span| span.end >= horizon) {
         if !existing.iter().any(|(other, _)| span.overlaps(*other)) {
             create(pool, texts, limits, span).await?;
         }
     }
     let Some(retention) = retention else { return Ok(0) };
-    let horizon = now - i64::try_from(retention.as_secs()).unwrap_or(i64::MAX / 2);
     let mut dropped = 0;
     for (span, rows) in existing {
         if span.end < horizon && drop_if_old(pool, texts, limits, span, retention).await? {
-            // At least one, so that a caller who purges until nothing is left goes on.
-            dropped += rows.max(1);
+            dropped += rows;
         }
     }
     Ok(dropped)

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How many rows one statement inserts; far below every database's limit of bound values.
-const ROWS: usize = 1000;
+pub(super) const ROWS: usize = 1000;
 
 /// A claim could not be made.
 pub(super) enum NotClaimed {

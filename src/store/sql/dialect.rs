@@ -9,7 +9,7 @@ use sqlx::{Database, Pool, error::DatabaseError, query::Query};
 
 use super::{options::Limits, texts::Texts};
 use crate::{
-    idempotency::{ClaimRequest, Record, Scope, StoreError},
+    idempotency::{ClaimRequest, Lease, Record, Scope, StoreError},
     message::{Fingerprint, MessageId},
 };
 
@@ -63,6 +63,13 @@ pub trait Dialect: Database + Sized {
         query: Query<'q, Self, Self::Arguments>,
         values: &[Value<'_>],
     ) -> Query<'q, Self, Self::Arguments>;
+
+    /// Completes leases in one statement; how many of them were ours.
+    fn complete(
+        connection: &mut Self::Connection,
+        texts: &Texts,
+        leases: &[&Lease],
+    ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
 
     /// Runs a statement, or several if nothing is bound; how many rows were changed.
     fn execute(

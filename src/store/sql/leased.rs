@@ -10,9 +10,9 @@ use futures_util::future::BoxFuture;
 
 use super::{
     SqlDatabase, SqlStore,
-    claim::{Answer, NotClaimed, claim_all},
+    claim::{Answer, NotClaimed, ROWS, claim_all},
     dialect::{NewLease, Value},
-    error::failed,
+    error::{failed, not_committed},
     micros,
     session::end,
 };
@@ -132,21 +132,33 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
         self.bounded(StoreErrorKind::OutcomeUnknown, completing).await
     }
 
-    /// In one transaction, so that there is one commit; in sorted order, so that two of them never wait for each other in a circle.
+    /// In one transaction and, as long as all are ours, one statement; in sorted order, so that two of them never wait for each other in
+    /// a circle.
     async fn complete_each(&self, sessions: Vec<Lease>) -> Vec<Result<(), StoreError>> {
         let completing = async {
-            let mut order: Vec<usize> = (0..sessions.len()).collect();
-            order.sort_unstable_by_key(|&index| (sessions[index].scope(), sessions[index].message_id()));
-            let mut results: Vec<Result<(), StoreError>> = sessions.iter().map(|_| Ok(())).collect();
+            let mut leases: Vec<(usize, &Lease)> = sessions.iter().enumerate().collect();
+            leases.sort_unstable_by_key(|(_, lease)| (lease.scope(), lease.message_id()));
             let mut transaction = self.store.begin().await?;
-            for index in order {
-                let sql = &self.store.texts.complete;
-                let ours = change_row::<DB>(&mut *transaction, sql, &[], &sessions[index]).await;
-                if !ours.map_err(failed::<DB>)? {
-                    results[index] = Err(StoreErrorKind::LeaseLost.into());
+            let mut ours = 0;
+            for chunk in leases.chunks(ROWS) {
+                let chunk: Vec<&Lease> = chunk.iter().map(|(_, lease)| *lease).collect();
+                ours +=
+                    DB::complete(&mut *transaction, &self.store.texts, &chunk).await.map_err(failed::<DB>)?;
+            }
+            let mut results: Vec<Result<(), StoreError>> = sessions.iter().map(|_| Ok(())).collect();
+            if ours < sessions.len() as u64 {
+                // Some are not ours any more. One by one tells which; none is committed yet.
+                end(transaction, DB::ROLLBACK).await.map_err(failed::<DB>)?;
+                transaction = self.store.begin().await?;
+                for (index, lease) in leases {
+                    let completed =
+                        change_row::<DB>(&mut *transaction, &self.store.texts.complete, &[], lease).await;
+                    if !completed.map_err(failed::<DB>)? {
+                        results[index] = Err(StoreErrorKind::LeaseLost.into());
+                    }
                 }
             }
-            end(transaction, DB::COMMIT).await.map_err(failed::<DB>)?;
+            end(transaction, DB::COMMIT).await.map_err(not_committed::<DB>)?;
             Ok(results)
         };
         let completed = self.bounded(StoreErrorKind::OutcomeUnknown, completing).await;

@@ -31,6 +31,8 @@ pub struct Texts {
     pub(in crate::store) take_over_leased: String,
     pub(in crate::store) renew: String,
     pub(in crate::store) complete: String,
+    /// Up to the identities with their tokens.
+    pub(in crate::store) complete_all: String,
     pub(in crate::store) release: String,
     pub(in crate::store) count: String,
     pub(in crate::store) forget: String,
@@ -79,6 +81,10 @@ impl Texts {
                 held(3)
             ),
             renew: format!("UPDATE {t} SET leased_until = {} WHERE {}", later(1), held(2)),
+            complete_all: format!(
+                "UPDATE {t} SET processed_at = {now}, leased_until = NULL \
+                 WHERE leased_until IS NOT NULL AND (scope, message_id, token) IN ("
+            ),
             complete: format!("UPDATE {t} SET processed_at = {now}, leased_until = NULL WHERE {}", held(1)),
             // The row stays, so that the next lease has a greater token.
             release: format!("UPDATE {t} SET leased_until = {now} WHERE {}", held(1)),
