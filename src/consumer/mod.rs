@@ -10,6 +10,7 @@ mod park;
 mod runner;
 mod session;
 mod settle;
+mod settling;
 
 pub use builder::{ConsumerBuilder, IdempotentConsumer};
 pub use error::{ConsumeError, ConsumeErrorKind};
