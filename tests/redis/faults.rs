@@ -110,9 +110,40 @@ async fn frozen_server_keeps_nobody_waiting_for_long() {
         assert!(start.elapsed() < 2 * LIMIT + Duration::from_secs(1), "{:?}", start.elapsed());
 
         server.resume().await;
-        eventually("it answers again", async || try_claim(&store, "s", "new").await.ok()).await;
+        eventually("it answers again", async || try_claim(&store, "s", "new").await.ok().map(drop)).await;
         eventually("completed", async || store.complete(held.clone()).await.ok()).await;
         assert!(matches!(claim(&store, "s", "held").await, Claim::Completed { .. }));
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn frozen_node_of_a_cluster_keeps_only_its_own_waiting() {
+    let limit = Duration::from_secs(1);
+    let Some(server) = Server::start("redis-cluster", &[]).await else { return };
+    let store = RedisStore::connect_cluster(server.urls()).await.expect("connect").timeout(limit).unwrap();
+    let info: String = ask(server.urls()[0], &["INFO", "server"]).await;
+    let process = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("process").trim();
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill").args(["-s", name, process]).status();
+        assert!(status.expect("kill").success());
+    };
+    let requests: Vec<_> = (0..60).map(|n| request("s", &n.to_string())).collect();
+    signal("STOP");
+    let start = Instant::now();
+    let answers = store.claim_each(&requests).await;
+    let took = start.elapsed();
+    signal("CONT");
+    assert!(took < 2 * limit, "{took:?}");
+    let (answered, failed): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert!(answered.len() > 20 && failed.len() > 5, "{} and {}", answered.len(), failed.len());
+    for failed in failed {
+        assert_eq!(failed.expect_err("failed").kind(), StoreErrorKind::Unavailable);
+    }
+    let leases = answered.into_iter().map(|answer| answer.unwrap().session.expect("acquired")).collect();
+    eventually("all is well again", async || try_claim(&store, "s", "new").await.ok().map(drop)).await;
+    for completed in store.complete_each(leases).await {
+        completed.expect("complete");
     }
 }
 
@@ -169,9 +200,11 @@ async fn password_is_never_told() {
     let in_cluster = RedisStore::connect_cluster(right.split(',')).await.expect("connect");
     complete(&in_cluster, "s", "x").await;
     assert!(!format!("{in_cluster:?}").contains("canary"));
-    let error = RedisStore::connect_cluster(wrong.split(',')).await.expect_err("not let in");
-    assert!(!told(&error).contains("canary"), "{}", told(&error));
-    println!("a cluster with a wrong password: {}", told(&error));
+    for urls in [wrong, cluster.urls().join(",")] {
+        let error = RedisStore::connect_cluster(urls.split(',')).await.expect_err("not let in");
+        assert_eq!(error.kind(), StoreErrorKind::Configuration, "{}", told(&error));
+        assert!(!told(&error).contains("canary"), "{}", told(&error));
+    }
 
     // A server that does not know AUTH quotes what it was sent.
     let Some(renamed) =

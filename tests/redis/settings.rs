@@ -50,11 +50,13 @@ async fn purge_has_nothing_to_do_and_says_if_it_should() {
 }
 
 #[tokio::test]
-async fn connections_of_the_callers_own_work() {
+async fn other_connections_work() {
     let (Some(url), Some(urls)) = (variable("REDIS_URL"), variable("REDIS_CLUSTER_URL")) else { return };
+    let resp3 = RedisStore::connect(&format!("{url}?protocol=resp3")).await.expect("connect");
     let client = redis::Client::open(url).unwrap();
     let cluster = redis::cluster::ClusterClient::new(urls.split(',')).unwrap();
     for store in [
+        resp3,
         RedisStore::new(client.get_multiplexed_async_connection().await.unwrap()),
         RedisStore::new(client.get_connection_manager().await.unwrap()),
         RedisStore::new(cluster.get_async_connection().await.unwrap()),

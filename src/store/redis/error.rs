@@ -97,7 +97,14 @@ impl From<Failure> for StoreError {
 }
 
 fn kind(error: &RedisError) -> StoreErrorKind {
+    let detail = error.detail().unwrap_or_default();
     match error.kind() {
+        // A cluster that cannot be opened: what its nodes said is in the text.
+        ErrorKind::Io
+            if ["AuthenticationFailed", "NOAUTH", "NoPerm"].iter().any(|why| detail.contains(why)) =>
+        {
+            StoreErrorKind::Configuration
+        }
         ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig | ErrorKind::RESP3NotSupported => {
             StoreErrorKind::Configuration
         }
@@ -108,7 +115,7 @@ fn kind(error: &RedisError) -> StoreErrorKind {
             | ServerErrorKind::Ask
             | ServerErrorKind::CrossSlot,
         ) => StoreErrorKind::Configuration,
-        ErrorKind::Server(ServerErrorKind::ResponseError) => unnamed(error.detail().unwrap_or_default()),
+        ErrorKind::Server(ServerErrorKind::ResponseError) => unnamed(detail),
         ErrorKind::Extension => match error.code().unwrap_or_default() {
             "OOM" | "-OOM" => StoreErrorKind::Full,
             "WRONGTYPE" | "-WRONGTYPE" => StoreErrorKind::Schema,

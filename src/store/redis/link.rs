@@ -129,6 +129,20 @@ impl Link {
         again: Again,
     ) -> Vec<Result<Value, Failure>> {
         let deadline = Deadline::after(limit);
+        if !self.is_cluster() {
+            return self.run_together(calls, deadline, again).await;
+        }
+        // Each by itself: a node that does not answer keeps nobody waiting but those who asked it.
+        let each = calls.chunks(1).map(|call| self.run_together(call, deadline, again));
+        join_all(each).await.into_iter().flatten().collect()
+    }
+
+    async fn run_together(
+        &self,
+        calls: &[Call],
+        deadline: Deadline,
+        again: Again,
+    ) -> Vec<Result<Value, Failure>> {
         let mut answers = self.run_once(calls.iter(), deadline).await;
         let mut pause = PAUSE;
         loop {
@@ -184,7 +198,6 @@ impl Link {
             Live::Multiplexed(node) => self.pipelined(node, commands, deadline).await,
             Live::Manager(node) => self.pipelined(node, commands, deadline).await,
             Live::Cluster(cluster) => {
-                // A node that does not answer keeps nobody waiting but those who asked it.
                 let each = commands.iter().map(|command| async {
                     let mut cluster = cluster.clone();
                     self.answer(deadline.wait(command.query_async(&mut cluster)).await, deadline)
@@ -319,8 +332,10 @@ impl Opener {
                 client.get_multiplexed_async_connection_with_config(&config).await.map(Live::Multiplexed)
             }
             Self::Cluster(client) => {
-                // What it does in the background has no other deadline.
-                let config = ClusterConfig::new().set_connection_timeout(limit).set_response_timeout(limit);
+                // It asks several nodes, one after the other, also in the background, where there is no other deadline: a node that
+                // is silent must leave some time for those that answer.
+                let each = limit / 3;
+                let config = ClusterConfig::new().set_connection_timeout(each).set_response_timeout(each);
                 client.get_async_connection_with_config(config).await.map(Live::Cluster)
             }
         }
