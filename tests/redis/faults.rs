@@ -8,7 +8,11 @@ use lapin_idempotent::{
 };
 use tokio::time::Instant;
 
-use crate::{acquire, ask, claim, complete, eventually, request, server::Server, told, try_claim};
+use crate::{
+    acquire, ask, claim, complete, eventually, request,
+    server::{Lossy, Server},
+    told, try_claim,
+};
 
 /// Whatever was answered is on disk.
 const DURABLE: &[&str] = &["--appendfsync", "always"];
@@ -85,6 +89,30 @@ async fn completing_outlasts_a_restart() {
         answer.expect("completed after the restart");
     }
     assert!(matches!(claim(&store, "s", "a").await, Claim::Completed { .. }));
+}
+
+#[tokio::test]
+async fn lost_answer_is_asked_for_again() {
+    let Some(server) = Server::start("redis", &[]).await else { return };
+    let lossy = Lossy::to(&server).await;
+    let store = RedisStore::connect(&lossy.url).await.expect("connect");
+    // From now on the server knows the scripts.
+    store.release(acquire(&store, "s", "other").await).await.expect("release");
+    complete(&store, "s", "other").await;
+
+    lossy.lose_next();
+    let lease = acquire(&store, "s", "x").await;
+    let key = "lapin-idempotent{}:1:s:x";
+    let token: u64 = ask(server.url(), &["HGET", key, "t"]).await;
+    assert_eq!(lease.token(), token, "it is told of the lease that it has, and not that somebody has it");
+    lossy.lose_next();
+    store.release(lease).await.expect("release");
+    let leases = vec![acquire(&store, "s", "x").await, acquire(&store, "s", "y").await];
+    lossy.lose_next();
+    for completed in store.complete_each(leases).await {
+        completed.expect("complete");
+    }
+    assert!(matches!(claim(&store, "s", "x").await, Claim::Completed { .. }));
 }
 
 #[tokio::test]

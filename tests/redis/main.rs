@@ -98,11 +98,11 @@ async fn ask<T: redis::FromRedisValue>(url: &str, words: &[&str]) -> T {
 
 /// What an error and all its sources say, in both forms.
 fn told(error: &StoreError) -> String {
-    let mut told = format!("{error} {error:?} {error:#?}");
+    let mut told = vec![format!("{error} {error:?} {error:#?}")];
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        told.push_str(&format!(" {error} {error:?}"));
+        told.push(format!("{error} {error:?}"));
         source = error.source();
     }
-    told
+    told.join(" ")
 }

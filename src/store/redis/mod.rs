@@ -340,7 +340,8 @@ impl IdempotencyStore for RedisStore {
         }))
     }
 
-    /// Asks every node, replicas included, for its version and its `maxmemory-policy`, and tries whether scripts may run.
+    /// Asks every node for its version and its `maxmemory-policy`, and tries whether scripts may run. Replicas are asked, too; one that
+    /// cannot be reached is passed over.
     async fn check(&self) -> Result<(), StoreError> {
         check::check(&self.link, self.timeout, self.eviction_allowed).await?;
         // Not a key of any identity: those have a colon after the braces.
