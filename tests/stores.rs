@@ -374,7 +374,7 @@ mod sqlite {
         let guard = Guard::new(store.clone(), Scope::new("s").unwrap());
         let message = IncomingMessage::new("x").with_message_id("m");
         let outcome = guard.process(&message, &Swallows).await;
-        assert!(matches!(outcome, Outcome::StoreUnavailable { .. }), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::Retry { .. }), "{outcome:?}");
         assert!(is_new(&store, "s", "m").await, "it will be handled again");
     }
 }

@@ -50,14 +50,14 @@ pub async fn of_transactions<K: Kind>() {
 pub async fn of_transactions_behind_an_arc<K: Kind>() {
     let table = Table::<K>::create().await;
     let open = async || Arc::new(open(&table).await);
-    conformance::run_with_effects(|| open(), transactions::<K>(), Rows(table.clone())).await.assert();
+    conformance::run_with_effects(&open, transactions::<K>(), Rows(table.clone())).await.assert();
 }
 
 pub async fn of_leases<K: Kind>() {
     let table = Table::<K>::create().await;
     let open = async || open(&table).await.leased(LEASE).expect("lease");
-    conformance::run(|| open(), Capabilities::leased(LEASE)).await.assert();
-    conformance::run_inspection(|| open(), Capabilities::leased(LEASE)).await.assert();
+    conformance::run(&open, Capabilities::leased(LEASE)).await.assert();
+    conformance::run_inspection(&open, Capabilities::leased(LEASE)).await.assert();
 }
 
 pub async fn of_partitions() {
@@ -65,8 +65,8 @@ pub async fn of_partitions() {
     let hours = NonZero::new(1).unwrap();
     let open = async || open(&table).await.partitioned(hours);
     let capabilities = transactions::<Postgres>();
-    conformance::run_with_effects(|| open(), capabilities, Rows(table.clone())).await.assert();
-    conformance::run_inspection(|| open(), transactions::<Postgres>()).await.assert();
+    conformance::run_with_effects(&open, capabilities, Rows(table.clone())).await.assert();
+    conformance::run_inspection(&open, transactions::<Postgres>()).await.assert();
     let leased = async || open().await.leased(LEASE).expect("lease");
-    conformance::run(|| leased(), Capabilities::leased(LEASE)).await.assert();
+    conformance::run(&leased, Capabilities::leased(LEASE)).await.assert();
 }

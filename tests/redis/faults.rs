@@ -8,7 +8,7 @@ use lapin_idempotent::{
 };
 use tokio::time::Instant;
 
-use crate::{
+use super::{
     acquire, ask, claim, complete, eventually, request,
     server::{Lossy, Server},
     told, try_claim,
@@ -31,9 +31,8 @@ async fn fails(store: &RedisStore) -> StoreErrorKind {
     error.kind()
 }
 
-#[tokio::test]
-async fn store_outlives_its_server() {
-    let Some(server) = Server::start("redis", DURABLE).await else { return };
+pub(crate) async fn store_outlives_its_server() {
+    let server = Server::start("redis", DURABLE).await;
     let store = limited(RedisStore::connect(server.url()).await.expect("connect"));
     complete(&store, "s", "before").await;
     for round in 0..2 {
@@ -47,9 +46,8 @@ async fn store_outlives_its_server() {
     }
 }
 
-#[tokio::test]
-async fn store_outlives_a_restart_that_it_did_not_notice() {
-    let Some(server) = Server::start("redis", DURABLE).await else { return };
+pub(crate) async fn store_outlives_a_restart_that_it_did_not_notice() {
+    let server = Server::start("redis", DURABLE).await;
     let store = RedisStore::connect(server.url()).await.expect("connect");
     server.kill().await;
     server.start_again().await;
@@ -58,9 +56,8 @@ async fn store_outlives_a_restart_that_it_did_not_notice() {
     complete(&store, "s", "it was cut off while idle").await;
 }
 
-#[tokio::test]
-async fn store_outlives_a_whole_cluster() {
-    let Some(server) = Server::start("redis-cluster", DURABLE).await else { return };
+pub(crate) async fn store_outlives_a_whole_cluster() {
+    let server = Server::start("redis-cluster", DURABLE).await;
     let store = limited(RedisStore::connect_cluster(server.urls()).await.expect("connect"));
     let ids: Vec<String> = (0..30).map(|n| n.to_string()).collect();
     for id in &ids {
@@ -77,9 +74,8 @@ async fn store_outlives_a_whole_cluster() {
     }
 }
 
-#[tokio::test]
-async fn completing_outlasts_a_restart() {
-    let Some(server) = Server::start("redis", DURABLE).await else { return };
+pub(crate) async fn completing_outlasts_a_restart() {
+    let server = Server::start("redis", DURABLE).await;
     let store = RedisStore::connect(server.url()).await.expect("connect");
     let store = store.timeout(Duration::from_secs(30)).expect("timeout");
     let leases = vec![acquire(&store, "s", "a").await, acquire(&store, "s", "b").await];
@@ -91,9 +87,8 @@ async fn completing_outlasts_a_restart() {
     assert!(matches!(claim(&store, "s", "a").await, Claim::Completed { .. }));
 }
 
-#[tokio::test]
-async fn lost_answer_is_asked_for_again() {
-    let Some(server) = Server::start("redis", &[]).await else { return };
+pub(crate) async fn lost_answer_is_asked_for_again() {
+    let server = Server::start("redis", &[]).await;
     let lossy = Lossy::to(&server).await;
     let store = RedisStore::connect(&lossy.url).await.expect("connect");
     // From now on the server knows the scripts.
@@ -115,10 +110,9 @@ async fn lost_answer_is_asked_for_again() {
     assert!(matches!(claim(&store, "s", "x").await, Claim::Completed { .. }));
 }
 
-#[tokio::test]
-async fn frozen_server_keeps_nobody_waiting_for_long() {
+pub(crate) async fn frozen_server_keeps_nobody_waiting_for_long() {
     for kind in ["redis", "redis-cluster"] {
-        let Some(server) = Server::start(kind, &[]).await else { return };
+        let server = Server::start(kind, &[]).await;
         let store = limited(match kind {
             "redis" => RedisStore::connect(server.url()).await.expect("connect"),
             _ => RedisStore::connect_cluster(server.urls()).await.expect("connect"),
@@ -145,10 +139,9 @@ async fn frozen_server_keeps_nobody_waiting_for_long() {
 }
 
 #[cfg(unix)]
-#[tokio::test]
-async fn frozen_node_of_a_cluster_keeps_only_its_own_waiting() {
+pub(crate) async fn frozen_node_of_a_cluster_keeps_only_its_own_waiting() {
     let limit = Duration::from_secs(1);
-    let Some(server) = Server::start("redis-cluster", &[]).await else { return };
+    let server = Server::start("redis-cluster", &[]).await;
     let store = RedisStore::connect_cluster(server.urls()).await.expect("connect").timeout(limit).unwrap();
     let info: String = ask(server.urls()[0], &["INFO", "server"]).await;
     let process = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("process").trim();
@@ -175,9 +168,8 @@ async fn frozen_node_of_a_cluster_keeps_only_its_own_waiting() {
     }
 }
 
-#[tokio::test]
-async fn full_server_refuses_claims_and_still_completes() {
-    let Some(server) = Server::start("redis", &[]).await else { return };
+pub(crate) async fn full_server_refuses_claims_and_still_completes() {
+    let server = Server::start("redis", &[]).await;
     let store =
         RedisStore::connect(server.url()).await.expect("connect").lease(Duration::from_secs(3)).unwrap();
     let (completing, renewing) = (acquire(&store, "s", "a").await, acquire(&store, "s", "b").await);
@@ -195,11 +187,10 @@ async fn full_server_refuses_claims_and_still_completes() {
     complete(&store, "s", "new").await;
 }
 
-#[tokio::test]
-async fn password_is_never_told() {
+pub(crate) async fn password_is_never_told() {
     const RIGHT: &str = "canary-right";
     const WRONG: &str = "canary-wrong";
-    let Some(server) = Server::start("redis", &[]).await else { return };
+    let server = Server::start("redis", &[]).await;
     let anonymous = RedisStore::connect(server.url()).await.expect("connect");
     server.command(&["CONFIG", "SET", "requirepass", RIGHT]).await;
 
@@ -222,7 +213,7 @@ async fn password_is_never_told() {
     }
     drop(anonymous);
 
-    let Some(cluster) = Server::start("redis-cluster", &[]).await else { return };
+    let cluster = Server::start("redis-cluster", &[]).await;
     cluster.command(&["CONFIG", "SET", "requirepass", RIGHT]).await;
     let (right, wrong) = (cluster.with_password(RIGHT), cluster.with_password(WRONG));
     let in_cluster = RedisStore::connect_cluster(right.split(',')).await.expect("connect");
@@ -235,11 +226,8 @@ async fn password_is_never_told() {
     }
 
     // A server that does not know AUTH quotes what it was sent.
-    let Some(renamed) =
-        Server::start("redis", &["--rename-command", "AUTH", "", "--rename-command", "HELLO", ""]).await
-    else {
-        return;
-    };
+    let renamed =
+        Server::start("redis", &["--rename-command", "AUTH", "", "--rename-command", "HELLO", ""]).await;
     for query in ["", "?protocol=resp2", "?protocol=resp3"] {
         let url = renamed.with_password(RIGHT) + query;
         let error = RedisStore::connect(&url).await.expect_err("it knows no AUTH");
@@ -252,9 +240,8 @@ async fn password_is_never_told() {
     assert!(!told(&error).contains("canary"), "{}", told(&error));
 }
 
-#[tokio::test]
-async fn lost_memory_is_a_lost_lease() {
-    let Some(server) = Server::start("redis", &[]).await else { return };
+pub(crate) async fn lost_memory_is_a_lost_lease() {
+    let server = Server::start("redis", &[]).await;
     let store = RedisStore::connect(server.url()).await.expect("connect");
     let held = acquire(&store, "s", "x").await;
     ask::<redis::Value>(server.url(), &["FLUSHALL"]).await;

@@ -9,7 +9,7 @@ use lapin_idempotent::{
 };
 use tokio::time::Instant;
 
-use crate::{acquire, acquire_later, ask, both, claim, complete, eventually, node, request, variable};
+use super::{acquire, acquire_later, ask, both, claim, complete, eventually, node, request, variable};
 
 fn short(store: RedisStore) -> RedisStore {
     store.lease(Duration::from_millis(60)).expect("lease")
@@ -17,15 +17,14 @@ fn short(store: RedisStore) -> RedisStore {
 
 async fn not_renewed(store: &RedisStore, lease: &Lease) {
     let lost = store.keep_alive(lease).expect("leases are renewed");
-    let lost = tokio::time::timeout(crate::DEADLINE, lost).await.expect("it was renewed");
+    let lost = tokio::time::timeout(super::DEADLINE, lost).await.expect("it was renewed");
     assert_eq!(lost.kind(), StoreErrorKind::LeaseLost);
 }
 
-#[tokio::test]
-async fn later_leases_have_greater_tokens() {
-    let prefix = crate::unique("tokens");
-    let Some(store) = node().await else { return };
-    let (store, url) = (short(store.prefix(&prefix).unwrap()), variable("REDIS_URL").unwrap());
+pub(crate) async fn later_leases_have_greater_tokens() {
+    let prefix = super::unique("tokens");
+    let store = node().await;
+    let (store, url) = (short(store.prefix(&prefix).unwrap()), variable("REDIS_URL"));
     let key = format!("{prefix}{{}}:1:s:x");
 
     let first = acquire(&store, "s", "x").await;
@@ -52,8 +51,7 @@ async fn later_leases_have_greater_tokens() {
     assert_eq!(acquire(&store, "s", "x").await.token(), ahead + 2, "after a deliberate replay");
 }
 
-#[tokio::test]
-async fn stale_lease_changes_nothing() {
+pub(crate) async fn stale_lease_changes_nothing() {
     for store in both().await.into_iter().map(short) {
         let stale = acquire(&store, "s", "x").await;
         let fresh = acquire_later(&store, "s", "x").await;
@@ -78,9 +76,8 @@ async fn stale_lease_changes_nothing() {
     }
 }
 
-#[tokio::test]
-async fn released_lease_cannot_complete() {
-    let Some(store) = node().await else { return };
+pub(crate) async fn released_lease_cannot_complete() {
+    let store = node().await;
     let lease = acquire(&store, "s", "x").await;
     store.release(lease.clone()).await.expect("release");
     store.release(lease.clone()).await.expect("as if the first reply had been lost");
@@ -88,8 +85,7 @@ async fn released_lease_cannot_complete() {
     complete(&store, "s", "x").await;
 }
 
-#[tokio::test]
-async fn lease_is_kept_alive_and_its_end_is_told() {
+pub(crate) async fn lease_is_kept_alive_and_its_end_is_told() {
     for store in both().await {
         let store = store.lease(Duration::from_millis(200)).expect("lease");
         let lease = acquire(&store, "s", "long").await;
@@ -111,9 +107,8 @@ async fn lease_is_kept_alive_and_its_end_is_told() {
     }
 }
 
-#[tokio::test]
-async fn lease_that_ran_out_is_still_ours_until_somebody_takes_it() {
-    let Some(store) = node().await.map(short) else { return };
+pub(crate) async fn lease_that_ran_out_is_still_ours_until_somebody_takes_it() {
+    let store = short(node().await);
     let lease = acquire(&store, "s", "x").await;
     let (scope, id) = (lease.scope().clone(), lease.message_id().clone());
     eventually("the lease ran out", async || {
@@ -127,8 +122,7 @@ async fn lease_that_ran_out_is_still_ours_until_somebody_takes_it() {
     store.complete(lease).await.expect("still ours");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_rivals_one_acquires() {
+pub(crate) async fn of_two_rivals_one_acquires() {
     for store in both().await {
         let rival = store.clone();
         for round in 0..200 {
@@ -164,7 +158,7 @@ async fn mixed_batch(store: &RedisStore, flushed: impl AsyncFn()) {
     let claims = store.claim_each(&requests).await;
     assert_eq!(claims.len(), 256);
     for (index, answer) in claims.into_iter().enumerate() {
-        let answer = answer.unwrap_or_else(|error| panic!("{index}: {}", crate::told(&error)));
+        let answer = answer.unwrap_or_else(|error| panic!("{index}: {}", super::told(&error)));
         match (&answer.claims[0], expected(index)) {
             (Claim::Completed { fingerprint, .. }, "completed") => {
                 assert_eq!(*fingerprint, Fingerprint::of(ids[index].as_bytes()), "{index}");
@@ -178,12 +172,10 @@ async fn mixed_batch(store: &RedisStore, flushed: impl AsyncFn()) {
     }
 }
 
-#[tokio::test]
-async fn batch_is_answered_in_order_also_by_servers_that_forgot_the_scripts() {
-    for (store, variable_name) in [(node().await, "REDIS_URL"), (crate::cluster().await, "REDIS_CLUSTER_URL")]
+pub(crate) async fn batch_is_answered_in_order_also_by_servers_that_forgot_the_scripts() {
+    for (store, variable_name) in [(node().await, "REDIS_URL"), (super::cluster().await, "REDIS_CLUSTER_URL")]
     {
-        let Some(store) = store else { continue };
-        let urls = variable(variable_name).unwrap();
+        let urls = variable(variable_name);
         mixed_batch(&store, async || {
             for url in urls.split(',') {
                 ask::<redis::Value>(url, &["SCRIPT", "FLUSH"]).await;

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use lapin_idempotent::{IdempotencyStore, RedisStore, idempotency::StoreErrorKind};
 
-use crate::{claim, complete, node, server::Server, told, unique, variable};
+use super::{claim, complete, node, server::Server, told, unique, variable};
 
 const POLICY: &str = "maxmemory-policy";
 
-#[test]
-fn settings_that_cannot_work_are_refused() {
+pub(crate) async fn settings_that_cannot_work_are_refused() {
     let store = || RedisStore::open("redis://localhost").expect("URL");
     let day = Duration::from_secs(86_400);
     let refused = [
@@ -38,9 +37,8 @@ fn settings_that_cannot_work_are_refused() {
     assert!(shown.contains("localhost:6379") && shown.contains("inbox:1"), "{shown}");
 }
 
-#[tokio::test]
-async fn purge_has_nothing_to_do_and_says_if_it_should() {
-    let Some(store) = node().await else { return };
+pub(crate) async fn purge_has_nothing_to_do_and_says_if_it_should() {
+    let store = node().await;
     complete(&store, "s", "x").await;
     for retention in [Duration::ZERO, Duration::from_secs(7 * 86_400)] {
         assert_eq!(store.purge(retention, 10).await.expect("purge"), 0);
@@ -49,9 +47,8 @@ async fn purge_has_nothing_to_do_and_says_if_it_should() {
     assert_eq!(error.kind(), StoreErrorKind::Configuration);
 }
 
-#[tokio::test]
-async fn other_connections_work() {
-    let (Some(url), Some(urls)) = (variable("REDIS_URL"), variable("REDIS_CLUSTER_URL")) else { return };
+pub(crate) async fn other_connections_work() {
+    let (url, urls) = (variable("REDIS_URL"), variable("REDIS_CLUSTER_URL"));
     let resp3 = RedisStore::connect(&format!("{url}?protocol=resp3")).await.expect("connect");
     let client = redis::Client::open(url).unwrap();
     let cluster = redis::cluster::ClusterClient::new(urls.split(',')).unwrap();
@@ -68,9 +65,8 @@ async fn other_connections_work() {
     }
 }
 
-#[tokio::test]
-async fn evicting_server_is_refused_unless_that_is_accepted() {
-    let Some(server) = Server::start("redis", &[]).await else { return };
+pub(crate) async fn evicting_server_is_refused_unless_that_is_accepted() {
+    let server = Server::start("redis", &[]).await;
     RedisStore::connect(server.url()).await.expect("noeviction is Redis' default");
     for policy in ["allkeys-lru", "volatile-ttl"] {
         server.command(&["CONFIG", "SET", POLICY, policy]).await;
@@ -83,9 +79,8 @@ async fn evicting_server_is_refused_unless_that_is_accepted() {
     }
 }
 
-#[tokio::test]
-async fn server_that_does_not_tell_is_refused_unless_that_is_accepted() {
-    let Some(server) = Server::start("redis", &[]).await else { return };
+pub(crate) async fn server_that_does_not_tell_is_refused_unless_that_is_accepted() {
+    let server = Server::start("redis", &[]).await;
     let user = |name: &str| server.url().replace("redis://", &format!("redis://{name}:pass@"));
     server.command(&["ACL", "SETUSER", "asks", "on", ">pass", "~*", "+@all", "-info"]).await;
     server.command(&["ACL", "SETUSER", "blind", "on", ">pass", "~*", "+@all", "-info", "-config"]).await;
@@ -104,15 +99,14 @@ async fn server_that_does_not_tell_is_refused_unless_that_is_accepted() {
     assert!(told(&error).contains("allkeys-lfu"), "{}", told(&error));
 }
 
-#[tokio::test]
-async fn every_node_of_a_cluster_is_checked() {
-    let Some(server) = Server::start("redis-cluster", &[]).await else { return };
+pub(crate) async fn every_node_of_a_cluster_is_checked() {
+    let server = Server::start("redis-cluster", &[]).await;
     RedisStore::connect_cluster(server.urls()).await.expect("noeviction is Redis' default");
     let error = RedisStore::connect(server.urls()[0]).await.expect_err("one node of a cluster");
     assert_eq!(error.kind(), StoreErrorKind::Configuration);
     assert!(told(&error).contains("cluster"), "{}", told(&error));
 
-    crate::ask::<redis::Value>(server.urls()[1], &["CONFIG", "SET", POLICY, "allkeys-lru"]).await;
+    super::ask::<redis::Value>(server.urls()[1], &["CONFIG", "SET", POLICY, "allkeys-lru"]).await;
     let error = RedisStore::connect_cluster(server.urls()).await.expect_err("one of them evicts");
     let address = server.urls()[1].trim_start_matches("redis://");
     assert!(told(&error).contains(address), "{}", told(&error));

@@ -2,8 +2,6 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::run::support::unique;
-
 pub struct Server {
     kind: &'static str,
     dir: PathBuf,
@@ -13,7 +11,8 @@ pub struct Server {
 impl Server {
     /// `postgres`, `mariadb`, `redis` or `redis-cluster`, with arguments for the server.
     pub async fn start(kind: &'static str, arguments: &[&str]) -> Self {
-        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique(kind));
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{kind}.{}", uuid::Uuid::new_v4().simple()));
         let url = run(kind, "start", &dir, arguments).await;
         Self { kind, dir, url }
     }
