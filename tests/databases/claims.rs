@@ -111,6 +111,28 @@ pub async fn exhausted_pool_is_an_error_in_time<K: Kind>() {
     assert!(store.claim(&[request("test", "b")]).await.expect("claim").session.is_some());
 }
 
+/// Two batches of the same messages in opposite orders: claimed in sorted order, one waits for the other and never both for each other.
+pub async fn opposite_orders_never_deadlock<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let rival = table.again().await.store;
+    for round in 0..30 {
+        let batch: Vec<_> = (0..300).map(|n| request("test", &format!("{round}-{n}"))).collect();
+        let reversed: Vec<_> = batch.iter().rev().cloned().collect();
+        let claim = async |store: &SqlStore<K>, batch: &[ClaimRequest]| {
+            let claims = timeout(DEADLINE, store.claim(batch)).await.expect("in time").expect("no deadlock");
+            let all = claims.claims.len();
+            assert_eq!(all, batch.len());
+            if let Some(session) = claims.session {
+                store.complete(session).await.expect("complete");
+                return all;
+            }
+            0
+        };
+        let (first, second) = tokio::join!(claim(&table.store, &batch), claim(&rival, &reversed));
+        assert_eq!((first.min(second), first.max(second)), (0, 300), "one has them all");
+    }
+}
+
 /// Locks two rows in an order of its own, after the other has locked its first one.
 struct Crossing {
     table: String,
