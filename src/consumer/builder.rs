@@ -41,8 +41,9 @@ impl IdempotentConsumer {
             options: Options {
                 parking: ParkingTarget::queue_beside(&queue),
                 queue,
-                prefetch: 64,
+                prefetch: 256,
                 workers: 1,
+                batch: 64,
                 max_attempts: 20,
                 first_delay: Duration::from_millis(100),
                 longest_delay: Duration::from_secs(30),
@@ -72,6 +73,7 @@ pub(crate) struct Options {
     pub(crate) parking: ParkingTarget,
     pub(crate) prefetch: u16,
     pub(crate) workers: usize,
+    pub(crate) batch: usize,
     pub(crate) max_attempts: u32,
     pub(crate) first_delay: Duration,
     pub(crate) longest_delay: Duration,
@@ -122,13 +124,27 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// How many unsettled deliveries the broker may send ahead (`basic.qos`). Default 64; at least 1.
+    /// How many unsettled deliveries the broker may send ahead (`basic.qos`). Default 256; at least 1.
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.options.prefetch = messages.max(1);
         self
     }
 
-    /// How many messages are handled at once. Default 1; at least 1. More than one gives up the order of the queue.
+    /// How many messages are handled in one transaction at most: group commit. Default 64; 1 for one transaction each.
+    ///
+    /// For stores whose session is a SQL transaction. A batch is what is there, and never waits for more, so a message that comes alone is
+    /// handled alone. Batches grow while they are full and take less than a tenth of a second, so slow handlers get small ones. When a
+    /// message fails, its batch is rolled back and done again one by one: handlers run again for its neighbours, whose first run was not
+    /// committed. Set 1 if a handler does something outside of its session that should not happen twice for another message's sake.
+    ///
+    /// For throughput, several hundred, with a `prefetch` of two or three batches for each of the `workers`.
+    pub fn batch(mut self, messages: usize) -> Self {
+        self.options.batch = messages.max(1);
+        self
+    }
+
+    /// How many batches, or messages where there are none, are handled at once. Default 1; at least 1. More than one gives up the
+    /// order of the queue.
     pub fn workers(mut self, workers: usize) -> Self {
         self.options.workers = workers.max(1);
         self

@@ -11,6 +11,8 @@ mod runner;
 mod session;
 mod settle;
 mod settling;
+mod size;
+mod window;
 
 pub use builder::{ConsumerBuilder, IdempotentConsumer};
 pub use error::{ConsumeError, ConsumeErrorKind};

@@ -1,6 +1,6 @@
 //! The loop: deliveries in, settlements out.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{collections::VecDeque, future::Future, pin::Pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::Fuse, stream::FuturesUnordered};
 use lapin::message::Delivery;
@@ -12,10 +12,12 @@ use super::{
     error::ConsumeError,
     session::Session,
     settling::{Handled, Settler, Settling},
+    size::BatchSize,
+    window::Window,
 };
 use crate::{
     amqp::{self, ConnectOptions},
-    idempotency::{Guard, IdempotencyStore, IdempotentHandler},
+    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler},
 };
 
 pub(crate) struct Runner<S, H> {
@@ -89,17 +91,47 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
     {
         let mut working = FuturesUnordered::new();
         let mut settling = Settling::default();
+        let mut window = Window::new();
+        let mut size = BatchSize::new(if S::BATCHES { self.options.batch } else { 1 });
+        let mut waiting: VecDeque<Delivery> = VecDeque::new();
         let end = loop {
+            while working.len() < self.options.workers && !waiting.is_empty() {
+                let batch = waiting.drain(..size.now().min(waiting.len())).collect();
+                working.push(self.work(batch));
+            }
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break End::Shutdown,
-                Some(handled) = working.next() => self.settler.settle(handled, attempts, &mut settling),
-                () = settling.drive() => {}
-                delivery = session.deliveries.next(), if working.len() < self.options.workers => match delivery {
-                    Some(Ok(delivery)) => working.push(self.work(delivery)),
-                    Some(Err(error)) => break End::Lost(error.to_string()),
-                    None => break End::Lost("the broker cancelled the consumer".to_owned()),
-                },
+                Some(done) = working.next() => {
+                    size.learn(done.handled.len(), done.took, done.together);
+                    self.settle(done, &session, &mut window, attempts, &mut settling);
+                }
+                tag = settling.next() => {
+                    window.settled(tag);
+                    settling.ack(session.channel(), window.handled([]));
+                }
+                delivery = session.deliveries.next(), if working.len() < self.options.workers => {
+                    // And all that came with it: a batch is what is there, and never waits for more.
+                    let mut next = Some(delivery);
+                    let end = loop {
+                        match next {
+                            Some(Some(Ok(delivery))) => {
+                                window.deliver(delivery.delivery_tag);
+                                waiting.push_back(delivery);
+                            }
+                            Some(Some(Err(error))) => break Some(End::Lost(error.to_string())),
+                            Some(None) => break Some(End::Lost("the broker cancelled the consumer".to_owned())),
+                            None => break None,
+                        }
+                        if waiting.len() >= size.now() * (self.options.workers - working.len()) {
+                            break None;
+                        }
+                        next = session.deliveries.next().now_or_never();
+                    };
+                    if let Some(end) = end {
+                        break end;
+                    }
+                }
             }
         };
         let shutting_down = matches!(end, End::Shutdown);
@@ -110,8 +142,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         // nowhere, and are not waited for.
         let limit = Instant::now() + self.options.drain_timeout;
         let drained = timeout_at(limit, async {
-            while let Some(handled) = working.next().await {
-                self.settler.settle(handled, attempts, &mut settling);
+            while let Some(done) = working.next().await {
+                self.settle(done, &session, &mut window, attempts, &mut settling);
             }
             if shutting_down {
                 settling.finish().await;
@@ -124,9 +156,47 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         end
     }
 
-    async fn work(&self, delivery: Delivery) -> Handled {
-        let (message, properties, acker) = amqp::incoming(delivery);
-        let outcome = self.guard.process(&message, &self.handler).await;
-        Handled { acker, properties, message, outcome }
+    async fn work(&self, batch: Vec<Delivery>) -> Done {
+        let started = Instant::now();
+        let (mut messages, mut rest) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for delivery in batch {
+            let tag = delivery.delivery_tag;
+            let (message, properties, acker) = amqp::incoming(delivery);
+            messages.push(message);
+            rest.push((tag, properties, acker));
+        }
+        let Batch { outcomes, together } = self.guard.batch(&messages, &self.handler).await;
+        let handled = messages.into_iter().zip(rest).zip(outcomes);
+        let handled = handled.map(|((message, (tag, properties, acker)), outcome)| Handled {
+            tag,
+            acker,
+            properties,
+            message,
+            outcome,
+        });
+        Done { handled: handled.collect(), took: started.elapsed(), together }
     }
+
+    /// Settles a batch on the channel that delivered it: as far as possible with one ack.
+    fn settle<'a>(
+        &'a self,
+        done: Done,
+        session: &Session,
+        window: &mut Window,
+        attempts: &mut Attempts,
+        settling: &mut Settling<'a>,
+    ) {
+        let mut tags = Vec::with_capacity(done.handled.len());
+        for handled in done.handled {
+            tags.extend(self.settler.settle(handled, attempts, settling));
+        }
+        settling.ack(session.channel(), window.handled(tags));
+    }
+}
+
+/// A batch that has its outcomes.
+struct Done {
+    handled: Vec<Handled>,
+    took: Duration,
+    together: bool,
 }

@@ -60,6 +60,10 @@ impl Session {
         Ok((channel, deliveries))
     }
 
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
     /// Asks the broker to send nothing more.
     pub(crate) async fn cancel(&self) {
         let cancel = self.channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
-    Acker, BasicProperties,
+    Acker, BasicProperties, Channel,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
 };
 use tokio::time::{sleep, timeout};
@@ -14,6 +14,7 @@ use super::{
     builder::Options,
     park::{Parked, Parking, describe},
     settle::{ParkReason, Settlement, settle},
+    window::Ack,
 };
 use crate::{
     amqp::{self, ConnectOptions},
@@ -29,6 +30,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A delivery that has its outcome.
 pub(crate) struct Handled {
+    pub(crate) tag: u64,
     pub(crate) acker: Acker,
     pub(crate) properties: BasicProperties,
     pub(crate) message: IncomingMessage,
@@ -44,20 +46,36 @@ pub(crate) struct Settler {
 /// What is being done about the deliveries of one session.
 #[derive(Default)]
 pub(crate) struct Settling<'a> {
-    /// Acks and parkings under way; they are waited for.
-    now: FuturesUnordered<BoxFuture<'a, ()>>,
+    /// Acks and parkings under way; they are waited for. Each ends with the tag that it settled by itself, if it did.
+    now: FuturesUnordered<BoxFuture<'a, Option<u64>>>,
     /// Messages that go back to the queue after a delay; they are not waited for, as closing the channel does the same.
-    later: FuturesUnordered<BoxFuture<'a, ()>>,
+    later: FuturesUnordered<BoxFuture<'a, Option<u64>>>,
 }
 
 impl Settling<'_> {
-    /// Goes on with all of it; never ends.
-    pub(crate) async fn drive(&mut self) {
+    /// Goes on with all of it, until a delivery is settled by itself: its tag.
+    pub(crate) async fn next(&mut self) -> u64 {
         loop {
-            tokio::select! {
-                Some(()) = self.now.next() => {}
-                Some(()) = self.later.next() => {}
+            let settled = tokio::select! {
+                Some(settled) = self.now.next() => settled,
+                Some(settled) = self.later.next() => settled,
                 else => std::future::pending().await,
+            };
+            if let Some(tag) = settled {
+                return tag;
+            }
+        }
+    }
+
+    /// Writes acks, in this order. What cannot be written at once is waited for later.
+    pub(crate) fn ack(&mut self, channel: &Channel, acks: Vec<Ack>) {
+        for Ack { tag, multiple } in acks {
+            let channel = channel.clone();
+            let ack = async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await };
+            let mut ack = timeout(SETTLE_TIMEOUT, ack).map(|_| None).boxed();
+            // Its first poll queues the frame. The broker closes a channel on which an ack comes for what a later one has settled.
+            if (&mut ack).now_or_never().is_none() {
+                self.now.push(ack);
             }
         }
     }
@@ -78,23 +96,26 @@ impl Settler {
         self.parking.close(self.options.drain_timeout).await;
     }
 
-    /// Turns an outcome into what is done on the channel.
+    /// Turns an outcome into what is done on the channel. Gives the tag of a delivery that may be acked; what becomes of any other one is
+    /// begun.
     pub(crate) fn settle<'a>(
         &'a self,
         handled: Handled,
         attempts: &mut Attempts,
         settling: &mut Settling<'a>,
-    ) {
-        let Handled { acker, properties, message, outcome } = handled;
+    ) -> Option<u64> {
+        let Handled { tag, acker, properties, message, outcome } = handled;
         let name = message.raw_message_id().map_or_else(|| message.fingerprint().to_string(), str::to_owned);
         tracing::debug!(message_id = %name.escape_debug(), outcome = outcome.name(), "delivery decided");
         self.options.on_outcome.call(&message, &outcome);
         match settle(&outcome) {
             Settlement::Ack => {
                 attempts.forget(&name);
-                settling.now.push(ack(acker).boxed());
+                return Some(tag);
             }
-            Settlement::Requeue { after } => settling.later.push(requeue(acker, after).boxed()),
+            Settlement::Requeue { after } => {
+                settling.later.push(requeue(acker, after).map(move |()| Some(tag)).boxed());
+            }
             Settlement::Retry { after } => {
                 let failures = attempts.fail(&name);
                 let error = error_text(&outcome);
@@ -102,19 +123,20 @@ impl Settler {
                     let delay = backoff(failures, self.options.first_delay, self.options.longest_delay);
                     let delay = after.map_or(delay, |least| delay.max(least));
                     tracing::warn!(message_id = %name.escape_debug(), failures, error, "handler failed; to be tried again");
-                    settling.later.push(reject(acker, delay).boxed());
+                    settling.later.push(reject(acker, delay).map(move |()| Some(tag)).boxed());
                 } else {
                     attempts.forget(&name);
                     let parked = parked(&message, properties, ParkReason::AttemptsExhausted, error, failures);
-                    settling.now.push(self.park(acker, parked).boxed());
+                    settling.now.push(self.park(acker, parked).map(move |()| Some(tag)).boxed());
                 }
             }
             Settlement::Park(reason) => {
                 attempts.forget(&name);
                 let parked = parked(&message, properties, reason, error_text(&outcome), 1);
-                settling.now.push(self.park(acker, parked).boxed());
+                settling.now.push(self.park(acker, parked).map(move |()| Some(tag)).boxed());
             }
         }
+        None
     }
 
     async fn park(&self, acker: Acker, parked: Parked) {

@@ -96,12 +96,10 @@ impl<S: IdempotencyStore> Guard<S> {
     where
         H: IdempotentHandler<S>,
     {
-        let message_id = match self.identify(message) {
-            Ok(id) => id,
+        let request = match self.request(message) {
+            Ok(request) => request,
             Err(outcome) => return outcome,
         };
-        let fingerprint = message.fingerprint();
-        let request = ClaimRequest { scope: self.scope.clone(), message_id, fingerprint };
         let mut conflicts = 0;
         loop {
             match self.attempt(message, handler, &request).await {
@@ -134,6 +132,12 @@ impl<S: IdempotencyStore> Guard<S> {
                 _ => Attempt::Decided(Outcome::StoreUnavailable { error }),
             },
         }
+    }
+
+    /// What to ask the store for a message; its outcome if there is nothing to ask.
+    pub(super) fn request(&self, message: &IncomingMessage) -> Result<ClaimRequest, Outcome> {
+        let message_id = self.identify(message)?;
+        Ok(ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: message.fingerprint() })
     }
 
     fn identify(&self, message: &IncomingMessage) -> Result<MessageId, Outcome> {
@@ -209,7 +213,7 @@ fn completed(result: Result<(), StoreError>) -> Attempt {
 }
 
 /// The outcome of a claim that was not acquired.
-fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<&Claim>) -> Outcome {
+pub(super) fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<&Claim>) -> Outcome {
     match claim {
         Some(&Claim::Completed { fingerprint, processed_at }) if fingerprint == found => {
             Outcome::Duplicate(Duplicate::new(message, processed_at))
@@ -225,7 +229,7 @@ fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<&Claim>)
     }
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .copied()

@@ -35,6 +35,30 @@ pub trait IdempotentHandler<S: IdempotencyStore>: Send + Sync {
         message: &IncomingMessage,
         session: &mut S::Session,
     ) -> impl Future<Output = HandlerResult> + Send;
+
+    /// Does the work of several messages through one session, which is committed as a whole. Calls [`handle`](Self::handle) for each, in
+    /// order, unless it is overridden: to write many rows with one statement, for example.
+    ///
+    /// No two of them have the same identity, and none took effect before. An error rolls all of them back; then `handle` is
+    /// called for each alone, in a session of its own, and decides about that one. So both must have the same effect.
+    ///
+    /// Called by stores whose session holds several claims: those of SQL transactions.
+    ///
+    /// # Errors
+    ///
+    /// Any: which messages are worth another try is for `handle` to say.
+    fn handle_batch(
+        &self,
+        messages: &[&IncomingMessage],
+        session: &mut S::Session,
+    ) -> impl Future<Output = HandlerResult> + Send {
+        async move {
+            for message in messages {
+                self.handle(message, session).await?;
+            }
+            Ok(())
+        }
+    }
 }
 
 /// What a handler returns.

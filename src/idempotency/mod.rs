@@ -30,6 +30,7 @@
 //! Where the guard cannot know, it fails closed: an unknown commit is a failure, the delivery comes again, and the
 //! claim of that delivery finds out what happened.
 
+mod batch;
 mod claim;
 mod guard;
 mod handler;
@@ -38,6 +39,7 @@ mod outcome;
 mod purge;
 mod store;
 
+pub(crate) use batch::Batch;
 pub use claim::{Claim, ClaimRequest, Claims, Lease, Record};
 pub use guard::{Guard, MissingIdPolicy};
 pub use handler::{HandlerError, HandlerResult, IdempotentHandler};

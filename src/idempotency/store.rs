@@ -29,6 +29,9 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// What the handler gets: a transaction, or a [`Lease`](super::Lease).
     type Session: Send;
 
+    /// Whether one session can hold the claims of several requests. A consumer then handles messages in batches, with one commit for each batch.
+    const BATCHES: bool = false;
+
     /// Opens one session and claims all identities in it. No identity occurs twice in `requests`.
     ///
     /// A store of leases takes one request at a time here; see [`claim_each`](Self::claim_each).
@@ -142,6 +145,8 @@ pub trait Inspect: IdempotencyStore {
 
 impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
     type Session = S::Session;
+
+    const BATCHES: bool = S::BATCHES;
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<S::Session>, StoreError> {
         (**self).claim(requests).await

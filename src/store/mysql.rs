@@ -45,7 +45,7 @@ const TRIES: usize = 4;
 
 impl SqlDatabase for MySql {
     fn texts(table: TableName, _: Option<u32>) -> Texts {
-        let index = format!("`{}_processed_at`", table.name());
+        let index = table.with_suffix("_processed_at");
         let texts = Texts::new::<Self>(table, &WORDS);
         let t = &texts.quoted;
         let old = "UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND";
@@ -57,7 +57,9 @@ impl SqlDatabase for MySql {
                 "SELECT scope, message_id FROM {t} WHERE processed_at < {old} \
                  AND (leased_until IS NULL OR leased_until < {old}) ORDER BY processed_at LIMIT ? FOR UPDATE SKIP LOCKED"
             ),
-            schema: include_str!("schema/mysql.sql").replace("{table}", t).replace("{index}", &index),
+            schema: include_str!("schema/mysql.sql")
+                .replace("{table}", t)
+                .replace("{index}", &format!("`{}`", index.name())),
             ..texts
         }
     }

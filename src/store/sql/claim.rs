@@ -104,6 +104,7 @@ async fn known_row<DB: SqlDatabase>(
 }
 
 /// Which of the rows are among those that an INSERT returned as new.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(in crate::store) fn which(rows: &[&ClaimRequest], mut new: Vec<(&str, &str)>) -> Vec<bool> {
     if new.len() == rows.len() {
         return vec![true; rows.len()];

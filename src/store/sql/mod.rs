@@ -19,8 +19,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use sqlx::Pool;
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) use self::claim::which;
 pub(super) use self::{
-    claim::which,
     dialect::{Cause, Dialect, Found, NewLease, Value},
     error::failed,
     options::{Limits, micros, millis},

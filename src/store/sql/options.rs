@@ -5,6 +5,10 @@ use std::time::Duration;
 /// How long a store lets a transaction wait for something. Set in every transaction that it opens, so that they hold for the
 /// handler's statements too.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "mysql")),
+    expect(dead_code, reason = "SQLite has fewer limits, and one connection")
+)]
 pub struct Limits {
     /// For a lock that a rival holds.
     pub(in crate::store) lock: Duration,

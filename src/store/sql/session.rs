@@ -95,6 +95,8 @@ async fn raw<DB: SqlDatabase>(connection: &mut DB::Connection, sql: &'static str
 impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
     type Session = Transaction<'static, DB>;
 
+    const BATCHES: bool = true;
+
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Self::Session>, StoreError> {
         let claiming = async {
             for _ in 0..TRIES {

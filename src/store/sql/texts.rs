@@ -24,6 +24,7 @@ pub struct Texts {
     /// Up to the rows, or to the arrays that hold them.
     pub(in crate::store) insert: String,
     /// The same for leases.
+    #[cfg(feature = "postgres")]
     pub(in crate::store) insert_leased: String,
     /// Up to the identities.
     pub(in crate::store) select: String,
@@ -61,6 +62,7 @@ impl Texts {
             |n: usize| format!("{} AND token = {} AND leased_until IS NOT NULL", identity(n), v(n + 2));
         Self {
             insert: String::new(),
+            #[cfg(feature = "postgres")]
             insert_leased: String::new(),
             select: format!(
                 "SELECT scope, message_id, fingerprint, {}, token, {} FROM {t} ",

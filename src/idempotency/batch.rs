@@ -1,0 +1,212 @@
+//! Several messages in one session: group commit.
+//!
+//! One claim, one session, one commit. Whatever goes wrong with one message goes wrong for all of them then, so the batch is run again
+//! one message in each session, in order: a bad message never fails its neighbours. No savepoints.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    panic::AssertUnwindSafe,
+    time::SystemTime,
+};
+
+use futures_util::FutureExt;
+
+use super::{
+    claim::{Claim, ClaimRequest, Claims},
+    guard::{Guard, decided, panic_text},
+    handler::{HandlerError, IdempotentHandler},
+    outcome::{Duplicate, Outcome},
+    store::{IdempotencyStore, StoreError, StoreErrorKind},
+};
+use crate::message::{IncomingMessage, MessageId};
+
+/// What became of a batch.
+pub(crate) struct Batch {
+    /// In the order of the messages.
+    pub(crate) outcomes: Vec<Outcome>,
+    /// Whether one session held them all; if not, they were handled one by one.
+    pub(crate) together: bool,
+}
+
+/// The messages of a batch by identity.
+struct Identified<'m> {
+    requests: Vec<ClaimRequest>,
+    /// The first message of each request.
+    first: Vec<&'m IncomingMessage>,
+    /// What each message is.
+    roles: Vec<Role>,
+}
+
+enum Role {
+    /// It has its outcome: no ID, or one that cannot be used.
+    Decided(Outcome),
+    /// The first one with its identity: the request of this index.
+    First(usize),
+    /// A copy of an earlier one in the same batch.
+    Copy(usize),
+}
+
+/// Why a batch has no common outcome: it is to be run one by one.
+struct Apart;
+
+impl<S: IdempotencyStore> Guard<S> {
+    /// Runs the handler on several messages, if the store can hold them in one session: one claim, one transaction, one commit.
+    ///
+    /// Gives what [`process`](Self::process) would give for each of them in turn, in their order. If the handler or the commit fails for all, the
+    /// transaction is rolled back and each message is processed alone, so that a handler may run twice for a message
+    /// whose neighbour fails; nothing of the first run was committed. A copy of a message in the same batch is a duplicate.
+    ///
+    /// # Cancellation
+    ///
+    /// As for [`process`](Self::process).
+    pub async fn process_batch<H>(&self, messages: &[IncomingMessage], handler: &H) -> Vec<Outcome>
+    where
+        H: IdempotentHandler<S>,
+    {
+        self.batch(messages, handler).await.outcomes
+    }
+
+    pub(crate) async fn batch<H>(&self, messages: &[IncomingMessage], handler: &H) -> Batch
+    where
+        H: IdempotentHandler<S>,
+    {
+        if S::BATCHES && messages.len() > 1 {
+            let identified = self.identify_all(messages);
+            if let Ok(outcomes) = self.together(&identified, handler).await {
+                let outcomes = identified.spread(messages, outcomes);
+                return Batch { outcomes, together: true };
+            }
+        }
+        let mut outcomes = Vec::with_capacity(messages.len());
+        for message in messages {
+            outcomes.push(self.process(message, handler).await);
+        }
+        Batch { outcomes, together: messages.len() < 2 }
+    }
+
+    fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Identified<'m> {
+        let mut known: HashMap<MessageId, usize> = HashMap::with_capacity(messages.len());
+        let mut identified =
+            Identified { requests: Vec::new(), first: Vec::new(), roles: Vec::with_capacity(messages.len()) };
+        for message in messages {
+            let role = match self.request(message) {
+                Err(outcome) => Role::Decided(outcome),
+                Ok(request) => match known.entry(request.message_id.clone()) {
+                    Entry::Occupied(known) => Role::Copy(*known.get()),
+                    Entry::Vacant(new) => {
+                        let index = *new.insert(identified.requests.len());
+                        identified.requests.push(request);
+                        identified.first.push(message);
+                        Role::First(index)
+                    }
+                },
+            };
+            identified.roles.push(role);
+        }
+        identified
+    }
+
+    /// One session for all requests; their outcomes, if they have a common fate.
+    async fn together<H>(&self, identified: &Identified<'_>, handler: &H) -> Result<Vec<Outcome>, Apart>
+    where
+        H: IdempotentHandler<S>,
+    {
+        let Identified { requests, first, .. } = identified;
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Claims { session, claims } = match self.store().claim(requests).await {
+            Ok(claims) => claims,
+            // Somebody is in the way of one of them, and not of the others.
+            Err(error) if matches!(error.kind(), StoreErrorKind::Busy | StoreErrorKind::Conflict) => {
+                return Err(Apart);
+            }
+            Err(error) => return Ok(requests.iter().map(|_| unavailable(&error)).collect()),
+        };
+        let mut lost = None;
+        if let Some(mut session) = session {
+            let acquired: Vec<&IncomingMessage> = first
+                .iter()
+                .zip(&claims)
+                .filter_map(|(message, claim)| (*claim == Claim::Acquired).then_some(*message))
+                .collect();
+            let work = AssertUnwindSafe(handler.handle_batch(&acquired, &mut session)).catch_unwind();
+            let handled = work.await.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))));
+            if handled.is_err() {
+                if let Err(error) = self.store().release(session).await {
+                    tracing::warn!(error = %error, "claims not released");
+                }
+                return Err(Apart);
+            }
+            match self.store().complete(session).await {
+                Ok(()) => {}
+                // Certain: nothing was committed.
+                Err(error)
+                    if matches!(error.kind(), StoreErrorKind::Conflict | StoreErrorKind::RolledBack) =>
+                {
+                    return Err(Apart);
+                }
+                Err(error) => lost = Some(error),
+            }
+        }
+        let outcome = |((message, request), claim): ((&&IncomingMessage, &ClaimRequest), &Claim)| match (
+            claim, &lost,
+        ) {
+            (Claim::Acquired, None) => Outcome::Processed,
+            (Claim::Acquired, Some(error)) => unavailable(error),
+            (taken, _) => decided(message, request.fingerprint, Some(taken)),
+        };
+        Ok(first.iter().zip(requests).zip(&claims).map(outcome).collect())
+    }
+}
+
+impl Identified<'_> {
+    /// The outcomes of all messages, from those of the requests.
+    fn spread(self, messages: &[IncomingMessage], of_requests: Vec<Outcome>) -> Vec<Outcome> {
+        let copies: Vec<Option<Outcome>> = (self.roles.iter().zip(messages))
+            .map(|(role, message)| match role {
+                Role::Copy(index) => Some(copy_of(&of_requests[*index], &self.requests[*index], message)),
+                _ => None,
+            })
+            .collect();
+        let mut of_requests: Vec<Option<Outcome>> = of_requests.into_iter().map(Some).collect();
+        let missing = || unavailable(&StoreErrorKind::Configuration.into());
+        (self.roles.into_iter().zip(copies))
+            .map(|(role, copy)| match role {
+                Role::Decided(outcome) => outcome,
+                Role::First(index) => of_requests[index].take().unwrap_or_else(missing),
+                Role::Copy(_) => copy.unwrap_or_else(missing),
+            })
+            .collect()
+    }
+}
+
+/// What a copy is, of a message that came before it in the same batch.
+fn copy_of(first: &Outcome, request: &ClaimRequest, copy: &IncomingMessage) -> Outcome {
+    let same_body = copy.fingerprint() == request.fingerprint;
+    match first {
+        Outcome::Processed if same_body => Outcome::Duplicate(Duplicate::new(copy, SystemTime::now())),
+        Outcome::Duplicate(known) if same_body => {
+            Outcome::Duplicate(Duplicate::new(copy, known.processed_at))
+        }
+        Outcome::Processed | Outcome::Duplicate(_) => {
+            Outcome::FingerprintMismatch { stored: request.fingerprint, found: copy.fingerprint() }
+        }
+        Outcome::FingerprintMismatch { stored, .. } if *stored == copy.fingerprint() => {
+            Outcome::Duplicate(Duplicate::new(copy, SystemTime::now()))
+        }
+        Outcome::FingerprintMismatch { stored, .. } => {
+            Outcome::FingerprintMismatch { stored: *stored, found: copy.fingerprint() }
+        }
+        Outcome::InProgress { remaining } => Outcome::InProgress { remaining: *remaining },
+        Outcome::StoreUnavailable { error } => unavailable(error),
+        // A batch that holds together has no other outcomes; and this one asks again.
+        _ => unavailable(&StoreErrorKind::Unavailable.into()),
+    }
+}
+
+/// The same error once more; its causes as text, as they cannot be cloned.
+fn unavailable(error: &StoreError) -> Outcome {
+    let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    Outcome::StoreUnavailable { error: StoreError::new(error.kind(), cause) }
+}
