@@ -48,7 +48,7 @@ fn main() {
 fn compare(mut bench: Bench) {
     for kind in ["classic", "quorum"] {
         for round in 0..bench.rounds {
-            for case in in_turn(&CASES, round) {
+            for case in support::in_turn(&CASES, round) {
                 let messages = if case == ONE_BY_ONE { bench.messages / 20 } else { bench.messages };
                 bench.measure(case, kind, messages);
             }
@@ -72,17 +72,6 @@ async fn once(case: &str, kind: &str, messages: usize) {
     };
     support::once(messages, run).await;
     queue.delete().await;
-}
-
-/// Another order in every round, forwards and backwards, so that no case always follows the same one.
-fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str> {
-    let mut cases = cases.to_vec();
-    let count = cases.len();
-    cases.rotate_left(round / 2 % count);
-    if round % 2 == 1 {
-        cases.reverse();
-    }
-    cases
 }
 
 /// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one task a connection.

@@ -130,6 +130,17 @@ impl Bench {
     }
 }
 
+/// Another order in every round, forwards and backwards, so that no case always follows the same one.
+pub(crate) fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str> {
+    let mut cases = cases.to_vec();
+    let count = cases.len();
+    cases.rotate_left(round / 2 % count);
+    if round % 2 == 1 {
+        cases.reverse();
+    }
+    cases
+}
+
 /// A bar for each case, as SVG.
 fn plot(title: &str, bars: &[(String, f64)]) -> String {
     let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "batches.rs"]
+mod batches;
 #[path = "claims.rs"]
 mod claims;
 #[path = "commit.rs"]
@@ -51,6 +53,13 @@ pub(crate) fn main() -> ExitCode {
         })*};
     }
     trials! {
+        batches::batch_is_one_transaction<Postgres, MySql, Sqlite>;
+        batches::duplicates_inside_a_batch_are_one_effect<Postgres, MySql, Sqlite>;
+        batches::one_poison_message_never_fails_its_neighbours<Postgres, MySql, Sqlite>;
+        batches::panic_in_a_batch_never_fails_its_neighbours<Postgres, MySql, Sqlite>;
+        batches::rival_of_one_message_does_not_hold_up_the_others<Postgres, MySql>;
+        batches::commit_of_a_batch_with_an_unknown_outcome_is_a_failure;
+        batches::consumers_handle_in_batches_and_ack_what_they_handled;
         claims::one_effect_however_often_it_is_delivered<Postgres, MySql, Sqlite>;
         claims::two_scopes_one_id_two_effects<Postgres, MySql, Sqlite>;
         claims::rival_waits_and_then_sees_a_duplicate<Postgres, MySql, Sqlite>;
