@@ -95,7 +95,12 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut size = BatchSize::new(if S::BATCHES { self.options.batch } else { 1 });
         let mut waiting: VecDeque<Delivery> = VecDeque::new();
         let end = loop {
-            while working.len() < self.options.workers && !waiting.is_empty() {
+            // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
+            // meanwhile makes the next batch larger.
+            while !waiting.is_empty()
+                && working.len() < self.options.workers
+                && (working.is_empty() || waiting.len() >= size.now())
+            {
                 let batch = waiting.drain(..size.now().min(waiting.len())).collect();
                 working.push(self.work(batch));
             }
