@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     amqp::{ConnectOptions, InvalidUri, connection_settings},
-    idempotency::{Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Outcome, Scope},
+    idempotency::{
+        Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Outcome, Scope, StalePolicy,
+    },
     message::IncomingMessage,
 };
 
@@ -38,6 +40,8 @@ impl IdempotentConsumer {
             scope: queue.clone(),
             key: KeySource::default(),
             missing_id: MissingIdPolicy::default(),
+            retention: None,
+            horizon: Duration::ZERO,
             options: Options {
                 parking: ParkingTarget::queue_beside(&queue),
                 queue,
@@ -54,6 +58,17 @@ impl IdempotentConsumer {
     }
 }
 
+/// The source of the error of a consumer that would forget IDs too soon.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "an ID is forgotten after {retention:?}, but a copy of its message may come for {horizon:?}: \
+     {:?} too short", .horizon.saturating_sub(*.retention)
+)]
+struct RetentionTooShort {
+    retention: Duration,
+    horizon: Duration,
+}
+
 /// Sets up an [`IdempotentConsumer`] and runs it.
 #[derive(Debug, Clone)]
 #[must_use = "nothing is consumed before `run_until` is awaited"]
@@ -63,6 +78,8 @@ pub struct ConsumerBuilder<S> {
     scope: String,
     key: KeySource,
     missing_id: MissingIdPolicy,
+    retention: Option<(Duration, StalePolicy)>,
+    horizon: Duration,
     options: Options,
 }
 
@@ -121,6 +138,20 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// What happens to a message without an ID. Default: it is parked.
     pub fn missing_id(mut self, policy: MissingIdPolicy) -> Self {
         self.missing_id = policy;
+        self
+    }
+
+    /// For how long the store remembers an ID: the retention that it is purged with. A message that is older and unknown is not handled but
+    /// parked as `indeterminate`, unless `policy` is [`StalePolicy::Handle`]. Not set by default.
+    pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
+        self.retention = Some((retention, policy));
+        self
+    }
+
+    /// How long after its first publishing a copy of a message may still come, at most: add up the publisher's retries, the time in the queue,
+    /// redeliveries, and the time that parked messages are replayed in. The consumer does not start if the retention is shorter.
+    pub fn horizon(mut self, horizon: Duration) -> Self {
+        self.horizon = horizon;
         self
     }
 
@@ -216,7 +247,15 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.name.get_or_insert_with(|| self.scope.clone());
-        let guard = Guard::new(self.store, Scope::new(self.scope)?).key(self.key).missing_id(self.missing_id);
+        let mut guard =
+            Guard::new(self.store, Scope::new(self.scope)?).key(self.key).missing_id(self.missing_id);
+        if let Some((retention, policy)) = self.retention {
+            if retention < self.horizon {
+                let short = RetentionTooShort { retention, horizon: self.horizon };
+                return Err(ConsumeError::new(ConsumeErrorKind::Invalid, short));
+            }
+            guard = guard.retention(retention, policy);
+        }
         guard.store().check().await?;
         Runner::new(guard, handler, connect, self.options).run(shutdown).await
     }

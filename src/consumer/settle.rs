@@ -40,6 +40,8 @@ pub enum ParkReason {
     InvalidId,
     /// Its ID was seen before with another body.
     FingerprintMismatch,
+    /// It is older than the retention, and its ID is not known.
+    Indeterminate,
 }
 
 impl ParkReason {
@@ -51,6 +53,7 @@ impl ParkReason {
             Self::MissingId => "missing-id",
             Self::InvalidId => "invalid-id",
             Self::FingerprintMismatch => "fingerprint-mismatch",
+            Self::Indeterminate => "indeterminate",
         }
     }
 }
@@ -69,6 +72,7 @@ pub fn settle(outcome: &Outcome) -> Settlement {
         Outcome::Retry { after, .. } => Settlement::Retry { after: *after },
         Outcome::Reject { .. } => Settlement::Park(ParkReason::Rejected),
         Outcome::FingerprintMismatch { .. } => Settlement::Park(ParkReason::FingerprintMismatch),
+        Outcome::Indeterminate { .. } => Settlement::Park(ParkReason::Indeterminate),
         Outcome::MissingId => Settlement::Park(ParkReason::MissingId),
         Outcome::InvalidId { .. } => Settlement::Park(ParkReason::InvalidId),
         Outcome::StoreUnavailable { .. } => Settlement::Requeue { after: STORE_AWAY },
@@ -106,6 +110,7 @@ mod tests {
                 Outcome::FingerprintMismatch { stored: print, found: print },
                 Settlement::Park(ParkReason::FingerprintMismatch),
             ),
+            (Outcome::Indeterminate { age: second }, Settlement::Park(ParkReason::Indeterminate)),
             (Outcome::MissingId, Settlement::Park(ParkReason::MissingId)),
             (Outcome::InvalidId { error: "e".into() }, Settlement::Park(ParkReason::InvalidId)),
             (

@@ -125,6 +125,13 @@ impl<S: IdempotencyStore> Guard<S> {
         };
         let mut lost = None;
         if let Some(mut session) = session {
+            let stale = |(message, claim): (&&IncomingMessage, &Claim)| {
+                *claim == Claim::Acquired && self.too_old(message).is_some()
+            };
+            if first.iter().zip(&claims).any(stale) {
+                self.give_back(session).await;
+                return Err(Apart);
+            }
             let acquired: Vec<&IncomingMessage> = first
                 .iter()
                 .zip(&claims)
@@ -133,9 +140,7 @@ impl<S: IdempotencyStore> Guard<S> {
             let work = AssertUnwindSafe(handler.handle_batch(&acquired, &mut session)).catch_unwind();
             let handled = work.await.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))));
             if handled.is_err() {
-                if let Err(error) = self.store().release(session).await {
-                    tracing::warn!(error = %error, "claims not released");
-                }
+                self.give_back(session).await;
                 return Err(Apart);
             }
             match self.store().complete(session).await {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::key::Scope;
+use super::key::{Scope, effect_key};
 use crate::message::{Fingerprint, MessageId};
 
 /// One identity to be claimed, with the fingerprint of the message that asks for it.
@@ -121,6 +121,11 @@ impl Lease {
     /// The fingerprint that is remembered when the lease is completed.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
+    }
+
+    /// A key for one step of the handler: see [`effect_key`].
+    pub fn effect_key(&self, step: &str) -> MessageId {
+        effect_key(&self.scope, &self.message_id, step)
     }
 
     /// The fencing token: greater for each later lease on the same identity.

@@ -1,6 +1,9 @@
 //! The guard: claim, handle, complete or release.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{
     FutureExt,
@@ -35,6 +38,19 @@ pub struct Guard<S> {
     scope: Scope,
     key: KeySource,
     missing_id: MissingIdPolicy,
+    retention: Option<Duration>,
+    stale: StalePolicy,
+}
+
+/// What happens to a message that is older than the retention, if its ID is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum StalePolicy {
+    /// It is not handled; the outcome is [`Outcome::Indeterminate`], and the consumer parks it.
+    #[default]
+    Park,
+    /// It is handled, at the risk of a second effect.
+    Handle,
 }
 
 /// What happens to a message without an ID.
@@ -53,7 +69,14 @@ pub enum MissingIdPolicy {
 impl<S: IdempotencyStore> Guard<S> {
     /// A guard over `store`, for the consumer that `scope` names.
     pub fn new(store: S, scope: Scope) -> Self {
-        Self { store, scope, key: KeySource::default(), missing_id: MissingIdPolicy::default() }
+        Self {
+            store,
+            scope,
+            key: KeySource::default(),
+            missing_id: MissingIdPolicy::default(),
+            retention: None,
+            stale: StalePolicy::default(),
+        }
     }
 
     /// Which data of a message is its identity. Default: the message ID.
@@ -68,6 +91,21 @@ impl<S: IdempotencyStore> Guard<S> {
     pub fn missing_id(mut self, policy: MissingIdPolicy) -> Self {
         self.missing_id = policy;
         self
+    }
+
+    /// For how long the store remembers an ID: the retention that it is purged with. A message that is older, by the time in its ID or its
+    /// timestamp, cannot be judged by a missing record; `policy` says what happens to it. Not set by default: every ID is then taken to be
+    /// remembered.
+    #[must_use]
+    pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
+        (self.retention, self.stale) = (Some(retention), policy);
+        self
+    }
+
+    /// The age of a message that is too old to be handled without a record of it.
+    pub(super) fn too_old(&self, message: &IncomingMessage) -> Option<Duration> {
+        let retention = self.retention.filter(|_| self.stale == StalePolicy::Park)?;
+        message.age(SystemTime::now()).filter(|age| *age > retention)
     }
 
     /// The store.
@@ -122,7 +160,13 @@ impl<S: IdempotencyStore> Guard<S> {
         H: IdempotentHandler<S>,
     {
         match self.store.claim(std::slice::from_ref(request)).await {
-            Ok(Claims { session: Some(session), .. }) => self.handle(message, handler, session).await,
+            Ok(Claims { session: Some(session), .. }) => match self.too_old(message) {
+                None => self.handle(message, handler, session).await,
+                Some(age) => {
+                    self.give_back(session).await;
+                    Attempt::Decided(Outcome::Indeterminate { age })
+                }
+            },
             Ok(Claims { session: None, claims }) => {
                 Attempt::Decided(decided(message, request.fingerprint, claims.first()))
             }
@@ -180,16 +224,22 @@ impl<S: IdempotencyStore> Guard<S> {
             Ok(()) => return completed(self.store.complete(session).await),
             Err(HandlerError(failure)) => failure,
         };
-        if let Err(error) = self.store.release(session).await {
-            // The claim becomes free later, with its lease or its connection.
-            tracing::warn!(error = %error, "claim not released");
-        }
+        self.give_back(session).await;
         match failure {
             Failure::Retry { after: None, error } if self.store.is_conflict(&*error) => {
                 Attempt::Conflict(error)
             }
             Failure::Retry { after, error } => Attempt::Decided(Outcome::Retry { after, error }),
             Failure::Reject { error } => Attempt::Decided(Outcome::Reject { error }),
+        }
+    }
+}
+
+impl<S: IdempotencyStore> Guard<S> {
+    pub(super) async fn give_back(&self, session: S::Session) {
+        if let Err(error) = self.store.release(session).await {
+            // The claim becomes free later, with its lease or its connection.
+            tracing::warn!(error = %error, "claim not released");
         }
     }
 }

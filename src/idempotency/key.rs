@@ -50,6 +50,27 @@ impl fmt::Debug for Scope {
     }
 }
 
+/// A key for one step of handling one message, for a system that a handler calls and that knows idempotency keys.
+///
+/// Derived from scope, message ID and step (a UUIDv5), so every run of the handler, in whatever process, gives the same key for the same
+/// step, and two scopes or two steps never share one. The called system must remember keys for at least as long as the message may
+/// come again. For a message that the handler publishes, [`MessageId::derive`] gives the ID.
+///
+/// ```
+/// use lapin_idempotent::{MessageId, idempotency::{Scope, effect_key}};
+///
+/// # fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let (scope, id) = (Scope::new("billing")?, MessageId::new("order-42")?);
+/// assert_eq!(effect_key(&scope, &id, "charge"), effect_key(&scope, &id, "charge"));
+/// assert_ne!(effect_key(&scope, &id, "charge"), effect_key(&scope, &id, "receipt"));
+/// # Ok(())
+/// # }
+/// ```
+pub fn effect_key(scope: &Scope, message_id: &MessageId, step: &str) -> MessageId {
+    // The length keeps scope and step apart: neither may hold a control character, but both may hold anything else.
+    message_id.derive(&format!("effect:{}:{scope}:{step}", scope.as_str().len()))
+}
+
 type KeyFn = dyn Fn(&IncomingMessage) -> Result<Option<MessageId>, BoxError> + Send + Sync;
 
 /// Which unique data of a message makes it the same message.

@@ -41,9 +41,9 @@ mod store;
 
 pub(crate) use batch::Batch;
 pub use claim::{Claim, ClaimRequest, Claims, Lease, Record};
-pub use guard::{Guard, MissingIdPolicy};
+pub use guard::{Guard, MissingIdPolicy, StalePolicy};
 pub use handler::{HandlerError, HandlerResult, IdempotentHandler};
-pub use key::{InvalidScope, KeySource, Scope};
+pub use key::{InvalidScope, KeySource, Scope, effect_key};
 pub use outcome::{Duplicate, DuplicateCause, Outcome};
 pub use purge::{Sweeper, SweeperHandle};
 pub use store::{IdempotencyStore, Inspect, StoreError, StoreErrorKind};

@@ -41,6 +41,12 @@ pub enum Outcome {
         /// The fingerprint of this message.
         found: Fingerprint,
     },
+    /// The message is older than the retention and its ID is not known: it may never have taken effect, or its ID may have been forgotten.
+    /// The handler did not run.
+    Indeterminate {
+        /// How old it is, by its ID or timestamp.
+        age: Duration,
+    },
     /// The message has no ID.
     MissingId,
     /// The message has an ID that cannot be used.
@@ -67,6 +73,7 @@ impl Outcome {
             Self::Retry { .. } => "retry",
             Self::Reject { .. } => "reject",
             Self::FingerprintMismatch { .. } => "fingerprint_mismatch",
+            Self::Indeterminate { .. } => "indeterminate",
             Self::MissingId => "missing_id",
             Self::InvalidId { .. } => "invalid_id",
             Self::StoreUnavailable { .. } => "store_unavailable",

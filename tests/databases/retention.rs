@@ -6,8 +6,9 @@ use std::{
 };
 
 use lapin_idempotent::{
-    IdempotencyStore, Outcome,
-    idempotency::{Scope, Sweeper},
+    IdempotencyStore, IdempotentConsumer, Outcome,
+    consumer::ConsumeErrorKind,
+    idempotency::{Scope, StalePolicy, Sweeper},
     message::MessageId,
 };
 use sqlx::Postgres;
@@ -17,7 +18,7 @@ use uuid::Uuid;
 use super::{
     claims::request,
     database::{Kind, Table, message, short},
-    support::eventually,
+    support::{broker, eventually},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -186,4 +187,39 @@ pub async fn partitioned_identity_is_unique_everywhere() {
     assert!(matches!(outcome, Outcome::Duplicate(_)), "{outcome:?}");
     assert!(rows(&table, &format!("{}_default", table.name)).await < 3, "it was moved");
     assert_eq!(table.identities().await, 4);
+}
+
+pub async fn message_older_than_the_retention_is_not_judged_by_a_missing_record<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let guard = |policy| table.guard().retention(3 * HOUR, policy);
+    let (known, unknown, young) = (uuid_of(9 * HOUR), uuid_of(8 * HOUR), uuid_of(HOUR));
+    assert!(matches!(table.process(known.as_str()).await, Outcome::Processed));
+    let batch = [&known, &unknown, &young].map(|id| message(id.as_str()));
+    let outcomes = guard(StalePolicy::Park).process_batch(&batch, &table.insert()).await;
+    let names: Vec<_> = outcomes.iter().map(Outcome::name).collect();
+    assert_eq!(names, ["duplicate", "indeterminate", "processed"], "a record decides, whatever the age");
+    let alone = guard(StalePolicy::Park).process(&batch[1], &table.insert()).await;
+    let Outcome::Indeterminate { age } = alone else { panic!("{alone:?}") };
+    assert!(age > 7 * HOUR && age < 9 * HOUR, "{age:?}");
+    // Without a time in its ID, the timestamp counts; without both, nothing can be said.
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let stamped = message("order-42").with_timestamp(seconds - 4 * 3600);
+    let outcome = guard(StalePolicy::Park).process(&stamped, &table.insert()).await;
+    assert!(matches!(outcome, Outcome::Indeterminate { .. }), "{outcome:?}");
+    assert_eq!(table.effects().await, (2, 2), "nothing was done about those");
+    let outcome = guard(StalePolicy::Handle).process(&batch[1], &table.insert()).await;
+    assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
+    let outcome = guard(StalePolicy::Park).process(&message("order-43"), &table.insert()).await;
+    assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
+}
+
+pub async fn consumer_does_not_start_with_a_retention_that_is_too_short() {
+    let table = Table::<Postgres>::create().await;
+    let consumer = IdempotentConsumer::builder(broker(), "no-such-queue", table.store.clone())
+        .retention(3 * HOUR, StalePolicy::Park)
+        .horizon(5 * HOUR);
+    let error = consumer.run_until(table.insert(), std::future::pending()).await.expect_err("too short");
+    assert_eq!(error.kind(), ConsumeErrorKind::Invalid);
+    let text = std::error::Error::source(&error).expect("source").to_string();
+    assert!(["10800s", "18000s", "7200s too short"].iter().all(|part| text.contains(part)), "{text}");
 }

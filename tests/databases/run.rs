@@ -95,6 +95,8 @@ pub(crate) fn main() -> ExitCode {
         retention::sweeper_keeps_the_young_and_stops_on_request<Postgres, MySql, Sqlite>;
         retention::partitions_are_made_ahead_and_dropped_when_all_is_old;
         retention::partitioned_identity_is_unique_everywhere;
+        retention::message_older_than_the_retention_is_not_judged_by_a_missing_record<Postgres, MySql, Sqlite>;
+        retention::consumer_does_not_start_with_a_retention_that_is_too_short;
         schema::missing_parts_are_named_with_the_sql_to_run<Postgres, MySql, Sqlite>;
         schema::eight_callers_create_it_at_once<Postgres, MySql, Sqlite>;
         schema::table_of_another_schema_and_reserved_words<Postgres, MySql>;
