@@ -67,7 +67,7 @@
 //! | `mysql` | no | `MySqlStore`, for MySQL 8 and MariaDB 10.6 and newer |
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
 //! | `redis` | no | `RedisStore`, for Redis 5 or later and Valkey, single servers and clusters |
-//! | `metrics` | no | the publisher's counters and gauges through the `metrics` facade |
+//! | `metrics` | no | counters, gauges and histograms through the `metrics` facade |
 //! | `testing` | no | `testing`: a conformance suite for stores of your own, a clock set by hand; with tokio's `test-util` |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
@@ -84,6 +84,9 @@ mod error;
 pub mod idempotency;
 pub mod message;
 pub mod publisher;
+#[cfg(all(test, feature = "metrics"))]
+#[allow(clippy::unwrap_used)]
+mod recorded;
 pub mod store;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]

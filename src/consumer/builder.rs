@@ -6,6 +6,7 @@ use super::{
     error::{ConsumeError, ConsumeErrorKind},
     park::ParkingTarget,
     runner::Runner,
+    status::{ConsumerMonitor, StoppedOnDrop},
 };
 use crate::{
     amqp::{ConnectOptions, InvalidUri, connection_settings},
@@ -42,6 +43,8 @@ impl IdempotentConsumer {
             missing_id: MissingIdPolicy::default(),
             retention: None,
             horizon: Duration::ZERO,
+            monitor: ConsumerMonitor::new(),
+            handler_timeout: None,
             options: Options {
                 parking: ParkingTarget::queue_beside(&queue),
                 queue,
@@ -80,6 +83,8 @@ pub struct ConsumerBuilder<S> {
     missing_id: MissingIdPolicy,
     retention: Option<(Duration, StalePolicy)>,
     horizon: Duration,
+    monitor: ConsumerMonitor,
+    handler_timeout: Option<Duration>,
     options: Options,
 }
 
@@ -155,6 +160,12 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
+    /// The longest that the handler may take for one message; then it is dropped, and the message counts as failed. Not set by default.
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.handler_timeout = Some(limit);
+        self
+    }
+
     /// How many unsettled deliveries the broker may send ahead (`basic.qos`). Default 256; at least 1.
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.options.prefetch = messages.max(1);
@@ -203,6 +214,11 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
+    /// Looks at the consumer while it runs: its status, for health probes. Take it before `run_until`. Clones of a builder share it.
+    pub fn monitor(&self) -> ConsumerMonitor {
+        self.monitor.clone()
+    }
+
     /// Calls `observe` with every delivery that was decided, before it is settled. It must not block.
     pub fn on_outcome(
         mut self,
@@ -243,6 +259,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     where
         H: IdempotentHandler<S>,
     {
+        // However this ends.
+        let _stopped = StoppedOnDrop(self.monitor.clone());
         let mut connect =
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
@@ -256,7 +274,10 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             }
             guard = guard.retention(retention, policy);
         }
+        if let Some(limit) = self.handler_timeout {
+            guard = guard.handler_timeout(limit);
+        }
         guard.store().check().await?;
-        Runner::new(guard, handler, connect, self.options).run(shutdown).await
+        Runner::new(guard, handler, connect, self.options, self.monitor).run(shutdown).await
     }
 }

@@ -6,14 +6,18 @@
 mod attempts;
 mod builder;
 mod error;
+mod observe;
 mod park;
 mod runner;
 mod session;
 mod settle;
 mod settling;
 mod size;
+mod status;
+mod trouble;
 mod window;
 
 pub use builder::{ConsumerBuilder, IdempotentConsumer};
 pub use error::{ConsumeError, ConsumeErrorKind};
 pub use settle::{ParkReason, Settlement, settle};
+pub use status::{ConsumerMonitor, ConsumerState, ConsumerStatus};

@@ -4,20 +4,24 @@ use std::{collections::VecDeque, future::Future, pin::Pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::Fuse, stream::FuturesUnordered};
 use lapin::message::Delivery;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::Instrument;
 
 use super::{
-    attempts::{Attempts, backoff},
+    attempts::Attempts,
     builder::Options,
     error::ConsumeError,
+    observe,
     session::Session,
     settling::{Handled, Settler, Settling},
     size::BatchSize,
+    status::{ConsumerMonitor, ConsumerState},
+    trouble::{Sessions, StoreHealth},
     window::Window,
 };
 use crate::{
     amqp::{self, ConnectOptions},
-    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler},
+    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome},
 };
 
 pub(crate) struct Runner<S, H> {
@@ -26,6 +30,7 @@ pub(crate) struct Runner<S, H> {
     connect: ConnectOptions,
     options: Options,
     settler: Settler,
+    monitor: ConsumerMonitor,
 }
 
 /// Why a session ended.
@@ -35,9 +40,15 @@ enum End {
 }
 
 impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
-    pub(crate) fn new(guard: Guard<S>, handler: H, connect: ConnectOptions, options: Options) -> Self {
+    pub(crate) fn new(
+        guard: Guard<S>,
+        handler: H,
+        connect: ConnectOptions,
+        options: Options,
+        monitor: ConsumerMonitor,
+    ) -> Self {
         let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone());
-        Self { guard, handler, connect, options, settler }
+        Self { guard, handler, connect, options, settler, monitor }
     }
 
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ConsumeError> {
@@ -45,38 +56,55 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut attempts = Attempts::default();
         let mut session = Some(Session::open(&self.connect, &self.options).await?);
-        let mut failures = 0;
+        let mut sessions = Sessions::default();
         loop {
             if let Some(session) = session.take() {
-                let started = Instant::now();
-                match self.consume(session, shutdown.as_mut(), &mut attempts).await {
+                let (started, mut decided) = (Instant::now(), 0);
+                self.monitor.enter(ConsumerState::Consuming);
+                match self.consume(session, shutdown.as_mut(), &mut attempts, &mut decided).await {
                     End::Shutdown => break,
                     End::Lost(reason) => {
-                        tracing::warn!(queue = %self.options.queue, reason, "subscription lost");
+                        sessions.ended(started.elapsed(), decided);
+                        self.lost(&reason, sessions.failing());
                     }
                 }
-                if started.elapsed() > Duration::from_secs(10) {
-                    failures = 0;
-                }
             }
-            failures += 1;
-            let pause = backoff(failures, Duration::from_millis(100), Duration::from_secs(5));
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break,
-                () = sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                () = sleep(sessions.pause()) => {}
             }
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break,
                 opened = Session::open(&self.connect, &self.options) => match opened {
-                    Ok(opened) => session = Some(opened),
-                    Err(error) => tracing::warn!(queue = %self.options.queue, error = %error, "cannot consume"),
+                    Ok(opened) => {
+                        self.monitor.reconnected();
+                        session = Some(opened);
+                    }
+                    Err(error) => {
+                        self.monitor.failed(&described(&error));
+                        tracing::warn!(queue = %self.options.queue, error = %error, "cannot consume");
+                    }
                 },
             }
         }
         self.settler.close().await;
         Ok(())
+    }
+
+    fn lost(&self, reason: &str, failing: bool) {
+        self.monitor.failed(reason);
+        self.monitor.enter(if failing { ConsumerState::Failing } else { ConsumerState::Reconnecting });
+        if failing {
+            tracing::error!(
+                queue = %self.options.queue,
+                reason,
+                "subscriptions end before anything is settled; trying again with long pauses"
+            );
+        } else {
+            tracing::warn!(queue = %self.options.queue, reason, "subscription lost");
+        }
     }
 
     /// Consumes on one session until it ends; settles only on the channel that delivered.
@@ -85,6 +113,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         mut session: Session,
         mut shutdown: Pin<&mut Fuse<F>>,
         attempts: &mut Attempts,
+        decided: &mut u64,
     ) -> End
     where
         F: Future<Output = ()> + Send,
@@ -94,14 +123,20 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut window = Window::new();
         let mut size = BatchSize::new(if S::BATCHES { self.options.batch } else { 1 });
         let mut waiting: VecDeque<Delivery> = VecDeque::new();
+        let mut store = StoreHealth::default();
+        let mut in_hand = 0;
         let end = loop {
+            let paused = store.paused();
             // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
             // meanwhile makes the next batch larger.
-            while !waiting.is_empty()
+            while paused.is_none()
+                && !waiting.is_empty()
                 && working.len() < self.options.workers
                 && (working.is_empty() || waiting.len() >= size.now())
             {
-                let batch = waiting.drain(..size.now().min(waiting.len())).collect();
+                let batch: Vec<Delivery> = waiting.drain(..size.now().min(waiting.len())).collect();
+                in_hand += batch.len();
+                self.monitor.in_hand(in_hand);
                 working.push(self.work(batch));
             }
             tokio::select! {
@@ -109,13 +144,18 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 () = shutdown.as_mut() => break End::Shutdown,
                 Some(done) = working.next() => {
                     size.learn(done.handled.len(), done.took, done.together);
+                    in_hand -= done.handled.len();
+                    *decided += done.handled.len() as u64;
+                    self.note(&done, &mut store, in_hand);
                     self.settle(done, &session, &mut window, attempts, &mut settling);
                 }
                 tag = settling.next() => {
                     window.settled(tag);
                     settling.ack(session.channel(), window.handled([]));
                 }
-                delivery = session.deliveries.next(), if working.len() < self.options.workers => {
+                // Nothing is taken while the store is away. What the broker has sent already waits here.
+                () = sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {}
+                delivery = session.deliveries.next(), if paused.is_none() && working.len() < self.options.workers => {
                     // And all that came with it: a batch is what is there, and never waits for more.
                     let mut next = Some(delivery);
                     let end = loop {
@@ -141,6 +181,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         };
         let shutting_down = matches!(end, End::Shutdown);
         if shutting_down {
+            self.monitor.enter(ConsumerState::Draining);
             session.cancel().await;
         }
         // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
@@ -148,6 +189,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let limit = Instant::now() + self.options.drain_timeout;
         let drained = timeout_at(limit, async {
             while let Some(done) = working.next().await {
+                in_hand -= done.handled.len();
+                *decided += done.handled.len() as u64;
+                self.monitor.decided(done.handled.iter().map(|handled| &handled.outcome));
                 self.settle(done, &session, &mut window, attempts, &mut settling);
             }
             if shutting_down {
@@ -157,8 +201,29 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         if drained.await.is_err() {
             tracing::warn!(queue = %self.options.queue, "handlers did not finish in time; their messages go back");
         }
+        self.monitor.in_hand(0);
         session.close().await;
         end
+    }
+
+    /// Notes the outcomes of a batch, and what they say of the store.
+    fn note(&self, done: &Done, store: &mut StoreHealth, in_hand: usize) {
+        self.monitor.in_hand(in_hand);
+        self.monitor.decided(done.handled.iter().map(|handled| &handled.outcome));
+        let error = done.handled.iter().find_map(|handled| match &handled.outcome {
+            Outcome::StoreUnavailable { error } => Some(described(error)),
+            _ => None,
+        });
+        match error {
+            Some(error) => {
+                tracing::warn!(queue = %self.options.queue, error, "the store cannot be asked; nothing is taken for a while");
+                store.failed();
+                self.monitor.failed(&error);
+                self.monitor.enter(ConsumerState::StoreAway);
+            }
+            None if store.answered() => self.monitor.enter(ConsumerState::Consuming),
+            None => {}
+        }
     }
 
     async fn work(&self, batch: Vec<Delivery>) -> Done {
@@ -170,7 +235,12 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             messages.push(message);
             rest.push((tag, properties, acker));
         }
-        let Batch { outcomes, together } = self.guard.batch(&messages, &self.handler).await;
+        let span = observe::span(&self.options.queue, self.guard.scope().as_str(), &messages);
+        let Batch { outcomes, together } =
+            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
+        observe::finish(&span, &messages, &outcomes);
+        #[cfg(feature = "metrics")]
+        observe::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
         let handled = messages.into_iter().zip(rest).zip(outcomes);
         let handled = handled.map(|((message, (tag, properties, acker)), outcome)| Handled {
             tag,
@@ -197,6 +267,17 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         }
         settling.ack(session.channel(), window.handled(tags));
     }
+}
+
+/// An error with its causes.
+fn described(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// A batch that has its outcomes.

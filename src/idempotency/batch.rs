@@ -5,16 +5,13 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    panic::AssertUnwindSafe,
     time::SystemTime,
 };
 
-use futures_util::FutureExt;
-
 use super::{
     claim::{Claim, ClaimRequest, Claims},
-    guard::{Guard, decided, panic_text},
-    handler::{HandlerError, IdempotentHandler},
+    guard::{Guard, decided},
+    handler::IdempotentHandler,
     outcome::{Duplicate, Outcome},
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
@@ -137,9 +134,8 @@ impl<S: IdempotencyStore> Guard<S> {
                 .zip(&claims)
                 .filter_map(|(message, claim)| (*claim == Claim::Acquired).then_some(*message))
                 .collect();
-            let work = AssertUnwindSafe(handler.handle_batch(&acquired, &mut session)).catch_unwind();
-            let handled = work.await.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))));
-            if handled.is_err() {
+            let work = handler.handle_batch(&acquired, &mut session);
+            if self.run(acquired.len(), work).await.is_err() {
                 self.give_back(session).await;
                 return Err(Apart);
             }

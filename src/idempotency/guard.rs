@@ -1,6 +1,7 @@
 //! The guard: claim, handle, complete or release.
 
 use std::{
+    future::Future,
     panic::AssertUnwindSafe,
     time::{Duration, SystemTime},
 };
@@ -40,6 +41,7 @@ pub struct Guard<S> {
     missing_id: MissingIdPolicy,
     retention: Option<Duration>,
     stale: StalePolicy,
+    limit: Option<Duration>,
 }
 
 /// What happens to a message that is older than the retention, if its ID is not known.
@@ -76,6 +78,7 @@ impl<S: IdempotencyStore> Guard<S> {
             missing_id: MissingIdPolicy::default(),
             retention: None,
             stale: StalePolicy::default(),
+            limit: None,
         }
     }
 
@@ -100,6 +103,33 @@ impl<S: IdempotencyStore> Guard<S> {
     pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
         (self.retention, self.stale) = (Some(retention), policy);
         self
+    }
+
+    /// The longest that a handler may take for one message; then it is dropped, and the message counts as failed. A batch has as many times that.
+    /// Not set by default.
+    #[must_use]
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Runs a handler for some messages: a panic must not take the consumer down, nor one that never ends hold it up. The session that it may
+    /// have left in disorder is released then.
+    pub(super) async fn run(
+        &self,
+        messages: usize,
+        work: impl Future<Output = HandlerResult> + Send,
+    ) -> HandlerResult {
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let handled = match self.limit {
+            None => work.await,
+            Some(limit) => {
+                let limit = limit.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
+                let late = format!("the handler took longer than {limit:?}");
+                tokio::time::timeout(limit, work).await.unwrap_or(Ok(Err(HandlerError::retry(late))))
+            }
+        };
+        handled.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))))
     }
 
     /// The age of a message that is too old to be handled without a record of it.
@@ -201,13 +231,12 @@ impl<S: IdempotencyStore> Guard<S> {
         H: IdempotentHandler<S>,
     {
         let keep_alive = self.store.keep_alive(&session);
-        let handled = {
-            // A panic must not take the consumer down; the session it may have left in disorder is released.
-            let work = AssertUnwindSafe(handler.handle(message, &mut session)).catch_unwind();
+        let result = {
+            let work = self.run(1, handler.handle(message, &mut session));
             match keep_alive {
                 None => work.await,
                 Some(keep_alive) => match future::select(std::pin::pin!(work), keep_alive).await {
-                    Either::Left((handled, _)) => handled,
+                    Either::Left((result, _)) => result,
                     Either::Right((lost, _)) => {
                         tracing::warn!(error = %lost, "lease lost; the handler is cancelled");
                         return Attempt::Decided(Outcome::LeaseLost);
@@ -215,7 +244,6 @@ impl<S: IdempotencyStore> Guard<S> {
                 },
             }
         };
-        let result = handled.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))));
         self.conclude(session, result).await
     }
 
@@ -279,7 +307,7 @@ pub(super) fn decided(message: &IncomingMessage, found: Fingerprint, claim: Opti
     }
 }
 
-pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .copied()

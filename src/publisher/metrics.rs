@@ -43,67 +43,12 @@ pub(super) fn record(before: &PublisherStatus, now: &PublisherStatus) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        sync::{Arc, Mutex},
+    use std::sync::Arc;
+
+    use crate::{
+        publisher::{error::PublishErrorKind, places::Places, status::Monitor},
+        recorded::Recorded,
     };
-
-    use metrics::{
-        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
-    };
-
-    use crate::publisher::{error::PublishErrorKind, places::Places, status::Monitor};
-
-    #[derive(Clone, Default)]
-    struct Recorded(Arc<Mutex<BTreeMap<String, f64>>>);
-
-    struct Cell(Recorded, String);
-
-    impl Cell {
-        fn add(&self, value: f64) {
-            *self.0.0.lock().unwrap().entry(self.1.clone()).or_default() += value;
-        }
-    }
-
-    impl CounterFn for Cell {
-        fn increment(&self, value: u64) {
-            self.add(u32::try_from(value).unwrap().into());
-        }
-        fn absolute(&self, _: u64) {}
-    }
-
-    impl GaugeFn for Cell {
-        fn increment(&self, value: f64) {
-            self.add(value);
-        }
-        fn decrement(&self, value: f64) {
-            self.add(-value);
-        }
-        fn set(&self, _: f64) {}
-    }
-
-    impl Recorded {
-        fn cell(&self, key: &Key) -> Arc<Cell> {
-            let labels = key.labels().map(metrics::Label::value);
-            let name: Vec<&str> = std::iter::once(key.name()).chain(labels).collect();
-            Arc::new(Cell(self.clone(), name.join(" ")))
-        }
-    }
-
-    impl Recorder for Recorded {
-        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-            Counter::from_arc(self.cell(key))
-        }
-        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-            Gauge::from_arc(self.cell(key))
-        }
-        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-            Histogram::noop()
-        }
-    }
 
     #[test]
     fn differences_add_up_over_publishers_and_reports() {
@@ -123,12 +68,11 @@ mod tests {
                 monitor.report();
             }
         });
-        let recorded = recorded.0.lock().unwrap();
         let expected = [
             ("idempotent_publisher_attempts_total confirmed", 14.0),
             ("idempotent_publisher_attempts_total nacked", 6.0),
             ("idempotent_publisher_in_flight", 0.0),
         ];
-        assert_eq!(*recorded, expected.map(|(name, value)| (name.to_owned(), value)).into());
+        assert_eq!(recorded.values(), expected.map(|(name, value)| (name.to_owned(), value)).into());
     }
 }

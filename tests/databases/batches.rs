@@ -129,6 +129,20 @@ pub async fn panic_in_a_batch_never_fails_its_neighbours<K: Kind>() {
     poisoned::<K>(true).await;
 }
 
+/// A handler that never ends for one message holds neither that one nor its neighbours up.
+pub async fn stuck_handler_is_ended_in_time<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let stuck = Insert { dawdle: DEADLINE * 10, ..table.insert() };
+    let guard = table.guard().handler_timeout(Duration::from_millis(200));
+    let outcomes =
+        timeout(DEADLINE, guard.process_batch(&messages(&["a", "b"]), &stuck)).await.expect("in time");
+    assert_eq!(names(&outcomes), ["retry", "retry"]);
+    assert_eq!(table.effects().await, (0, 0));
+    let outcomes = guard.process_batch(&messages(&["a", "b"]), &table.insert()).await;
+    assert_eq!(names(&outcomes), ["processed", "processed"]);
+    assert_eq!(table.effects().await, (2, 2));
+}
+
 async fn cut(cut: Cut) -> (Vec<&'static str>, Table<Postgres>) {
     let table = Table::<Postgres>::create().await;
     let wire = Wire::start(&table.url, cut, Arc::new(AtomicBool::new(true))).await;

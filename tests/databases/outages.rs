@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use lapin_idempotent::{IdempotencyStore, IdempotentConsumer, idempotency::StoreErrorKind, store::SqlStore};
+use lapin_idempotent::{
+    IdempotencyStore, IdempotentConsumer, consumer::ConsumerState, idempotency::StoreErrorKind,
+    store::SqlStore,
+};
 use sqlx::Postgres;
 use tokio::{sync::watch, time::timeout};
 
@@ -38,6 +41,7 @@ pub async fn server_stopped_and_started_nothing_acked_meanwhile() {
         .workers(4)
         .retry_delays(Duration::from_millis(50), Duration::from_millis(500))
         .on_outcome(move |_, outcome| seen.lock().unwrap().push(outcome.is_handled()));
+    let monitor = consumer.monitor();
     let running = tokio::spawn(async move {
         consumer.run_until(handler, async move { drop(stopped.wait_for(|stop| *stop).await) }).await
     });
@@ -50,10 +54,12 @@ pub async fn server_stopped_and_started_nothing_acked_meanwhile() {
         (outcomes.iter().rev().take_while(|handled| !**handled).count() >= 10).then_some(())
     })
     .await;
+    assert_eq!(monitor.status().state, ConsumerState::StoreAway);
     assert!(handled() <= before + 4, "nothing counts as handled while the store is away");
     assert_eq!(client.ready(&format!("{queue}.parked")).await, 0, "and nothing is parked for it");
     server.start_again().await;
     eventually("all are handled", async || (table.effects().await.1 == MESSAGES).then_some(())).await;
+    assert_eq!(monitor.status().state, ConsumerState::Consuming);
     stop.send(true).expect("running");
     timeout(DEADLINE, running).await.expect("stops").expect("task").expect("consumer");
     assert_eq!(table.effects().await, (MESSAGES, MESSAGES), "none lost, none twice");

@@ -57,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
         batches::duplicates_inside_a_batch_are_one_effect<Postgres, MySql, Sqlite>;
         batches::one_poison_message_never_fails_its_neighbours<Postgres, MySql, Sqlite>;
         batches::panic_in_a_batch_never_fails_its_neighbours<Postgres, MySql, Sqlite>;
+        batches::stuck_handler_is_ended_in_time<Postgres, MySql, Sqlite>;
         batches::rival_of_one_message_does_not_hold_up_the_others<Postgres, MySql>;
         batches::commit_of_a_batch_with_an_unknown_outcome_is_a_failure;
         batches::consumers_handle_in_batches_and_ack_what_they_handled;

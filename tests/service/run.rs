@@ -28,6 +28,8 @@ mod parking;
 #[path = "publisher.rs"]
 mod publisher;
 
+#[path = "status.rs"]
+mod status;
 #[cfg(feature = "tls")]
 #[path = "tls.rs"]
 mod tls;
@@ -109,6 +111,10 @@ pub(crate) fn main() -> ExitCode {
         publisher::closed_publisher_refuses_and_pending_messages_come_back,
         publisher::wrong_credentials_and_dead_ports_are_typed_errors,
         publisher::cancelled_calls_leave_nothing_behind,
+        status::status_follows_the_consumer,
+        status::duplicates_are_counted_by_cause,
+        status::lost_subscription_shows_until_there_is_another,
+        status::consumer_that_gets_nothing_done_is_failing_and_recovers,
     }
     #[cfg(feature = "tls")]
     trials! {

@@ -1,0 +1,190 @@
+//! How a consumer is doing.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::idempotency::{DuplicateCause, Outcome};
+
+/// How a consumer is doing, at one moment; see [`ConsumerMonitor::status`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerStatus {
+    /// What it is doing.
+    pub state: ConsumerState,
+    /// Deliveries in the hands of handlers.
+    pub in_hand: usize,
+    /// How many deliveries had each outcome, by [`Outcome::name`].
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// How many duplicates had each cause, by [`DuplicateCause::name`].
+    pub duplicates: BTreeMap<&'static str, u64>,
+    /// How often it subscribed anew.
+    pub reconnects: u64,
+    /// What went wrong last with the broker or the store; holds no credentials.
+    pub last_error: Option<String>,
+}
+
+impl ConsumerStatus {
+    /// Ready: subscribed, and its store answers.
+    pub fn is_ready(&self) -> bool {
+        self.state == ConsumerState::Consuming
+    }
+
+    /// Live: it works, or will by itself. Not live is a consumer that has ended, and one that fails again and again without
+    /// getting anything done.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, ConsumerState::Failing | ConsumerState::Stopped)
+    }
+}
+
+/// What a consumer is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ConsumerState {
+    /// It has not subscribed yet.
+    Starting,
+    /// It takes messages.
+    Consuming,
+    /// The connection or the subscription is lost; it is made anew.
+    Reconnecting,
+    /// The store cannot be asked. Nothing is taken and nothing acked until it answers again.
+    StoreAway,
+    /// Several subscriptions in turn ended before a single delivery was settled: something in the queue or the broker ends them. It goes on
+    /// trying, with long pauses.
+    Failing,
+    /// It was told to stop, and finishes what is in hand.
+    Draining,
+    /// It has ended.
+    Stopped,
+}
+
+impl ConsumerState {
+    /// A short name for logs and probes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Consuming => "consuming",
+            Self::Reconnecting => "reconnecting",
+            Self::StoreAway => "store_away",
+            Self::Failing => "failing",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Looks at a consumer from outside: for health probes and metrics. Cheap to clone; outlives the consumer.
+#[derive(Clone)]
+pub struct ConsumerMonitor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    status: Mutex<ConsumerStatus>,
+    watch: watch::Sender<ConsumerState>,
+}
+
+impl ConsumerMonitor {
+    pub(crate) fn new() -> Self {
+        let status = ConsumerStatus {
+            state: ConsumerState::Starting,
+            in_hand: 0,
+            outcomes: BTreeMap::new(),
+            duplicates: BTreeMap::new(),
+            reconnects: 0,
+            last_error: None,
+        };
+        let watch = watch::channel(status.state).0;
+        Self { shared: Arc::new(Shared { status: Mutex::new(status), watch }) }
+    }
+
+    /// How the consumer is doing now.
+    pub fn status(&self) -> ConsumerStatus {
+        self.change(|status| status.clone())
+    }
+
+    /// Follows the state. The receiver sees the latest one, not every one in between.
+    pub fn watch(&self) -> watch::Receiver<ConsumerState> {
+        self.shared.watch.subscribe()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut ConsumerStatus) -> T) -> T {
+        // No code path panics while it holds the lock.
+        change(&mut self.shared.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn enter(&self, state: ConsumerState) {
+        self.change(|status| status.state = state);
+        self.shared.watch.send_if_modified(|known| std::mem::replace(known, state) != state);
+    }
+
+    pub(super) fn failed(&self, error: &str) {
+        self.change(|status| status.last_error = Some(error.to_owned()));
+    }
+
+    pub(super) fn reconnected(&self) {
+        self.change(|status| status.reconnects += 1);
+    }
+
+    pub(super) fn in_hand(&self, deliveries: usize) {
+        self.change(|status| status.in_hand = deliveries);
+    }
+
+    /// Counts a batch of outcomes at once.
+    pub(super) fn decided<'a>(&self, outcomes: impl Iterator<Item = &'a Outcome>) {
+        self.change(|status| {
+            for outcome in outcomes {
+                *status.outcomes.entry(outcome.name()).or_default() += 1;
+                if let Outcome::Duplicate(duplicate) = outcome {
+                    *status.duplicates.entry(DuplicateCause::name(duplicate.cause)).or_default() += 1;
+                }
+            }
+        });
+    }
+}
+
+/// Says that the consumer has ended when it is dropped, by whatever way.
+pub(super) struct StoppedOnDrop(pub(super) ConsumerMonitor);
+
+impl Drop for StoppedOnDrop {
+    fn drop(&mut self) {
+        self.0.in_hand(0);
+        self.0.enter(ConsumerState::Stopped);
+    }
+}
+
+impl fmt::Debug for ConsumerMonitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ConsumerMonitor").field(&self.status()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_and_liveness_follow_the_state() {
+        let monitor = ConsumerMonitor::new();
+        let mut watch = monitor.watch();
+        let probes = |state| {
+            monitor.enter(state);
+            let status = monitor.status();
+            (status.is_ready(), status.is_live())
+        };
+        assert_eq!(probes(ConsumerState::Starting), (false, true));
+        assert!(!watch.has_changed().unwrap_or(true), "it was in this state before");
+        assert_eq!(probes(ConsumerState::Consuming), (true, true));
+        assert!(watch.has_changed().unwrap_or(false));
+        assert_eq!(*watch.borrow_and_update(), ConsumerState::Consuming);
+        assert_eq!(probes(ConsumerState::Reconnecting), (false, true));
+        assert_eq!(probes(ConsumerState::StoreAway), (false, true));
+        assert_eq!(probes(ConsumerState::Draining), (false, true));
+        assert_eq!(probes(ConsumerState::Failing), (false, false));
+        assert_eq!(probes(ConsumerState::Stopped), (false, false));
+    }
+}
