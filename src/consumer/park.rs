@@ -1,6 +1,9 @@
 //! Parking: publish onward with a confirm, *then* ack.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    error::Error,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use lapin::{
@@ -12,7 +15,6 @@ use tokio::sync::OnceCell;
 use super::settle::ParkReason;
 use crate::{
     amqp::{ConnectOptions, Note, parked_properties},
-    error::BoxError,
     publisher::{Failure, Forwarded, IdempotentPublisher, PublisherBuilder},
 };
 
@@ -132,7 +134,7 @@ fn bounded(text: &str) -> String {
 }
 
 /// An error with its causes, as text.
-pub(crate) fn describe(error: &BoxError) -> String {
+pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

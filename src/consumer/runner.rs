@@ -12,6 +12,7 @@ use super::{
     builder::Options,
     error::ConsumeError,
     observe,
+    park::describe,
     session::Session,
     settling::{Handled, Settler, Settling},
     size::BatchSize,
@@ -83,7 +84,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                         session = Some(opened);
                     }
                     Err(error) => {
-                        self.monitor.failed(&described(&error));
+                        self.monitor.failed(&describe(&error));
                         tracing::warn!(queue = %self.options.queue, error = %error, "cannot consume");
                     }
                 },
@@ -211,7 +212,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         self.monitor.in_hand(in_hand);
         self.monitor.decided(done.handled.iter().map(|handled| &handled.outcome));
         let error = done.handled.iter().find_map(|handled| match &handled.outcome {
-            Outcome::StoreUnavailable { error } => Some(described(error)),
+            Outcome::StoreUnavailable { error } => Some(describe(error)),
             _ => None,
         });
         match error {
@@ -267,17 +268,6 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         }
         settling.ack(session.channel(), window.handled(tags));
     }
-}
-
-/// An error with its causes.
-fn described(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A batch that has its outcomes.

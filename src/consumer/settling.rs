@@ -176,7 +176,7 @@ fn parked(
 fn error_text(outcome: &Outcome) -> Option<String> {
     match outcome {
         Outcome::Retry { error, .. } | Outcome::Reject { error } | Outcome::InvalidId { error } => {
-            Some(describe(error))
+            Some(describe(&**error))
         }
         Outcome::FingerprintMismatch { stored, found } => {
             Some(format!("the ID was completed with body {stored}, this body is {found}"))

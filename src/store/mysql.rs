@@ -1,19 +1,19 @@
 //! Identities and effects in one MySQL or MariaDB transaction.
 
-use std::{fmt::Write, str::FromStr, time::Duration};
+use std::{fmt::Write, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, MySql, Pool, Transaction,
     error::DatabaseError,
-    mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlPoolOptions},
+    mysql::{MySqlConnection, MySqlDatabaseError},
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, failed, found,
-    micros, millis, runs_statements,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, micros,
+    millis, runs_statements,
 };
 use crate::{
-    idempotency::{ClaimRequest, Lease, Scope, StoreError, StoreErrorKind},
+    idempotency::{ClaimRequest, Lease, Scope},
     message::MessageId,
 };
 
@@ -90,17 +90,6 @@ impl Dialect for MySql {
             seconds(limits.idle),
             millis(limits.statement)
         )
-    }
-
-    async fn connect(url: &str, limits: &Limits) -> Result<Pool<Self>, StoreError> {
-        let options = MySqlConnectOptions::from_str(url)
-            .map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
-        MySqlPoolOptions::new()
-            .max_connections(limits.connections)
-            .acquire_timeout(limits.acquire)
-            .connect_with(options)
-            .await
-            .map_err(failed::<Self>)
     }
 
     /// By error number (MySQL Server Error Message Reference; MariaDB Error Codes).

@@ -1,19 +1,15 @@
 //! Identities and effects in one PostgreSQL transaction.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
-use sqlx::{
-    AssertSqlSafe, Pool, Postgres, Row, Transaction,
-    error::DatabaseError,
-    postgres::{PgConnectOptions, PgConnection, PgPoolOptions},
-};
+use sqlx::{AssertSqlSafe, Pool, Postgres, Row, Transaction, error::DatabaseError, postgres::PgConnection};
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, failed, found,
-    micros, millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, micros,
+    millis, runs_statements, which,
 };
 use crate::{
-    idempotency::{ClaimRequest, Lease, Scope, StoreError, StoreErrorKind},
+    idempotency::{ClaimRequest, Lease, Scope},
     message::MessageId,
 };
 
@@ -109,17 +105,6 @@ impl Dialect for Postgres {
             millis(limits.statement),
             millis(limits.idle)
         )
-    }
-
-    async fn connect(url: &str, limits: &Limits) -> Result<Pool<Self>, StoreError> {
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
-        PgPoolOptions::new()
-            .max_connections(limits.connections)
-            .acquire_timeout(limits.acquire)
-            .connect_with(options)
-            .await
-            .map_err(failed::<Self>)
     }
 
     /// By SQLSTATE (PostgreSQL manual, appendix A).

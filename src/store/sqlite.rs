@@ -1,6 +1,6 @@
 //! Identities and effects in one SQLite transaction.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 use sqlx::{
     AssertSqlSafe, Pool, Row, Sqlite, Transaction,
@@ -11,11 +11,11 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, failed, found,
-    millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, millis,
+    runs_statements, which,
 };
 use crate::{
-    idempotency::{ClaimRequest, Lease, Scope, StoreError, StoreErrorKind},
+    idempotency::{ClaimRequest, Lease, Scope},
     message::MessageId,
 };
 
@@ -83,23 +83,17 @@ impl Dialect for Sqlite {
         format!("PRAGMA busy_timeout = {}; BEGIN IMMEDIATE", millis(limits.lock))
     }
 
-    async fn connect(url: &str, limits: &Limits) -> Result<Pool<Self>, StoreError> {
-        let options = SqliteConnectOptions::from_str(url)
-            .map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?
-            .create_if_missing(true)
+    fn pool(limits: &Limits) -> SqlitePoolOptions {
+        // A database in memory lives as long as its connection.
+        let one = SqlitePoolOptions::new().max_connections(1).min_connections(1);
+        one.acquire_timeout(limits.acquire).idle_timeout(None).max_lifetime(None)
+    }
+
+    fn settings(url: SqliteConnectOptions, limits: &Limits) -> SqliteConnectOptions {
+        url.create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(limits.lock);
-        SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(limits.acquire)
-            // A database in memory lives as long as its connection.
-            .min_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options)
-            .await
-            .map_err(failed::<Self>)
+            .busy_timeout(limits.lock)
     }
 
     /// By result code (<https://www.sqlite.org/rescode.html>); the low byte is the primary one.

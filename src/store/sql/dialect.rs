@@ -5,13 +5,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use sqlx::{Database, Pool, error::DatabaseError, query::Query};
+use sqlx::{Connection, Database, Pool, error::DatabaseError, pool::PoolOptions, query::Query};
 
 use super::{options::Limits, texts::Texts};
 use crate::{
-    idempotency::{ClaimRequest, Lease, Record, Scope, StoreError},
+    idempotency::{ClaimRequest, Lease, Record, Scope},
     message::{Fingerprint, MessageId},
 };
+
+/// How the driver of a database connects.
+pub(super) type ConnectOptions<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 /// One of the databases. Public only so that `SqlDatabase` can rest on it; its path is private.
 pub trait Dialect: Database + Sized {
@@ -35,8 +38,16 @@ pub trait Dialect: Database + Sized {
     /// Opens a transaction with the limits set, and marks it as ours.
     fn begin(limits: &Limits) -> String;
 
-    /// Opens a pool.
-    fn connect(url: &str, limits: &Limits) -> impl Future<Output = Result<Pool<Self>, StoreError>> + Send;
+    /// What a pool of the store's own is like.
+    fn pool(limits: &Limits) -> PoolOptions<Self> {
+        PoolOptions::new().max_connections(limits.connections).acquire_timeout(limits.acquire)
+    }
+
+    /// What the connections of that pool are like, beyond what the URL says.
+    fn settings(url: ConnectOptions<Self>, limits: &Limits) -> ConnectOptions<Self> {
+        let _ = limits;
+        url
+    }
 
     /// What an error of the server means.
     fn cause(error: &dyn DatabaseError) -> Cause;

@@ -15,12 +15,13 @@ mod session;
 mod table;
 mod texts;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::Pool;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) use self::claim::which;
+use self::dialect::ConnectOptions;
 pub(super) use self::{
     dialect::{Cause, Dialect, Found, NewLease, Value},
     error::failed,
@@ -30,7 +31,7 @@ pub(super) use self::{
     texts::{Texts, Words},
 };
 pub use self::{leased::LeasedStore, schema::SchemaMismatch, table::InvalidTableName};
-use crate::idempotency::StoreError;
+use crate::idempotency::{StoreError, StoreErrorKind};
 
 /// A database that a [`SqlStore`] can work with: `Postgres`, `MySql` or `Sqlite` of sqlx, each behind its feature.
 pub trait SqlDatabase: Dialect {
@@ -72,7 +73,10 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     /// `Configuration` for a URL that cannot be used, `Unavailable` if the database cannot be reached. The URL is in no error.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         let limits = Limits::default();
-        Ok(Self::new(DB::connect(url, &limits).await?))
+        let url = ConnectOptions::<DB>::from_str(url);
+        let url = url.map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
+        let pool = DB::pool(&limits).connect_with(DB::settings(url, &limits)).await;
+        Ok(Self::new(pool.map_err(failed::<DB>)?))
     }
 
     /// A store over your own pool: its size and its limit for the wait for a connection are yours. The limits of a transaction are set by the
