@@ -11,6 +11,8 @@ mod claims;
 mod commit;
 #[path = "conformance.rs"]
 mod conformance;
+#[path = "crashes.rs"]
+mod crashes;
 #[path = "database/mod.rs"]
 mod database;
 #[path = "leases.rs"]
@@ -36,7 +38,9 @@ pub(crate) fn main() -> ExitCode {
         return code;
     }
     let arguments = Arguments::from_args();
-    let Ok(there) = there(&["AMQP_URL", "POSTGRES_URL", "MYSQL_URL"]) else { return ExitCode::FAILURE };
+    let Ok(there) = there(&["AMQP_URL", "POSTGRES_URL", "MYSQL_URL", "REDIS_URL"]) else {
+        return ExitCode::FAILURE;
+    };
     let mut trials = Vec::new();
     macro_rules! trials {
         ($($module:ident::$test:ident $(<$($kind:ident),*>)?;)*) => {$(
@@ -104,5 +108,6 @@ pub(crate) fn main() -> ExitCode {
         schema::printed_sql_is_what_is_created<Postgres, MySql, Sqlite>;
         schema::consumer_does_not_start_without_the_table;
     }
+    trials.extend(crashes::trials(there));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
