@@ -1,5 +1,7 @@
 //! Consumers that die at a chosen point: the example `worker`, as a process of its own. Nothing is lost, and nothing takes effect twice that
 //! the store can prevent.
+//!
+//! `cargo test` and `cargo nextest run` build examples first; with `--test databases` they do not.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -60,7 +62,7 @@ impl Worker {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .expect("`cargo build --all-features --example worker` was run, as `cargo test` does");
+            .expect("`cargo build --all-features --example worker` was run");
         let mut lines = BufReader::new(process.stdout.take().expect("stdout")).lines();
         let outcomes = Arc::new(Mutex::new(Vec::new()));
         let (said, pid) = (Arc::clone(&outcomes), process.id());
