@@ -25,10 +25,13 @@ impl Attempts {
         *count
     }
 
+    /// Whether no message is in trouble.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.failed.is_empty()
+    }
+
     pub(crate) fn forget(&mut self, message: &str) {
-        if !self.failed.is_empty() {
-            self.failed.remove(message);
-        }
+        self.failed.remove(message);
     }
 }
 

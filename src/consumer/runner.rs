@@ -145,9 +145,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 () = shutdown.as_mut() => break End::Shutdown,
                 Some(done) = working.next() => {
                     size.learn(done.handled.len(), done.took, done.together);
-                    in_hand -= done.handled.len();
-                    *decided += done.handled.len() as u64;
-                    self.note(&done, &mut store, in_hand);
+                    self.count(&done, &mut in_hand, decided);
+                    self.judge_store(&done, &mut store);
                     self.settle(done, &session, &mut window, attempts, &mut settling);
                 }
                 tag = settling.next() => {
@@ -190,9 +189,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let limit = Instant::now() + self.options.drain_timeout;
         let drained = timeout_at(limit, async {
             while let Some(done) = working.next().await {
-                in_hand -= done.handled.len();
-                *decided += done.handled.len() as u64;
-                self.monitor.decided(done.handled.iter().map(|handled| &handled.outcome));
+                self.count(&done, &mut in_hand, decided);
                 self.settle(done, &session, &mut window, attempts, &mut settling);
             }
             if shutting_down {
@@ -207,10 +204,15 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         end
     }
 
-    /// Notes the outcomes of a batch, and what they say of the store.
-    fn note(&self, done: &Done, store: &mut StoreHealth, in_hand: usize) {
-        self.monitor.in_hand(in_hand);
+    fn count(&self, done: &Done, in_hand: &mut usize, decided: &mut u64) {
+        *in_hand -= done.handled.len();
+        *decided += done.handled.len() as u64;
+        self.monitor.in_hand(*in_hand);
         self.monitor.decided(done.handled.iter().map(|handled| &handled.outcome));
+    }
+
+    /// What the outcomes of a batch say of the store: while it cannot be asked, nothing is taken.
+    fn judge_store(&self, done: &Done, store: &mut StoreHealth) {
         let error = done.handled.iter().find_map(|handled| match &handled.outcome {
             Outcome::StoreUnavailable { error } => Some(describe(error)),
             _ => None,

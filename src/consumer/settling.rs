@@ -1,6 +1,6 @@
 //! What is done on the channel about a delivery that has its outcome.
 
-use std::time::Duration;
+use std::{cell::LazyCell, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     attempts::{Attempts, backoff},
     builder::Options,
+    observe,
     park::{Parked, Parking, describe},
     settle::{ParkReason, Settlement, settle},
     window::Ack,
@@ -105,12 +106,15 @@ impl Settler {
         settling: &mut Settling<'a>,
     ) -> Option<u64> {
         let Handled { tag, acker, properties, message, outcome } = handled;
-        let name = message.raw_message_id().map_or_else(|| message.fingerprint().to_string(), str::to_owned);
-        tracing::debug!(message_id = %name.escape_debug(), outcome = outcome.name(), "delivery decided");
+        // Made for messages in trouble only: most are acked, and need no name.
+        let name = LazyCell::new(|| observe::name(&message));
+        tracing::debug!(message_id = %*name, outcome = outcome.name(), "delivery decided");
         self.options.on_outcome.call(&message, &outcome);
         match settle(&outcome) {
             Settlement::Ack => {
-                attempts.forget(&name);
+                if !attempts.is_empty() {
+                    attempts.forget(&name);
+                }
                 return Some(tag);
             }
             Settlement::Requeue { after } => {
@@ -122,7 +126,7 @@ impl Settler {
                 if failures < self.options.max_attempts {
                     let delay = backoff(failures, self.options.first_delay, self.options.longest_delay);
                     let delay = after.map_or(delay, |least| delay.max(least));
-                    tracing::warn!(message_id = %name.escape_debug(), failures, error, "handler failed; to be tried again");
+                    tracing::warn!(message_id = %*name, failures, error, "handler failed; to be tried again");
                     settling.later.push(reject(acker, delay).map(move |()| Some(tag)).boxed());
                 } else {
                     attempts.forget(&name);

@@ -11,7 +11,7 @@ use futures_util::future::{self, BoxFuture};
 
 use super::{
     clock::{Clock, SteadyClock},
-    lease,
+    lease, log_forgotten,
 };
 use crate::{
     idempotency::{
@@ -259,7 +259,7 @@ impl Inspect for MemoryStore {
         let completed = matches!(state.records.get(&identity), Some(Record::Completed { .. }));
         if completed {
             state.forget(&identity);
-            tracing::info!(scope = scope.as_str(), message_id = message_id.as_str(), "identity forgotten");
+            log_forgotten(scope, message_id);
         }
         Ok(completed)
     }

@@ -14,6 +14,8 @@ mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+use crate::{idempotency::Scope, message::MessageId};
+
 pub use clock::Clock;
 pub use memory::MemoryStore;
 #[cfg(feature = "mysql")]
@@ -26,3 +28,8 @@ pub use redis::{RedisConnection, RedisStore};
 pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlStore};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteStore, SqliteTransaction};
+
+/// An operator's deliberate replay leaves a trace, in every store the same.
+fn log_forgotten(scope: &Scope, message_id: &MessageId) {
+    tracing::warn!(%scope, %message_id, "identity forgotten on request: its message takes effect once more");
+}

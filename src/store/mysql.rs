@@ -1,6 +1,6 @@
 //! Identities and effects in one MySQL or MariaDB transaction.
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::HashSet, fmt::Write, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, MySql, Pool, Transaction,
@@ -132,9 +132,9 @@ impl Dialect for MySql {
             let asked: Vec<_> =
                 missing.iter().map(|&index| (&rows[index].scope, &rows[index].message_id)).collect();
             let found = Self::select(connection, texts, &asked).await?;
+            let found: HashSet<_> = found.iter().map(Found::identity).collect();
             missing.retain(|&index| {
-                let identity = (rows[index].scope.as_str(), rows[index].message_id.as_str());
-                !found.iter().any(|row| row.identity() == identity)
+                !found.contains(&(rows[index].scope.as_str(), rows[index].message_id.as_str()))
             });
         }
         let mut new = vec![false; rows.len()];

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     idempotency::{Inspect, Record, Scope, StoreError},
     message::MessageId,
+    store::log_forgotten,
 };
 
 /// How many keys a server looks at in one go.
@@ -63,7 +64,7 @@ impl Inspect for RedisStore {
             _ => return Err(Failure::unexpected().into()),
         };
         if forgotten {
-            tracing::warn!(%scope, %message_id, "identity forgotten on request: its message takes effect once more");
+            log_forgotten(scope, message_id);
         }
         Ok(forgotten)
     }

@@ -4,6 +4,7 @@ use super::{SqlDatabase, SqlStore, dialect::Value, error::failed};
 use crate::{
     idempotency::{Inspect, Record, Scope, StoreError, StoreErrorKind},
     message::MessageId,
+    store::log_forgotten,
 };
 
 impl<DB: SqlDatabase> Inspect for SqlStore<DB> {
@@ -37,7 +38,7 @@ impl<DB: SqlDatabase> Inspect for SqlStore<DB> {
         };
         let forgotten = self.answered(StoreErrorKind::Unavailable, forgetting).await?;
         if forgotten {
-            tracing::warn!(%scope, %message_id, "identity forgotten on request: its message will take effect again");
+            log_forgotten(scope, message_id);
         }
         Ok(forgotten)
     }

@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    future::Future,
     time::{Duration, SystemTime},
 };
 
@@ -79,14 +78,6 @@ impl<DB: SqlDatabase> LeasedStore<DB> {
         let changed = change_row::<DB>(&mut connection, sql, before, lease).await.map_err(failed::<DB>)?;
         if changed { Ok(()) } else { Err(StoreErrorKind::LeaseLost.into()) }
     }
-
-    fn bounded<T>(
-        &self,
-        late: StoreErrorKind,
-        asking: impl Future<Output = Result<T, StoreError>>,
-    ) -> impl Future<Output = Result<T, StoreError>> {
-        self.store.answered(late, asking)
-    }
 }
 
 async fn change_row<DB: SqlDatabase>(
@@ -115,12 +106,12 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
         let request = std::slice::from_ref(single(requests)?);
-        let mut claims = self.bounded(StoreErrorKind::Unavailable, self.claim_leases(request)).await?;
+        let mut claims = self.store.answered(StoreErrorKind::Unavailable, self.claim_leases(request)).await?;
         claims.pop().ok_or_else(|| StoreErrorKind::Unavailable.into())
     }
 
     async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<Lease>, StoreError>> {
-        match self.bounded(StoreErrorKind::Unavailable, self.claim_leases(requests)).await {
+        match self.store.answered(StoreErrorKind::Unavailable, self.claim_leases(requests)).await {
             Ok(claims) => claims.into_iter().map(Ok).collect(),
             // One row may have failed them all, and some may be ours by now: their leases run out.
             Err(error) => repeated(requests.len(), error),
@@ -129,7 +120,7 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
 
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {
         let completing = self.change(&self.store.texts.complete, &[], &session);
-        self.bounded(StoreErrorKind::OutcomeUnknown, completing).await
+        self.store.answered(StoreErrorKind::OutcomeUnknown, completing).await
     }
 
     /// In one transaction and, as long as all are ours, one statement; in sorted order, so that two of them never wait for each other in
@@ -161,13 +152,13 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
             end(transaction, DB::COMMIT).await.map_err(not_committed::<DB>)?;
             Ok(results)
         };
-        let completed = self.bounded(StoreErrorKind::OutcomeUnknown, completing).await;
+        let completed = self.store.answered(StoreErrorKind::OutcomeUnknown, completing).await;
         completed.unwrap_or_else(|error| repeated(sessions.len(), error))
     }
 
     async fn release(&self, session: Lease) -> Result<(), StoreError> {
         let releasing = self.change(&self.store.texts.release, &[], &session);
-        self.bounded(StoreErrorKind::Unavailable, releasing).await
+        self.store.answered(StoreErrorKind::Unavailable, releasing).await
     }
 
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
