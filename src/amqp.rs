@@ -2,6 +2,7 @@
 
 mod connect;
 mod credentials;
+mod onward;
 mod settings;
 #[cfg(feature = "tls")]
 mod tls;
@@ -20,6 +21,9 @@ pub use connect::{ConnectError, ConnectErrorKind};
 pub(crate) use connect::{ConnectOptions, close};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;
+pub(crate) use onward::{
+    DELAY_SUFFIX, Delay, Note, delayed_properties, parked_properties, text_header, unparked_properties,
+};
 pub(crate) use settings::connection_settings;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
@@ -97,11 +101,6 @@ pub(crate) fn refusal(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// A name that came from the broker, which has checked its length.
-pub(crate) fn short(name: &str) -> ShortString {
-    ShortString::try_new(name).unwrap_or_default()
-}
-
 /// Takes a delivery apart: the message for the handler, the properties in case it is parked, and what settles it.
 pub(crate) fn incoming(mut delivery: Delivery) -> (IncomingMessage, BasicProperties, Acker) {
     let body = std::mem::take(&mut delivery.data).into();
@@ -118,10 +117,12 @@ impl From<&Delivery> for IncomingMessage {
 fn message(delivery: &Delivery, body: Bytes) -> IncomingMessage {
     let properties = &delivery.properties;
     let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
+    let (exchange, routing_key) = onward::original_route(delivery)
+        .unwrap_or_else(|| (delivery.exchange.to_string(), delivery.routing_key.to_string()));
     IncomingMessage {
         body,
-        exchange: delivery.exchange.to_string(),
-        routing_key: delivery.routing_key.to_string(),
+        exchange,
+        routing_key,
         redelivered: delivery.redelivered,
         properties: Properties {
             message_id: text(properties.message_id()),
@@ -137,80 +138,6 @@ fn message(delivery: &Delivery, body: Bytes) -> IncomingMessage {
             headers: properties.headers().as_ref().map(headers).unwrap_or_default(),
         },
     }
-}
-
-/// What a parked message says of itself.
-#[derive(Debug)]
-pub(crate) struct Note<'a> {
-    pub(crate) reason: &'a str,
-    pub(crate) error: Option<String>,
-    pub(crate) attempts: u32,
-    pub(crate) at: SystemTime,
-    pub(crate) scope: &'a str,
-    pub(crate) queue: &'a str,
-    pub(crate) exchange: &'a str,
-    pub(crate) routing_key: &'a str,
-}
-
-/// The properties of a parked copy: the original's, but for those that would make it vanish, be refused or multiply.
-pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> BasicProperties {
-    let mut headers = FieldTable::default();
-    for (name, value) in original.headers().iter().flat_map(|headers| headers.inner()) {
-        // RabbitMQ routes copies to the queues that CC and BCC name.
-        match name.as_str() {
-            "CC" => headers.insert(ShortString::from(reserved::ORIGINAL_CC), value.clone()),
-            "BCC" => continue,
-            _ => headers.insert(name.clone(), value.clone()),
-        };
-    }
-    let mut text = |name: &'static str, value: &str| {
-        headers.insert(ShortString::from(name), AMQPValue::LongString(LongString::from(value)));
-    };
-    text(reserved::PARKED_REASON, note.reason);
-    if let Some(error) = &note.error {
-        text(reserved::PARKED_ERROR, error);
-    }
-    text(reserved::PARKED_SCOPE, note.scope);
-    text(reserved::ORIGINAL_QUEUE, note.queue);
-    text(reserved::ORIGINAL_EXCHANGE, note.exchange);
-    text(reserved::ORIGINAL_ROUTING_KEY, note.routing_key);
-    // A parked message waits for somebody to look at it: it must not expire.
-    if let Some(expiration) = original.expiration() {
-        text(reserved::ORIGINAL_EXPIRATION, expiration.as_str());
-    }
-    // The broker refuses a user_id that is not the connection's own.
-    if let Some(user) = original.user_id() {
-        text(reserved::ORIGINAL_USER_ID, user.as_str());
-    }
-    headers.insert(ShortString::from(reserved::PARKED_AT), AMQPValue::Timestamp(seconds(note.at)));
-    headers
-        .insert(ShortString::from(reserved::PARKED_ATTEMPTS), AMQPValue::LongLongInt(note.attempts.into()));
-    without_expiration_and_user(original).with_delivery_mode(PERSISTENT).with_headers(headers)
-}
-
-/// lapin's properties can be set but not unset.
-fn without_expiration_and_user(original: &BasicProperties) -> BasicProperties {
-    let mut kept = BasicProperties::default();
-    macro_rules! keep {
-        ($($get:ident => $set:ident),* $(,)?) => {$(
-            if let Some(value) = original.$get().clone() {
-                kept = kept.$set(value);
-            }
-        )*};
-    }
-    keep! {
-        content_type => with_content_type,
-        content_encoding => with_content_encoding,
-        priority => with_priority,
-        correlation_id => with_correlation_id,
-        reply_to => with_reply_to,
-        message_id => with_message_id,
-        timestamp => with_timestamp,
-        kind => with_type,
-        app_id => with_app_id,
-        cluster_id => with_cluster_id,
-    }
-    kept
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -3,6 +3,7 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use super::{
+    delay::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
     park::ParkingTarget,
     runner::Runner,
@@ -11,7 +12,8 @@ use super::{
 use crate::{
     amqp::{ConnectOptions, InvalidUri, connection_settings},
     idempotency::{
-        Guard, IdempotencyStore, IdempotentHandler, KeySource, MissingIdPolicy, Outcome, Scope, StalePolicy,
+        Guard, IdempotencyStore, IdempotentHandler, KeySource, MismatchPolicy, MissingIdPolicy, Outcome,
+        Scope, StalePolicy,
     },
     message::IncomingMessage,
 };
@@ -20,6 +22,18 @@ use crate::{
 ///
 /// Deliveries are acked after the effect is committed. A consumer that dies at any point leaves either no effect and an unacked
 /// delivery, or an effect and a remembered ID.
+///
+/// # Order
+///
+/// With one of the `workers`, messages are handled in the order in which the broker delivers them, in one subscription. A failed message is overtaken by those behind it,
+/// and after a lost connection the broker delivers again what was not acked, possibly to another consumer. Who needs an order must find it in the messages:
+/// a sequence number that the handler compares.
+///
+/// # Several consumers
+///
+/// Any number of consumers, in one process or many, may share a queue: with one scope each message takes effect once. A queue declared with
+/// `x-single-active-consumer` serves one of them at a time and changes over when that one goes; it may still be finishing a message then, which the guard
+/// keeps from taking effect twice. See also [`exclusive`](ConsumerBuilder::exclusive) and [`priority`](ConsumerBuilder::priority).
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct IdempotentConsumer;
@@ -41,6 +55,7 @@ impl IdempotentConsumer {
             scope: queue.clone(),
             key: KeySource::default(),
             missing_id: MissingIdPolicy::default(),
+            mismatch: MismatchPolicy::default(),
             retention: None,
             horizon: Duration::ZERO,
             monitor: ConsumerMonitor::new(),
@@ -49,11 +64,15 @@ impl IdempotentConsumer {
                 parking: ParkingTarget::queue_beside(&queue),
                 queue,
                 prefetch: 256,
+                exclusive: false,
+                priority: 0,
                 workers: 1,
                 batch: 64,
+                redelivery: Redelivery::default(),
+                immediate_retries: 2,
                 max_attempts: 20,
-                first_delay: Duration::from_millis(100),
-                longest_delay: Duration::from_secs(30),
+                first_delay: Duration::from_secs(1),
+                longest_delay: Duration::from_secs(300),
                 drain_timeout: Duration::from_secs(30),
                 on_outcome: Hook::default(),
             },
@@ -81,6 +100,7 @@ pub struct ConsumerBuilder<S> {
     scope: String,
     key: KeySource,
     missing_id: MissingIdPolicy,
+    mismatch: MismatchPolicy,
     retention: Option<(Duration, StalePolicy)>,
     horizon: Duration,
     monitor: ConsumerMonitor,
@@ -94,8 +114,12 @@ pub(crate) struct Options {
     pub(crate) queue: String,
     pub(crate) parking: ParkingTarget,
     pub(crate) prefetch: u16,
+    pub(crate) exclusive: bool,
+    pub(crate) priority: i32,
     pub(crate) workers: usize,
     pub(crate) batch: usize,
+    pub(crate) redelivery: Redelivery,
+    pub(crate) immediate_retries: u32,
     pub(crate) max_attempts: u32,
     pub(crate) first_delay: Duration,
     pub(crate) longest_delay: Duration,
@@ -146,6 +170,12 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
+    /// What happens to a message whose ID took effect with another body. Default: it is parked.
+    pub fn fingerprint_mismatch(mut self, policy: MismatchPolicy) -> Self {
+        self.mismatch = policy;
+        self
+    }
+
     /// For how long the store remembers an ID: the retention that it is purged with. A message that is older and unknown is not handled but
     /// parked as `indeterminate`, unless `policy` is [`StalePolicy::Handle`]. Not set by default.
     pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
@@ -163,6 +193,19 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// The longest that the handler may take for one message; then it is dropped, and the message counts as failed. Not set by default.
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.handler_timeout = Some(limit);
+        self
+    }
+
+    /// Consumes the queue alone: a second consumer is refused. A consumer that finds the queue taken does not start; one that loses it
+    /// goes on asking for it. For a stand-by that takes over, a queue with `x-single-active-consumer` is the better choice.
+    pub fn exclusive(mut self) -> Self {
+        self.options.exclusive = true;
+        self
+    }
+
+    /// Consumers with a higher priority get messages first, as long as they have room (RabbitMQ's consumer priorities, `x-priority`). Default 0.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.options.priority = priority;
         self
     }
 
@@ -192,15 +235,31 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// After how many failed attempts a message is parked. Default 20; at least 1.
+    /// How a failed message comes to be delivered again. Default: through delay queues.
+    pub fn redelivery(mut self, redelivery: Redelivery) -> Self {
+        self.options.redelivery = redelivery;
+        self
+    }
+
+    /// How often a failed message is tried again at once, each time in a transaction of its own, before it is delivered again. Default 2.
     ///
-    /// Counted by this consumer, so the count starts anew when the process does.
+    /// Not done for a handler that asked for a delay.
+    pub fn immediate_retries(mut self, retries: u32) -> Self {
+        self.options.immediate_retries = retries;
+        self
+    }
+
+    /// After how many failed runs of its handler a message is parked, those that were tried again at once included. Default 20; at least 1.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
     }
 
-    /// The delays before a failed message is delivered again: `first`, doubling up to `longest`. Default 100 ms and 30 s.
+    /// The delays before a failed message is delivered again: `first`, then each four times the last, up to `longest`. Default 1 s and
+    /// 5 min; from 1 ms to 49 days.
+    ///
+    /// A handler's own [`retry_after`](crate::HandlerError::retry_after) is rounded up to one of them; a longer one is made of several. When
+    /// they change, the delay queues of the old ones stay, and can be deleted when they are empty.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
         self.options.first_delay = first;
         self.options.longest_delay = longest.max(first);
@@ -265,8 +324,12 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.name.get_or_insert_with(|| self.scope.clone());
-        let mut guard =
-            Guard::new(self.store, Scope::new(self.scope)?).key(self.key).missing_id(self.missing_id);
+        let mut guard = Guard::new(self.store, Scope::new(self.scope)?)
+            .key(self.key)
+            .missing_id(self.missing_id)
+            .fingerprint_mismatch(self.mismatch)
+            .immediate_retries(self.options.immediate_retries)
+            .max_attempts(self.options.max_attempts);
         if let Some((retention, policy)) = self.retention {
             if retention < self.horizon {
                 let short = RetentionTooShort { retention, horizon: self.horizon };

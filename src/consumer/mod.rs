@@ -1,12 +1,14 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
-//! `settle.rs` is the table from outcome to AMQP; `runner.rs` the loop around it; `park.rs` what happens to messages that must not be
-//! tried again.
+//! `settle.rs` is the table from outcome to AMQP, `runner.rs` the loop around it, `settling.rs` what is done on the channel. `delay.rs` and `park.rs` say
+//! where messages go that failed, `onward.rs` brings them there, and `unpark.rs` back.
 
 mod attempts;
 mod builder;
+mod delay;
 mod error;
 mod observe;
+mod onward;
 mod park;
 mod runner;
 mod session;
@@ -15,9 +17,12 @@ mod settling;
 mod size;
 mod status;
 mod trouble;
+mod unpark;
 mod window;
 
 pub use builder::{ConsumerBuilder, IdempotentConsumer};
+pub use delay::Redelivery;
 pub use error::{ConsumeError, ConsumeErrorKind};
 pub use settle::{ParkReason, Settlement, settle};
 pub use status::{ConsumerMonitor, ConsumerState, ConsumerStatus};
+pub use unpark::{Unpark, Unparked};

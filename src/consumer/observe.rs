@@ -75,6 +75,19 @@ pub(super) fn name(message: &IncomingMessage) -> String {
     }
 }
 
+/// A message was passed on: to a delay queue, or for a reason to parking.
+#[cfg(feature = "metrics")]
+pub(super) fn passed_on(scope: &str, reason: Option<&'static str>) {
+    let scope = ("scope", scope.to_owned());
+    match reason {
+        None => metrics::counter!("idempotent_consumer_delayed_total", &[scope]).increment(1),
+        Some(reason) => {
+            let labels = [scope, ("reason", reason.to_owned())];
+            metrics::counter!("idempotent_consumer_parked_total", &labels).increment(1);
+        }
+    }
+}
+
 /// Counters and a histogram through the `metrics` facade, once for each batch.
 #[cfg(feature = "metrics")]
 pub(super) fn record(scope: &str, outcomes: &[Outcome], took: std::time::Duration) {
@@ -123,14 +136,19 @@ mod tests {
         metrics::with_local_recorder(&recorded, || {
             record("ledger", &outcomes, Duration::from_secs(2));
             record("ledger", &outcomes[..1], Duration::from_secs(1));
+            passed_on("ledger", None);
+            passed_on("ledger", Some("rejected"));
+            passed_on("ledger", Some("rejected"));
         });
         let expected = [
             ("idempotent_consumer_batch_messages ledger", 6.0),
             ("idempotent_consumer_batch_seconds ledger", 3.0),
+            ("idempotent_consumer_delayed_total ledger", 1.0),
             ("idempotent_consumer_deliveries_total ledger duplicate broker_redelivery", 1.0),
             ("idempotent_consumer_deliveries_total ledger duplicate republished", 1.0),
             ("idempotent_consumer_deliveries_total ledger missing_id ", 1.0),
             ("idempotent_consumer_deliveries_total ledger processed ", 3.0),
+            ("idempotent_consumer_parked_total ledger rejected", 2.0),
         ];
         assert_eq!(recorded.values(), expected.map(|(name, value)| (name.to_owned(), value)).into());
     }

@@ -48,7 +48,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         options: Options,
         monitor: ConsumerMonitor,
     ) -> Self {
-        let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone());
+        let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
         Self { guard, handler, connect, options, settler, monitor }
     }
 

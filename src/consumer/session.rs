@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use lapin::{
     Channel, Connection, Consumer,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::timeout;
 
@@ -49,13 +49,14 @@ impl Session {
         let qos = channel.basic_qos(options.prefetch, BasicQosOptions::default());
         within(limit, qos).await?;
         let queue = ShortString::try_new(options.queue.as_str())?;
+        let consuming =
+            BasicConsumeOptions { exclusive: options.exclusive, ..BasicConsumeOptions::default() };
+        let mut arguments = FieldTable::default();
+        if options.priority != 0 {
+            arguments.insert(ShortString::from("x-priority"), AMQPValue::LongInt(options.priority));
+        }
         // An empty tag lets the broker make one: nothing to collide with.
-        let consume = channel.basic_consume(
-            queue,
-            ShortString::from(""),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
+        let consume = channel.basic_consume(queue, ShortString::from(""), consuming, arguments);
         let deliveries = within(limit, consume).await?;
         Ok((channel, deliveries))
     }

@@ -11,11 +11,18 @@ use crate::idempotency::Outcome;
 pub enum Settlement {
     /// `basic.ack`: the message has taken effect, now or earlier.
     Ack,
-    /// Deliver it again after a delay: the handler failed. `basic.reject` with requeue, which counts towards the delivery limit of
-    /// a quorum queue (RabbitMQ 4.3).
+    /// Deliver it again after a delay: the handler failed. Passed on to a delay queue with a confirm, and then acked; or held, and given back with
+    /// `basic.reject` and requeue, which counts towards the delivery limit of a quorum queue (RabbitMQ 4.3).
     Retry {
         /// The least delay that the handler asked for; otherwise the consumer's own.
         after: Option<Duration>,
+        /// How often the handler failed in this delivery.
+        failures: u32,
+    },
+    /// Deliver it again after a delay, without counting a failure: the handler had asked for a longer one than the delay queues have.
+    Defer {
+        /// How much of it is left.
+        after: Duration,
     },
     /// Give it back: we, or somebody else, are busy with it, or the store is away. `basic.nack` with requeue, which does not count.
     Requeue {
@@ -69,7 +76,8 @@ pub fn settle(outcome: &Outcome) -> Settlement {
     match outcome {
         Outcome::Processed | Outcome::Duplicate(_) => Settlement::Ack,
         Outcome::InProgress { remaining } => Settlement::Requeue { after: (*remaining).min(LONGEST_HOLD) },
-        Outcome::Retry { after, .. } => Settlement::Retry { after: *after },
+        Outcome::Retry { after, failures, .. } => Settlement::Retry { after: *after, failures: *failures },
+        Outcome::TooEarly { remaining } => Settlement::Defer { after: *remaining },
         Outcome::Reject { .. } => Settlement::Park(ParkReason::Rejected),
         Outcome::FingerprintMismatch { .. } => Settlement::Park(ParkReason::FingerprintMismatch),
         Outcome::Indeterminate { .. } => Settlement::Park(ParkReason::Indeterminate),
@@ -102,9 +110,10 @@ mod tests {
             (Outcome::InProgress { remaining: second }, Settlement::Requeue { after: second }),
             (Outcome::InProgress { remaining: second * 3600 }, Settlement::Requeue { after: LONGEST_HOLD }),
             (
-                Outcome::Retry { after: Some(second), error: "e".into() },
-                Settlement::Retry { after: Some(second) },
+                Outcome::Retry { after: Some(second), failures: 3, error: "e".into() },
+                Settlement::Retry { after: Some(second), failures: 3 },
             ),
+            (Outcome::TooEarly { remaining: second * 3600 }, Settlement::Defer { after: second * 3600 }),
             (Outcome::Reject { error: "e".into() }, Settlement::Park(ParkReason::Rejected)),
             (
                 Outcome::FingerprintMismatch { stored: print, found: print },

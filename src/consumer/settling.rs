@@ -1,6 +1,10 @@
 //! What is done on the channel about a delivery that has its outcome.
 
-use std::{cell::LazyCell, time::Duration};
+use std::{
+    cell::LazyCell,
+    future::Future,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
@@ -10,15 +14,18 @@ use lapin::{
 use tokio::time::{sleep, timeout};
 
 use super::{
-    attempts::{Attempts, backoff},
+    attempts::Attempts,
     builder::Options,
+    delay::{self, Delays, Redelivery, Wait},
     observe,
-    park::{Parked, Parking, describe},
+    onward::Onward,
+    park::{ParkingTarget, bounded, describe},
     settle::{ParkReason, Settlement, settle},
+    status::ConsumerMonitor,
     window::Ack,
 };
 use crate::{
-    amqp::{self, ConnectOptions},
+    amqp::{ConnectOptions, Delay, Note, delayed_properties, parked_properties},
     idempotency::Outcome,
     message::IncomingMessage,
 };
@@ -41,7 +48,17 @@ pub(crate) struct Handled {
 /// Settles deliveries, over all sessions of a consumer.
 pub(crate) struct Settler {
     options: Options,
-    parking: Parking,
+    scope: String,
+    delays: Delays,
+    onward: Onward,
+    monitor: ConsumerMonitor,
+}
+
+/// A delivery that did not take effect.
+struct Troubled {
+    acker: Acker,
+    properties: BasicProperties,
+    message: IncomingMessage,
 }
 
 /// What is being done about the deliveries of one session.
@@ -53,7 +70,7 @@ pub(crate) struct Settling<'a> {
     later: FuturesUnordered<BoxFuture<'a, Option<u64>>>,
 }
 
-impl Settling<'_> {
+impl<'a> Settling<'a> {
     /// Goes on with all of it, until a delivery is settled by itself: its tag.
     pub(crate) async fn next(&mut self) -> u64 {
         loop {
@@ -81,6 +98,16 @@ impl Settling<'_> {
         }
     }
 
+    /// Begins what must not be left undone.
+    fn now(&mut self, tag: u64, work: impl Future<Output = ()> + Send + 'a) {
+        self.now.push(work.map(move |()| Some(tag)).boxed());
+    }
+
+    /// Begins what closing the channel does as well.
+    fn later(&mut self, tag: u64, work: impl Future<Output = ()> + Send + 'a) {
+        self.later.push(work.map(move |()| Some(tag)).boxed());
+    }
+
     /// Waits for what must not be left undone.
     pub(crate) async fn finish(&mut self) {
         while self.now.next().await.is_some() {}
@@ -88,13 +115,19 @@ impl Settling<'_> {
 }
 
 impl Settler {
-    pub(crate) fn new(options: Options, scope: &str, connect: ConnectOptions) -> Self {
-        let parking = Parking::new(options.parking.clone(), options.queue.clone(), scope.to_owned(), connect);
-        Self { options, parking }
+    pub(crate) fn new(
+        options: Options,
+        scope: &str,
+        connect: ConnectOptions,
+        monitor: ConsumerMonitor,
+    ) -> Self {
+        let delays = Delays::new(options.first_delay, options.longest_delay);
+        let onward = Onward::new(format!("{scope} (parking)"), connect);
+        Self { options, scope: scope.to_owned(), delays, onward, monitor }
     }
 
     pub(crate) async fn close(&self) {
-        self.parking.close(self.options.drain_timeout).await;
+        self.onward.close(self.options.drain_timeout).await;
     }
 
     /// Turns an outcome into what is done on the channel. Gives the tag of a delivery that may be acked; what becomes of any other one is
@@ -110,69 +143,134 @@ impl Settler {
         let name = LazyCell::new(|| observe::name(&message));
         tracing::debug!(message_id = %*name, outcome = outcome.name(), "delivery decided");
         self.options.on_outcome.call(&message, &outcome);
-        match settle(&outcome) {
-            Settlement::Ack => {
+        let settlement = settle(&outcome);
+        let failed = match settlement {
+            Settlement::Retry { failures, .. } => self.count(&message, &name, failures, attempts),
+            // It neither worked nor failed.
+            Settlement::Requeue { .. } => 0,
+            _ => {
                 if !attempts.is_empty() {
                     attempts.forget(&name);
                 }
-                return Some(tag);
+                message.failures()
             }
-            Settlement::Requeue { after } => {
-                settling.later.push(requeue(acker, after).map(move |()| Some(tag)).boxed());
+        };
+        let error = error_text(&outcome);
+        match settlement {
+            Settlement::Ack => return Some(tag),
+            Settlement::Requeue { after } => settling.later(tag, requeue(acker, after)),
+            Settlement::Defer { after } => {
+                let troubled = Troubled { acker, properties, message };
+                self.again(troubled, failed, self.delays.rest(after), tag, settling);
             }
-            Settlement::Retry { after } => {
-                let failures = attempts.fail(&name);
-                let error = error_text(&outcome);
-                if failures < self.options.max_attempts {
-                    let delay = backoff(failures, self.options.first_delay, self.options.longest_delay);
-                    let delay = after.map_or(delay, |least| delay.max(least));
-                    tracing::warn!(message_id = %*name, failures, error, "handler failed; to be tried again");
-                    settling.later.push(reject(acker, delay).map(move |()| Some(tag)).boxed());
-                } else {
-                    attempts.forget(&name);
-                    let parked = parked(&message, properties, ParkReason::AttemptsExhausted, error, failures);
-                    settling.now.push(self.park(acker, parked).map(move |()| Some(tag)).boxed());
-                }
+            Settlement::Retry { after, .. } if failed < self.options.max_attempts => {
+                tracing::warn!(message_id = %*name, failures = failed, error, "handler failed; to be tried again");
+                let deliveries = failed.div_ceil(self.options.immediate_retries.saturating_add(1));
+                let troubled = Troubled { acker, properties, message };
+                self.again(troubled, failed, self.delays.after(deliveries, after), tag, settling);
+            }
+            Settlement::Retry { .. } => {
+                attempts.forget(&name);
+                let troubled = Troubled { acker, properties, message };
+                let reason = ParkReason::AttemptsExhausted;
+                settling.now(tag, self.park(troubled, reason, error, failed));
             }
             Settlement::Park(reason) => {
-                attempts.forget(&name);
-                let parked = parked(&message, properties, reason, error_text(&outcome), 1);
-                settling.now.push(self.park(acker, parked).map(move |()| Some(tag)).boxed());
+                let troubled = Troubled { acker, properties, message };
+                settling.now(tag, self.park(troubled, reason, error, failed.saturating_add(1)));
             }
         }
         None
     }
 
-    async fn park(&self, acker: Acker, parked: Parked) {
-        let reason = parked.reason.as_str();
-        match self.parking.park(parked).await {
+    /// How often a message has failed, in all: counted in its header, or in this process where it goes back as it is.
+    fn count(&self, message: &IncomingMessage, name: &str, failures: u32, attempts: &mut Attempts) -> u32 {
+        let failures = match self.options.redelivery {
+            Redelivery::Delayed => failures,
+            Redelivery::Requeue => attempts.fail(name, failures),
+        };
+        message.failures().saturating_add(failures)
+    }
+
+    /// Sees to it that a message is delivered again after a while.
+    fn again<'a>(
+        &'a self,
+        troubled: Troubled,
+        failures: u32,
+        wait: Wait,
+        tag: u64,
+        settling: &mut Settling<'a>,
+    ) {
+        match self.options.redelivery {
+            Redelivery::Delayed => settling.now(tag, self.delay(troubled, failures, wait)),
+            Redelivery::Requeue => settling.later(tag, reject(troubled.acker, wait.wanted)),
+        }
+    }
+
+    /// Publishes a message to a delay queue, then acks it.
+    async fn delay(&self, troubled: Troubled, failures: u32, wait: Wait) {
+        let Troubled { acker, properties, message } = troubled;
+        let (queue, now) = (&self.options.queue, SystemTime::now());
+        let delay = Delay {
+            failures,
+            at: now,
+            until: (wait.wanted > wait.step).then(|| now + wait.wanted),
+            queue,
+            exchange: message.exchange(),
+            routing_key: message.routing_key(),
+        };
+        let (name, arguments) = (delay::name(queue, wait.step), delay::arguments(queue, wait.step));
+        let copy = delayed_properties(&properties, &delay);
+        match self.onward.publish_to(&name, &arguments, copy, message.body().clone()).await {
             Ok(()) => {
-                tracing::warn!(queue = %self.options.queue, reason, "message parked");
+                self.monitor.delayed();
+                #[cfg(feature = "metrics")]
+                observe::passed_on(&self.scope, None);
                 ack(acker).await;
             }
             Err(error) => {
-                tracing::error!(queue = %self.options.queue, reason, error = %error, "message not parked; it stays");
-                requeue(acker, PARKING_AWAY).await;
+                tracing::error!(
+                    queue,
+                    error = describe(&error),
+                    "message not delayed; it is held and requeued"
+                );
+                self.monitor.failed(&describe(&error));
+                reject(acker, wait.wanted).await;
             }
         }
     }
-}
 
-fn parked(
-    message: &IncomingMessage,
-    properties: BasicProperties,
-    reason: ParkReason,
-    error: Option<String>,
-    attempts: u32,
-) -> Parked {
-    Parked {
-        exchange: amqp::short(message.exchange()),
-        routing_key: amqp::short(message.routing_key()),
-        properties,
-        body: message.body().clone(),
-        reason,
-        error,
-        attempts,
+    /// Publishes a message to the parking queue, then acks it.
+    async fn park(&self, troubled: Troubled, reason: ParkReason, error: Option<String>, attempts: u32) {
+        let Troubled { acker, properties, message } = troubled;
+        let queue = &self.options.queue;
+        let note = Note {
+            reason: reason.as_str(),
+            error: error.as_deref().map(bounded),
+            attempts,
+            at: SystemTime::now(),
+            scope: &self.scope,
+            queue,
+            exchange: message.exchange(),
+            routing_key: message.routing_key(),
+        };
+        let copy = parked_properties(&properties, &note);
+        let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
+        let reason = reason.as_str();
+        match self.onward.publish(exchange, routing_key, copy, message.body().clone()).await {
+            Ok(()) => {
+                tracing::warn!(queue, reason, "message parked");
+                self.monitor.parked(reason);
+                #[cfg(feature = "metrics")]
+                observe::passed_on(&self.scope, Some(reason));
+                ack(acker).await;
+            }
+            Err(error) => {
+                tracing::error!(queue, reason, error = describe(&error), "message not parked; it stays");
+                self.monitor.failed(&describe(&error));
+                requeue(acker, PARKING_AWAY).await;
+            }
+        }
     }
 }
 

@@ -22,6 +22,10 @@ pub struct ConsumerStatus {
     pub outcomes: BTreeMap<&'static str, u64>,
     /// How many duplicates had each cause, by [`DuplicateCause::name`].
     pub duplicates: BTreeMap<&'static str, u64>,
+    /// How many deliveries were passed on to a delay queue.
+    pub delayed: u64,
+    /// How many were parked, by [`ParkReason::as_str`](super::ParkReason::as_str).
+    pub parked: BTreeMap<&'static str, u64>,
     /// How often it subscribed anew.
     pub reconnects: u64,
     /// What went wrong last with the broker or the store; holds no credentials.
@@ -95,6 +99,8 @@ impl ConsumerMonitor {
             in_hand: 0,
             outcomes: BTreeMap::new(),
             duplicates: BTreeMap::new(),
+            delayed: 0,
+            parked: BTreeMap::new(),
             reconnects: 0,
             last_error: None,
         };
@@ -128,6 +134,14 @@ impl ConsumerMonitor {
 
     pub(super) fn reconnected(&self) {
         self.change(|status| status.reconnects += 1);
+    }
+
+    pub(super) fn delayed(&self) {
+        self.change(|status| status.delayed += 1);
+    }
+
+    pub(super) fn parked(&self, reason: &'static str) {
+        self.change(|status| *status.parked.entry(reason).or_default() += 1);
     }
 
     pub(super) fn in_hand(&self, deliveries: usize) {

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::attempts::backoff;
-
 /// How many subscriptions in turn may end without having settled anything, before the consumer says that it is failing.
 const FRUITLESS: u32 = 5;
 
@@ -67,6 +65,11 @@ impl StoreHealth {
     }
 }
 
+/// The pause after so many failures: doubling from `first` up to `longest`.
+fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest)
+}
+
 fn varied(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
@@ -114,5 +117,12 @@ mod tests {
         assert!(store.paused().is_some());
         assert!(store.answered());
         assert_eq!(store.paused(), None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(1));
+        let delays = [1, 2, 4, 5, 90].map(|failures| backoff(failures, first, longest).as_millis());
+        assert_eq!(delays, [100, 200, 800, 1000, 1000]);
     }
 }

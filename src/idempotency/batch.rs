@@ -10,9 +10,9 @@ use std::{
 
 use super::{
     claim::{Claim, ClaimRequest, Claims},
-    guard::{Guard, decided},
+    guard::Guard,
     handler::IdempotentHandler,
-    outcome::{Duplicate, Outcome},
+    outcome::Outcome,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::message::{IncomingMessage, MessageId};
@@ -70,7 +70,7 @@ impl<S: IdempotencyStore> Guard<S> {
         if S::BATCHES && messages.len() > 1 {
             let identified = self.identify_all(messages);
             if let Ok(outcomes) = self.together(&identified, handler).await {
-                let outcomes = identified.spread(messages, outcomes);
+                let outcomes = self.spread(identified, messages, outcomes);
                 return Batch { outcomes, together: true };
             }
         }
@@ -155,54 +155,50 @@ impl<S: IdempotencyStore> Guard<S> {
         ) {
             (Claim::Acquired, None) => Outcome::Processed,
             (Claim::Acquired, Some(error)) => unavailable(error),
-            (taken, _) => decided(message, request.fingerprint, Some(taken)),
+            (taken, _) => self.decided(message, request.fingerprint, Some(taken)),
         };
         Ok(first.iter().zip(requests).zip(&claims).map(outcome).collect())
     }
-}
 
-impl Identified<'_> {
+    /// What a copy is, of a message that came before it in the same batch.
+    fn copy_of(&self, first: &Outcome, request: &ClaimRequest, copy: &IncomingMessage) -> Outcome {
+        let found = copy.fingerprint();
+        match first {
+            Outcome::Processed => self.known(copy, SystemTime::now(), request.fingerprint, found),
+            Outcome::Duplicate(known) => self.known(copy, known.processed_at, known.fingerprint, found),
+            Outcome::FingerprintMismatch { stored, .. } => {
+                self.known(copy, SystemTime::now(), *stored, found)
+            }
+            Outcome::InProgress { remaining } => Outcome::InProgress { remaining: *remaining },
+            Outcome::StoreUnavailable { error } => unavailable(error),
+            // A batch that holds together has no other outcomes; and this one asks again.
+            _ => unavailable(&StoreErrorKind::Unavailable.into()),
+        }
+    }
+
     /// The outcomes of all messages, from those of the requests.
-    fn spread(self, messages: &[IncomingMessage], of_requests: Vec<Outcome>) -> Vec<Outcome> {
-        let copies: Vec<Option<Outcome>> = (self.roles.iter().zip(messages))
+    fn spread(
+        &self,
+        identified: Identified<'_>,
+        messages: &[IncomingMessage],
+        of_requests: Vec<Outcome>,
+    ) -> Vec<Outcome> {
+        let Identified { requests, roles, .. } = identified;
+        let copies: Vec<Option<Outcome>> = (roles.iter().zip(messages))
             .map(|(role, message)| match role {
-                Role::Copy(index) => Some(copy_of(&of_requests[*index], &self.requests[*index], message)),
+                Role::Copy(index) => Some(self.copy_of(&of_requests[*index], &requests[*index], message)),
                 _ => None,
             })
             .collect();
         let mut of_requests: Vec<Option<Outcome>> = of_requests.into_iter().map(Some).collect();
         let missing = || unavailable(&StoreErrorKind::Configuration.into());
-        (self.roles.into_iter().zip(copies))
+        (roles.into_iter().zip(copies))
             .map(|(role, copy)| match role {
                 Role::Decided(outcome) => outcome,
                 Role::First(index) => of_requests[index].take().unwrap_or_else(missing),
                 Role::Copy(_) => copy.unwrap_or_else(missing),
             })
             .collect()
-    }
-}
-
-/// What a copy is, of a message that came before it in the same batch.
-fn copy_of(first: &Outcome, request: &ClaimRequest, copy: &IncomingMessage) -> Outcome {
-    let same_body = copy.fingerprint() == request.fingerprint;
-    match first {
-        Outcome::Processed if same_body => Outcome::Duplicate(Duplicate::new(copy, SystemTime::now())),
-        Outcome::Duplicate(known) if same_body => {
-            Outcome::Duplicate(Duplicate::new(copy, known.processed_at))
-        }
-        Outcome::Processed | Outcome::Duplicate(_) => {
-            Outcome::FingerprintMismatch { stored: request.fingerprint, found: copy.fingerprint() }
-        }
-        Outcome::FingerprintMismatch { stored, .. } if *stored == copy.fingerprint() => {
-            Outcome::Duplicate(Duplicate::new(copy, SystemTime::now()))
-        }
-        Outcome::FingerprintMismatch { stored, .. } => {
-            Outcome::FingerprintMismatch { stored: *stored, found: copy.fingerprint() }
-        }
-        Outcome::InProgress { remaining } => Outcome::InProgress { remaining: *remaining },
-        Outcome::StoreUnavailable { error } => unavailable(error),
-        // A batch that holds together has no other outcomes; and this one asks again.
-        _ => unavailable(&StoreErrorKind::Unavailable.into()),
     }
 }
 

@@ -15,7 +15,8 @@ use super::{
     claim::{Claim, ClaimRequest, Claims},
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
     key::{KeySource, Scope},
-    outcome::{Duplicate, Outcome},
+    outcome::{Duplicate, DuplicateCause, Outcome},
+    policy::{MismatchPolicy, MissingIdPolicy, StalePolicy},
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
@@ -42,30 +43,9 @@ pub struct Guard<S> {
     retention: Option<Duration>,
     stale: StalePolicy,
     limit: Option<Duration>,
-}
-
-/// What happens to a message that is older than the retention, if its ID is not known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum StalePolicy {
-    /// It is not handled; the outcome is [`Outcome::Indeterminate`], and the consumer parks it.
-    #[default]
-    Park,
-    /// It is handled, at the risk of a second effect.
-    Handle,
-}
-
-/// What happens to a message without an ID.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum MissingIdPolicy {
-    /// It is not handled; the outcome is [`Outcome::MissingId`], and the consumer parks it.
-    #[default]
-    Park,
-    /// Its ID is the hash of its body ([`IdStrategy::content`]): two messages with equal bodies are one message.
-    DeriveFromContent,
-    /// It is handled at every delivery, under a random ID: no protection from duplicates.
-    HandleUnguarded,
+    mismatch: MismatchPolicy,
+    immediate_retries: u32,
+    max_attempts: u32,
 }
 
 impl<S: IdempotencyStore> Guard<S> {
@@ -79,6 +59,9 @@ impl<S: IdempotencyStore> Guard<S> {
             retention: None,
             stale: StalePolicy::default(),
             limit: None,
+            mismatch: MismatchPolicy::default(),
+            immediate_retries: 0,
+            max_attempts: u32::MAX,
         }
     }
 
@@ -93,6 +76,27 @@ impl<S: IdempotencyStore> Guard<S> {
     #[must_use]
     pub fn missing_id(mut self, policy: MissingIdPolicy) -> Self {
         self.missing_id = policy;
+        self
+    }
+
+    /// What happens to a message whose ID took effect with another body. Default: it is not acked as handled.
+    #[must_use]
+    pub fn fingerprint_mismatch(mut self, policy: MismatchPolicy) -> Self {
+        self.mismatch = policy;
+        self
+    }
+
+    /// How often a failed message is tried again at once, each time in a session of its own, before its outcome is [`Outcome::Retry`]. Default 0.
+    /// Not done for a handler that asked for a delay.
+    #[must_use]
+    pub fn immediate_retries(mut self, retries: u32) -> Self {
+        self.immediate_retries = retries;
+        self
+    }
+
+    /// After how many failures, those of earlier deliveries included, a message is not tried again at once.
+    pub(crate) fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
         self
     }
 
@@ -134,7 +138,8 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// The age of a message that is too old to be handled without a record of it.
     pub(super) fn too_old(&self, message: &IncomingMessage) -> Option<Duration> {
-        let retention = self.retention.filter(|_| self.stale == StalePolicy::Park)?;
+        // Somebody has looked at a message that comes back from parking, and wants it handled.
+        let retention = self.retention.filter(|_| self.stale == StalePolicy::Park && !message.is_replay())?;
         message.age(SystemTime::now()).filter(|age| *age > retention)
     }
 
@@ -169,8 +174,16 @@ impl<S: IdempotencyStore> Guard<S> {
             Err(outcome) => return outcome,
         };
         let mut conflicts = 0;
+        let mut failed = 0;
         loop {
             match self.attempt(message, handler, &request).await {
+                Attempt::Failed { after: None, error } if self.again(message, failed + 1) => {
+                    failed += 1;
+                    tracing::debug!(failed, error = %error, "handler failed; once more");
+                }
+                Attempt::Failed { after, error } => {
+                    return Outcome::Retry { after, failures: failed + 1, error };
+                }
                 Attempt::Decided(outcome) => return outcome,
                 Attempt::Conflict(_) if conflicts < CONFLICTS => {
                     // Apart from the rival, which may be at the same point of its own loop.
@@ -179,9 +192,16 @@ impl<S: IdempotencyStore> Guard<S> {
                     tracing::debug!(conflicts, "a rival's transaction stood in the way; once more");
                     tokio::time::sleep(pause).await;
                 }
-                Attempt::Conflict(error) => return Outcome::Retry { after: None, error },
+                Attempt::Conflict(error) => {
+                    return Outcome::Retry { after: None, failures: failed + 1, error };
+                }
             }
         }
+    }
+
+    /// Whether a message that has failed so often in this delivery is tried again at once.
+    fn again(&self, message: &IncomingMessage, failed: u32) -> bool {
+        failed <= self.immediate_retries && message.failures().saturating_add(failed) < self.max_attempts
     }
 
     /// Claims, handles and concludes once. After a conflict nothing of it was committed.
@@ -198,7 +218,7 @@ impl<S: IdempotencyStore> Guard<S> {
                 }
             },
             Ok(Claims { session: None, claims }) => {
-                Attempt::Decided(decided(message, request.fingerprint, claims.first()))
+                Attempt::Decided(self.decided(message, request.fingerprint, claims.first()))
             }
             Err(error) => match error.kind() {
                 StoreErrorKind::Conflict => Attempt::Conflict(error.into()),
@@ -210,6 +230,9 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// What to ask the store for a message; its outcome if there is nothing to ask.
     pub(super) fn request(&self, message: &IncomingMessage) -> Result<ClaimRequest, Outcome> {
+        if let Some(remaining) = message.early(SystemTime::now()) {
+            return Err(Outcome::TooEarly { remaining });
+        }
         let message_id = self.identify(message)?;
         Ok(ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: message.fingerprint() })
     }
@@ -257,7 +280,7 @@ impl<S: IdempotencyStore> Guard<S> {
             Failure::Retry { after: None, error } if self.store.is_conflict(&*error) => {
                 Attempt::Conflict(error)
             }
-            Failure::Retry { after, error } => Attempt::Decided(Outcome::Retry { after, error }),
+            Failure::Retry { after, error } => Attempt::Failed { after, error },
             Failure::Reject { error } => Attempt::Decided(Outcome::Reject { error }),
         }
     }
@@ -270,11 +293,58 @@ impl<S: IdempotencyStore> Guard<S> {
             tracing::warn!(error = %error, "claim not released");
         }
     }
+
+    /// The outcome of a claim that was not acquired.
+    pub(super) fn decided(
+        &self,
+        message: &IncomingMessage,
+        found: Fingerprint,
+        claim: Option<&Claim>,
+    ) -> Outcome {
+        match claim {
+            Some(&Claim::Completed { fingerprint: stored, processed_at }) => {
+                self.known(message, processed_at, stored, found)
+            }
+            Some(&Claim::InProgress { remaining }) => Outcome::InProgress { remaining },
+            Some(Claim::Acquired) | None => Outcome::StoreUnavailable {
+                error: StoreError::new(
+                    StoreErrorKind::Configuration,
+                    "the store answered a claim without a session",
+                ),
+            },
+        }
+    }
+
+    /// The outcome of a message whose ID has taken effect.
+    pub(super) fn known(
+        &self,
+        message: &IncomingMessage,
+        processed_at: SystemTime,
+        stored: Fingerprint,
+        found: Fingerprint,
+    ) -> Outcome {
+        if stored == found {
+            return Outcome::Duplicate(Duplicate::new(message, processed_at));
+        }
+        match self.mismatch {
+            MismatchPolicy::Park => Outcome::FingerprintMismatch { stored, found },
+            MismatchPolicy::Duplicate => Outcome::Duplicate(Duplicate {
+                cause: DuplicateCause::IdReuse,
+                fingerprint: stored,
+                processed_at,
+            }),
+        }
+    }
 }
 
 /// What came of one claim and what followed.
 enum Attempt {
     Decided(Outcome),
+    /// The handler failed, and nothing was committed.
+    Failed {
+        after: Option<Duration>,
+        error: BoxError,
+    },
     /// A rival's transaction stood in the way, and nothing was committed.
     Conflict(BoxError),
 }
@@ -284,27 +354,10 @@ fn completed(result: Result<(), StoreError>) -> Attempt {
     Attempt::Decided(match error.kind() {
         StoreErrorKind::Conflict => return Attempt::Conflict(error.into()),
         // The handler's own doing, and certain: it counts as a failed attempt.
-        StoreErrorKind::RolledBack => Outcome::Retry { after: None, error: error.into() },
+        StoreErrorKind::RolledBack => return Attempt::Failed { after: None, error: error.into() },
         StoreErrorKind::LeaseLost => Outcome::LeaseLost,
         _ => Outcome::StoreUnavailable { error },
     })
-}
-
-/// The outcome of a claim that was not acquired.
-pub(super) fn decided(message: &IncomingMessage, found: Fingerprint, claim: Option<&Claim>) -> Outcome {
-    match claim {
-        Some(&Claim::Completed { fingerprint, processed_at }) if fingerprint == found => {
-            Outcome::Duplicate(Duplicate::new(message, processed_at))
-        }
-        Some(&Claim::Completed { fingerprint: stored, .. }) => Outcome::FingerprintMismatch { stored, found },
-        Some(&Claim::InProgress { remaining }) => Outcome::InProgress { remaining },
-        Some(Claim::Acquired) | None => Outcome::StoreUnavailable {
-            error: StoreError::new(
-                StoreErrorKind::Configuration,
-                "the store answered a claim without a session",
-            ),
-        },
-    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

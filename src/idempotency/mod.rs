@@ -36,14 +36,16 @@ mod guard;
 mod handler;
 mod key;
 mod outcome;
+mod policy;
 mod purge;
 mod store;
 
 pub(crate) use batch::Batch;
 pub use claim::{Claim, ClaimRequest, Claims, Lease, Record};
-pub use guard::{Guard, MissingIdPolicy, StalePolicy};
+pub use guard::Guard;
 pub use handler::{HandlerError, HandlerResult, IdempotentHandler};
 pub use key::{InvalidScope, KeySource, Scope, effect_key};
 pub use outcome::{Duplicate, DuplicateCause, Outcome};
+pub use policy::{MismatchPolicy, MissingIdPolicy, StalePolicy};
 pub use purge::{Sweeper, SweeperHandle};
 pub use store::{IdempotencyStore, Inspect, StoreError, StoreErrorKind};

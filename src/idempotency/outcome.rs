@@ -26,6 +26,8 @@ pub enum Outcome {
     Retry {
         /// The least delay that the handler asked for.
         after: Option<Duration>,
+        /// How often the handler failed in this delivery: more than once if it was tried again at once.
+        failures: u32,
         /// What the handler said.
         error: BoxError,
     },
@@ -46,6 +48,11 @@ pub enum Outcome {
     Indeterminate {
         /// How old it is, by its ID or timestamp.
         age: Duration,
+    },
+    /// The handler asked for a delay that has not passed. It did not run.
+    TooEarly {
+        /// How much of it is left.
+        remaining: Duration,
     },
     /// The message has no ID.
     MissingId,
@@ -74,6 +81,7 @@ impl Outcome {
             Self::Reject { .. } => "reject",
             Self::FingerprintMismatch { .. } => "fingerprint_mismatch",
             Self::Indeterminate { .. } => "indeterminate",
+            Self::TooEarly { .. } => "too_early",
             Self::MissingId => "missing_id",
             Self::InvalidId { .. } => "invalid_id",
             Self::StoreUnavailable { .. } => "store_unavailable",
@@ -93,27 +101,34 @@ impl Outcome {
 pub struct Duplicate {
     /// Where the copy most likely comes from.
     pub cause: DuplicateCause,
+    /// The hash of the body that took effect.
+    pub fingerprint: Fingerprint,
     /// When the effect was committed, by the store's clock.
     pub processed_at: SystemTime,
 }
 
 impl Duplicate {
+    /// A copy of what took effect.
     pub(crate) fn new(message: &IncomingMessage, processed_at: SystemTime) -> Self {
         let cause = if message.redelivered() {
             DuplicateCause::BrokerRedelivery
+        } else if message.is_replay() {
+            DuplicateCause::Replayed
+        } else if message.failures() > 0 {
+            DuplicateCause::DelayedRedelivery
         } else if message.attempt().is_some() {
             DuplicateCause::PublisherRetry
         } else {
             DuplicateCause::Republished
         };
-        Self { cause, processed_at }
+        Self { cause, fingerprint: message.fingerprint(), processed_at }
     }
 }
 
 /// Why a copy of a handled message was delivered.
 ///
-/// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then the attempt that our publisher
-/// stamped. It explains duplicates; it never decides whether something is one.
+/// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then the headers of our consumer and
+/// our publisher. It explains duplicates; it never decides whether something is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DuplicateCause {
@@ -121,8 +136,14 @@ pub enum DuplicateCause {
     BrokerRedelivery,
     /// At sending: the publisher sent the message again, because its confirm did not arrive.
     PublisherRetry,
+    /// At delivery: the consumer passed the message on to a delay queue, and the ack of the original did not arrive.
+    DelayedRedelivery,
+    /// It was parked, and put back into its queue by an operator.
+    Replayed,
     /// The application published the same ID and body anew.
     Republished,
+    /// The application published another body under the same ID, which [`MismatchPolicy::Duplicate`](super::MismatchPolicy) lets pass.
+    IdReuse,
 }
 
 impl DuplicateCause {
@@ -131,7 +152,29 @@ impl DuplicateCause {
         match self {
             Self::BrokerRedelivery => "broker_redelivery",
             Self::PublisherRetry => "publisher_retry",
+            Self::DelayedRedelivery => "delayed_redelivery",
+            Self::Replayed => "replayed",
             Self::Republished => "republished",
+            Self::IdReuse => "id_reuse",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_explained_by_what_it_carries() {
+        let message = IncomingMessage::new("");
+        let cause = |message: &IncomingMessage| Duplicate::new(message, SystemTime::UNIX_EPOCH).cause;
+        assert_eq!(cause(&message), DuplicateCause::Republished);
+        let retried = message.with_header("x-idempotency-attempt", 2);
+        assert_eq!(cause(&retried), DuplicateCause::PublisherRetry);
+        let delayed = retried.with_header("x-idempotency-failures", 3);
+        assert_eq!(cause(&delayed), DuplicateCause::DelayedRedelivery);
+        let replayed = delayed.with_header("x-idempotency-unparked", 1);
+        assert_eq!(cause(&replayed), DuplicateCause::Replayed);
+        assert_eq!(cause(&replayed.with_redelivered(true)), DuplicateCause::BrokerRedelivery);
     }
 }

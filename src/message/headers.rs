@@ -10,6 +10,14 @@ pub(crate) mod reserved {
     pub(crate) const PREFIX: &str = "x-idempotency-";
     /// The number of the attempt that this copy was sent in, from 2; a first attempt goes without.
     pub(crate) const ATTEMPT: &str = "x-idempotency-attempt";
+    /// How often its handler failed before, over all deliveries.
+    pub(crate) const FAILURES: &str = "x-idempotency-failures";
+    /// When a consumer first had it in trouble.
+    pub(crate) const FIRST_SEEN: &str = "x-idempotency-first-seen";
+    /// Before when it is not to be handled, in milliseconds since 1970-01-01 UTC.
+    pub(crate) const NOT_BEFORE: &str = "x-idempotency-not-before";
+    /// When it was taken out of the parking queue, to be handled once more.
+    pub(crate) const UNPARKED: &str = "x-idempotency-unparked";
     /// Why a message was parked.
     pub(crate) const PARKED_REASON: &str = "x-idempotency-parked-reason";
     /// What the handler said.

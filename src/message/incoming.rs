@@ -195,12 +195,12 @@ impl IncomingMessage {
         Fingerprint::of(&self.body)
     }
 
-    /// The exchange that it was published to.
+    /// The exchange that it was published to; by our own header, where the consumer delayed it or it was put back after parking.
     pub fn exchange(&self) -> &str {
         &self.exchange
     }
 
-    /// Its routing key.
+    /// Its routing key; by our own header, as for [`exchange`](Self::exchange).
     pub fn routing_key(&self) -> &str {
         &self.routing_key
     }
@@ -216,6 +216,30 @@ impl IncomingMessage {
     /// `None` from other publishers, too. A header like any other, so treat it as a claim.
     pub fn attempt(&self) -> Option<u32> {
         self.header(reserved::ATTEMPT)?.as_i64()?.try_into().ok().filter(|attempt| *attempt > 1)
+    }
+
+    /// How often its handler failed before, over all deliveries through the consumer's delay queues. A header like any other, so
+    /// treat it as a claim.
+    pub fn failures(&self) -> u32 {
+        let failures = self.header(reserved::FAILURES).and_then(HeaderValue::as_i64);
+        failures.and_then(|failures| failures.try_into().ok()).unwrap_or_default()
+    }
+
+    /// Whether it was parked and then put back into its queue, by [`Unpark`](crate::consumer::Unpark). A header like any other.
+    pub fn is_replay(&self) -> bool {
+        self.header(reserved::UNPARKED).is_some()
+    }
+
+    /// Why it was parked, in the words of [`ParkReason::as_str`](crate::consumer::ParkReason::as_str), if it comes from a parking queue.
+    pub fn parked_reason(&self) -> Option<&str> {
+        self.header(reserved::PARKED_REASON)?.as_str()
+    }
+
+    /// How long it is not to be handled yet, because its handler asked for a delay that is longer than those of the delay queues.
+    pub(crate) fn early(&self, now: SystemTime) -> Option<Duration> {
+        let due = self.header(reserved::NOT_BEFORE)?.as_i64()?.try_into().ok()?;
+        let due = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(due))?;
+        due.duration_since(now).ok().filter(|early| !early.is_zero())
     }
 
     /// AMQP property `timestamp`.
@@ -262,7 +286,7 @@ impl IncomingMessage {
         self.properties.reply_to.as_deref()
     }
 
-    /// AMQP property `user_id`, which the broker has checked.
+    /// AMQP property `user_id`, which the broker has checked. `None` after a delayed redelivery, as only the publisher itself may set it.
     pub fn user_id(&self) -> Option<&str> {
         self.properties.user_id.as_deref()
     }
@@ -324,6 +348,23 @@ mod tests {
         for forged in [HeaderValue::Int(-1), HeaderValue::Int(1), "3".into(), HeaderValue::Void] {
             assert_eq!(message.clone().with_header(reserved::ATTEMPT, forged).attempt(), None);
         }
+    }
+
+    #[test]
+    fn failures_and_delays_are_read_only_if_they_make_sense() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        let message = |value: HeaderValue| {
+            let message = IncomingMessage::new("").with_header(reserved::FAILURES, value.clone());
+            message.with_header(reserved::NOT_BEFORE, value)
+        };
+        assert_eq!(message(3.into()).failures(), 3);
+        assert_eq!(message(101_500.into()).early(now), Some(Duration::from_millis(1500)));
+        for forged in [HeaderValue::Int(-1), i64::MIN.into(), "3".into(), HeaderValue::Void] {
+            let message = message(forged);
+            assert_eq!((message.failures(), message.early(now)), (0, None));
+        }
+        assert_eq!(message(i64::MAX.into()).failures(), 0);
+        assert_eq!(message(100_000.into()).early(now), None, "just now");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use lapin::{BasicProperties, options::QueueDeclareOptions, types::FieldTable};
 use lapin_idempotent::{
     HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore,
-    idempotency::{KeySource, Lease, MissingIdPolicy},
+    idempotency::{KeySource, Lease, MismatchPolicy, MissingIdPolicy},
 };
 
 use super::support::{
@@ -40,28 +40,26 @@ pub async fn handler_fails_then_succeeds_one_effect() {
     client.delete(&queue).await;
 }
 
-pub async fn failing_handler_is_parked_after_its_attempts() {
+pub async fn same_id_with_another_body_is_a_duplicate_if_wanted() {
     let client = Client::connect(&broker()).await;
-    let queue = client.queue("always-fails").await;
-    let parked = format!("{queue}.parked");
-    client.publish(&queue, b"500", with_id("order-42")).await;
+    let queue = client.queue("mismatch-duplicate").await;
+    for body in ["500", "700", "500"] {
+        client.publish(&queue, body.as_bytes(), with_id("order-42")).await;
+    }
     let ledger = Ledger::create().await;
-    let handler = Debit { fail_first: u32::MAX, ..Debit::default() };
-    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
-        b.retry_delays(soon().0, soon().1).max_attempts(4)
-    });
-    eventually("it is parked", async || {
-        (handler.runs() >= 4 && client.ready(&parked).await == 1).then_some(())
-    })
-    .await;
+    let consumer =
+        ledger.consume_builder(&broker(), &queue, |b| b.fingerprint_mismatch(MismatchPolicy::Duplicate));
+    let monitor = consumer.monitor();
+    let consumer = consumer.start(Debit::default());
+    assert_eq!(consumer.decided(3).await, ["processed", "duplicate", "duplicate"]);
     consumer.stop().await;
-    assert_eq!((handler.runs(), ledger.rows().await.0), (4, 0));
-    let message = client.get(&parked).await.expect("parked");
-    assert_eq!(header(&message, "x-idempotency-parked-reason").as_deref(), Some("attempts-exhausted"));
-    assert_eq!(header(&message, "x-idempotency-parked-attempts").as_deref(), Some("LongLongInt(4)"));
-    assert_eq!(client.ready(&queue).await, 0);
+    assert_eq!(
+        monitor.status().duplicates.into_iter().collect::<Vec<_>>(),
+        [("id_reuse", 1), ("republished", 1)]
+    );
+    assert_eq!((ledger.rows().await, ledger.sum().await), ((1, 1), 500), "the first one counts");
     client.delete(&queue).await;
-    client.delete(&parked).await;
+    client.delete(&format!("{queue}.parked")).await;
 }
 
 pub async fn two_scopes_one_id_two_effects() {

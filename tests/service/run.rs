@@ -27,7 +27,8 @@ mod options;
 mod parking;
 #[path = "publisher.rs"]
 mod publisher;
-
+#[path = "redelivery.rs"]
+mod redelivery;
 #[path = "status.rs"]
 mod status;
 #[cfg(feature = "tls")]
@@ -72,7 +73,7 @@ pub(crate) fn main() -> ExitCode {
         examples::jsonl_lines_are_published_and_bad_ones_reported,
         examples::jsonl_unroutable_lines_come_back,
         guard::handler_fails_then_succeeds_one_effect,
-        guard::failing_handler_is_parked_after_its_attempts,
+        guard::same_id_with_another_body_is_a_duplicate_if_wanted,
         guard::two_scopes_one_id_two_effects,
         guard::key_from_a_json_pointer,
         guard::missing_id_derived_from_content,
@@ -111,6 +112,17 @@ pub(crate) fn main() -> ExitCode {
         publisher::closed_publisher_refuses_and_pending_messages_come_back,
         publisher::wrong_credentials_and_dead_ports_are_typed_errors,
         publisher::cancelled_calls_leave_nothing_behind,
+        redelivery::failures_are_delayed_counted_and_parked,
+        redelivery::attempts_are_counted_across_restarts,
+        redelivery::requeued_instead_of_delayed_if_wanted,
+        redelivery::delayed_message_holds_nobody_up,
+        redelivery::handlers_own_delay_is_kept,
+        redelivery::message_that_expired_here_before_is_not_dropped_as_a_cycle,
+        redelivery::message_stays_when_it_cannot_be_delayed,
+        redelivery::deleted_delay_queue_is_declared_anew,
+        redelivery::unparked_message_takes_effect_once,
+        redelivery::unparked_message_is_handled_though_it_is_old,
+        redelivery::unpark_moves_what_is_chosen_and_loses_nothing,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
         status::lost_subscription_shows_until_there_is_another,

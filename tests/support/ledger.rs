@@ -10,7 +10,8 @@ use std::{
 
 use lapin_idempotent::{
     HandlerError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, SqliteStore,
-    consumer::ConsumerBuilder, store::SqliteTransaction,
+    consumer::{ConsumerBuilder, ConsumerMonitor},
+    store::SqliteTransaction,
 };
 use sqlx::SqlitePool;
 use tokio::{sync::watch, task::JoinHandle};
@@ -63,12 +64,33 @@ impl Ledger {
         handler: Debit,
         set: impl FnOnce(ConsumerBuilder<SqliteStore>) -> ConsumerBuilder<SqliteStore>,
     ) -> Running {
-        let builder = set(IdempotentConsumer::builder(url, queue, self.store.clone()).scope("ledger"));
+        self.consume_builder(url, queue, set).start(handler)
+    }
+
+    /// A consumer that is set up and does not run yet.
+    pub fn consume_builder(
+        &self,
+        url: &str,
+        queue: &str,
+        set: impl FnOnce(ConsumerBuilder<SqliteStore>) -> ConsumerBuilder<SqliteStore>,
+    ) -> Prepared {
+        Prepared(set(IdempotentConsumer::builder(url, queue, self.store.clone()).scope("ledger")))
+    }
+}
+
+pub struct Prepared(ConsumerBuilder<SqliteStore>);
+
+impl Prepared {
+    pub fn monitor(&self) -> ConsumerMonitor {
+        self.0.monitor()
+    }
+
+    pub fn start(self, handler: impl IdempotentHandler<SqliteStore> + 'static) -> Running {
         let (stop, mut stopped) = watch::channel(false);
         let outcomes = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&outcomes);
         let builder =
-            builder.on_outcome(move |_, outcome| seen.lock().expect("outcomes").push(outcome.name()));
+            self.0.on_outcome(move |_, outcome| seen.lock().expect("outcomes").push(outcome.name()));
         let task = tokio::spawn(async move {
             let shutdown = async move {
                 let _ = stopped.wait_for(|stop| *stop).await;

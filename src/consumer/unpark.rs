@@ -1,0 +1,194 @@
+//! Bringing parked messages back, once the reason is repaired.
+
+use std::{fmt, sync::Arc, time::SystemTime};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use lapin::{
+    Channel,
+    message::Delivery,
+    options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions},
+    types::{FieldTable, ShortString},
+};
+use tokio::time::timeout;
+
+use super::{
+    error::{ConsumeError, ConsumeErrorKind},
+    onward::Onward,
+    park::describe,
+};
+use crate::{
+    amqp::{self, ConnectOptions, InvalidUri, connection_settings},
+    error::BoxError,
+    message::{IncomingMessage, reserved},
+};
+
+/// How many messages are on their way at once.
+const IN_FLIGHT: usize = 64;
+
+/// Publishes parked messages back to their queue, under the same ID, with a confirm, and then acks them.
+///
+/// Their failures are forgotten, so they get all attempts again. The guard handles them unless they have taken effect: also those that are older than the
+/// retention, as whoever puts them back has looked at them. What was parked because of its ID (none, an invalid one, or one that took effect with another
+/// body) is parked again unless that was repaired: by another policy of the consumer, or with [`Inspect::forget`](crate::idempotency::Inspect::forget).
+///
+/// ```no_run
+/// # async fn repair() -> Result<(), lapin_idempotent::consumer::ConsumeError> {
+/// use lapin_idempotent::consumer::Unpark;
+///
+/// let unparked = Unpark::new("amqp://localhost", "payments.debit.parked")
+///     .only(|message| message.parked_reason() == Some("attempts-exhausted"))
+///     .limit(1000)
+///     .run()
+///     .await?;
+/// println!("{} put back, {} left, {} failed", unparked.moved, unparked.left, unparked.failed);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is moved before `run` is awaited"]
+pub struct Unpark {
+    connect: Result<ConnectOptions, InvalidUri>,
+    parking: String,
+    queue: Option<String>,
+    limit: u64,
+    only: Arc<dyn Fn(&IncomingMessage) -> bool + Send + Sync>,
+}
+
+/// What [`Unpark`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unparked {
+    /// Messages that went back to their queue.
+    pub moved: u64,
+    /// Messages that were looked at and not chosen; they stay parked.
+    pub left: u64,
+    /// Messages that could not be put back; they stay parked.
+    pub failed: u64,
+    /// Why the last one could not; holds no credentials.
+    pub last_error: Option<String>,
+}
+
+impl Unpark {
+    /// Takes messages from the parking queue, to which a consumer parked them.
+    ///
+    /// URI parameters are those of [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
+    pub fn new(uri: impl AsRef<str>, parking_queue: impl Into<String>) -> Self {
+        Self {
+            connect: ConnectOptions::new([uri.as_ref()]),
+            parking: parking_queue.into(),
+            queue: None,
+            limit: u64::MAX,
+            only: Arc::new(|_| true),
+        }
+    }
+
+    connection_settings!();
+
+    /// Puts them into this queue. Default: each into the one that it was consumed from, as its header says.
+    pub fn to(mut self, queue: impl Into<String>) -> Self {
+        self.queue = Some(queue.into());
+        self
+    }
+
+    /// Moves so many at most. Default: all that are there when it begins.
+    pub fn limit(mut self, messages: u64) -> Self {
+        self.limit = messages;
+        self
+    }
+
+    /// Moves only messages for which `choose` says so.
+    pub fn only(mut self, choose: impl Fn(&IncomingMessage) -> bool + Send + Sync + 'static) -> Self {
+        self.only = Arc::new(choose);
+        self
+    }
+
+    /// Moves them. Looks at each message once, in the order of the queue; what is parked meanwhile stays.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConsumeError`] if it cannot start, or if the parking queue cannot be read any more. A message that cannot be put back is no error:
+    /// it is counted, and stays.
+    ///
+    /// # Cancellation
+    ///
+    /// Messages that were not acked stay parked. One that was on its way may be in both queues then; its ID keeps it from taking effect twice.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn run(self) -> Result<Unparked, ConsumeError> {
+        let invalid = |error| ConsumeError::new(ConsumeErrorKind::Invalid, error);
+        let mut connect = self.connect.clone().map_err(invalid)?;
+        connect.check().map_err(invalid)?;
+        connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
+        let onward = Onward::new(connect.name.clone().unwrap_or_default(), connect.clone());
+        let connection = connect.open().await?;
+        let moved = match timeout(connect.timeout, connection.create_channel()).await {
+            Ok(Ok(channel)) => self.all(&channel, &onward).await,
+            Ok(Err(error)) => Err(error.into()),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        onward.close(connect.timeout).await;
+        // Gives back what is not acked.
+        amqp::close(&connection).await;
+        moved.map_err(|error: BoxError| ConsumeError::new(ConsumeErrorKind::Refused, error))
+    }
+
+    async fn all(&self, channel: &Channel, onward: &Onward) -> Result<Unparked, BoxError> {
+        let mut unparked = Unparked::default();
+        let parking = ShortString::try_new(self.parking.as_str())?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let found = channel.queue_declare(parking.clone(), passive, FieldTable::default()).await?;
+        let mut unseen = found.message_count();
+        let mut chosen = 0;
+        let mut moving = FuturesUnordered::new();
+        loop {
+            if moving.len() < IN_FLIGHT && unseen > 0 && chosen < self.limit {
+                unseen -= 1;
+                let Some(got) = channel.basic_get(parking.clone(), BasicGetOptions::default()).await? else {
+                    unseen = 0;
+                    continue;
+                };
+                if (self.only)(&IncomingMessage::from(&got.delivery)) {
+                    chosen += 1;
+                    moving.push(self.one(got.delivery, onward));
+                } else {
+                    unparked.left += 1;
+                }
+            } else {
+                match moving.next().await {
+                    None => return Ok(unparked),
+                    Some(Ok(())) => unparked.moved += 1,
+                    Some(Err(error)) => {
+                        unparked.failed += 1;
+                        unparked.last_error = Some(describe(&*error));
+                        // It counts as looked at, and another one may take its place.
+                        chosen -= 1;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn one(&self, delivery: Delivery, onward: &Onward) -> Result<(), BoxError> {
+        let queue = match &self.queue {
+            Some(queue) => queue.clone(),
+            None => amqp::text_header(&delivery.properties, reserved::ORIGINAL_QUEUE)
+                .ok_or("it does not say which queue it is from")?,
+        };
+        let copy = amqp::unparked_properties(&delivery.properties, &queue, SystemTime::now());
+        let Delivery { acker, data, .. } = delivery;
+        onward.publish("", &queue, copy, data.into()).await?;
+        acker.ack(BasicAckOptions::default()).await?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Unpark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unpark")
+            .field("parking", &self.parking)
+            .field("queue", &self.queue)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,404 @@
+//! Failed messages: tried again at once, then after delays in the broker, then parked; and brought back from there.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use lapin::{
+    BasicProperties,
+    options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions},
+    types::{AMQPValue, FieldArray, FieldTable},
+};
+use lapin_idempotent::{
+    HandlerError, HandlerResult, IdempotentHandler, IncomingMessage, SqliteStore,
+    consumer::{Redelivery, Unpark, Unparked},
+    idempotency::StalePolicy,
+    store::SqliteTransaction,
+};
+
+use super::support::{
+    amqp::{Client, header, with_id},
+    broker, eventually,
+    ledger::{Debit, Ledger},
+    unique,
+};
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// What a handler saw.
+#[derive(Debug, Clone)]
+struct Seen {
+    at: Instant,
+    message: IncomingMessage,
+}
+
+/// Debits as `Debit` does, after as many failures as it is told; each with its own delay, if it is told one.
+#[derive(Clone)]
+struct Flaky {
+    debit: Debit,
+    failures: usize,
+    after: Option<Duration>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Flaky {
+    fn new(failures: usize) -> Self {
+        Self { debit: Debit::default(), failures, after: None, seen: Arc::default() }
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().expect("seen").clone()
+    }
+}
+
+impl IdempotentHandler<SqliteStore> for Flaky {
+    async fn handle(&self, message: &IncomingMessage, tx: &mut SqliteTransaction) -> HandlerResult {
+        let runs = {
+            let mut seen = self.seen.lock().expect("seen");
+            seen.push(Seen { at: Instant::now(), message: message.clone() });
+            seen.len()
+        };
+        self.debit.handle(message, tx).await?;
+        match self.after {
+            _ if runs > self.failures => Ok(()),
+            None => Err(HandlerError::retry("the bank is closed")),
+            Some(after) => Err(HandlerError::retry_after(after, "the bank is closed")),
+        }
+    }
+}
+
+async fn wait_for_parked(client: &Client, queue: &str, count: u32) {
+    let parking = format!("{queue}.parked");
+    let parked = async || {
+        let there = client.ready(queue).await == 0 && client.ready(&parking).await == count;
+        there.then_some(())
+    };
+    eventually("it is parked", parked).await;
+}
+
+/// Deletes a queue with all that its consumer declared.
+async fn delete(client: &Client, queue: &str, delays: &[u64]) {
+    client.delete(queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+    for delay in delays {
+        client.delete(&format!("{queue}.retry.{delay}")).await;
+    }
+}
+
+pub async fn failures_are_delayed_counted_and_parked() {
+    let client = Client::connect(&broker()).await;
+    let (queue, exchange) = (client.queue("delayed").await, unique("payments"));
+    let (options, arguments) = (ExchangeDeclareOptions::default(), FieldTable::default());
+    let kind = lapin::ExchangeKind::Topic;
+    client
+        .channel
+        .exchange_declare(exchange.as_str().into(), kind, options, arguments)
+        .await
+        .expect("exchange");
+    let (from, key) = (exchange.as_str().into(), "debit.#".into());
+    let bind = client.channel.queue_bind(
+        queue.as_str().into(),
+        from,
+        key,
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    bind.await.expect("bind");
+    let mut headers = FieldTable::default();
+    headers.insert("tenant".into(), AMQPValue::LongString("t-1".into()));
+    let properties =
+        with_id("order-42").with_headers(headers).with_priority(3).with_expiration("60000".into());
+    let (exchange_name, options) = (exchange.as_str().into(), BasicPublishOptions::default());
+    let published =
+        client.channel.basic_publish(exchange_name, "debit.eu".into(), options, b"500", properties);
+    published.await.expect("publish").await.expect("confirm");
+
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(usize::MAX);
+    let consumer = ledger.consume_builder(&broker(), &queue, |b| {
+        b.immediate_retries(1).max_attempts(7).retry_delays(millis(60), millis(240))
+    });
+    let monitor = consumer.monitor();
+    let consumer = consumer.start(handler.clone());
+    wait_for_parked(&client, &queue, 1).await;
+    consumer.stop().await;
+
+    let seen = handler.seen();
+    assert_eq!(seen.len(), 7, "twice in each delivery, and once in the last");
+    let failures: Vec<u32> = seen.iter().map(|seen| seen.message.failures()).collect();
+    assert_eq!(failures, [0, 0, 2, 2, 4, 4, 6]);
+    // A delay may take longer, never less.
+    for (delivery, least) in [(1, 60), (2, 240), (3, 240)] {
+        let delay = seen[2 * delivery].at - seen[2 * delivery - 1].at;
+        assert!(delay >= millis(least), "{delay:?} before delivery {delivery}");
+    }
+    for seen in &seen {
+        let message = &seen.message;
+        assert_eq!(message.raw_message_id(), Some("order-42"));
+        assert_eq!((message.exchange(), message.routing_key()), (exchange.as_str(), "debit.eu"));
+        assert_eq!(&message.body()[..], b"500");
+        assert_eq!(message.header("tenant").and_then(|tenant| tenant.as_str()), Some("t-1"));
+        assert_eq!(message.priority(), Some(3));
+    }
+    let status = monitor.status();
+    assert_eq!((status.delayed, status.parked.get("attempts-exhausted")), (3, Some(&1)));
+    let parked = client.get(&format!("{queue}.parked")).await.expect("parked");
+    assert_eq!(parked.data, b"500");
+    assert_eq!(header(&parked, "x-idempotency-parked-reason").as_deref(), Some("attempts-exhausted"));
+    assert_eq!(header(&parked, "x-idempotency-parked-error").as_deref(), Some("the bank is closed"));
+    assert_eq!(header(&parked, "x-idempotency-parked-attempts").as_deref(), Some("LongLongInt(7)"));
+    assert_eq!(header(&parked, "x-idempotency-original-exchange").as_deref(), Some(exchange.as_str()));
+    assert_eq!(header(&parked, "x-idempotency-original-routing-key").as_deref(), Some("debit.eu"));
+    assert_eq!(header(&parked, "x-idempotency-original-queue").as_deref(), Some(queue.as_str()));
+    let first = header(&parked, "x-idempotency-first-seen").expect("first seen");
+    assert!(first <= header(&parked, "x-idempotency-parked-at").expect("parked at"), "{first}");
+    assert_eq!(ledger.rows().await, (0, 0), "no failed run left anything behind");
+    let _ = client.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await;
+    delete(&client, &queue, &[60, 240]).await;
+}
+
+pub async fn attempts_are_counted_across_restarts() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.quorum_queue("restarts").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(usize::MAX);
+    for runs in [2, 4] {
+        let consumer = ledger
+            .consume_builder(&broker(), &queue, |b| {
+                b.immediate_retries(0).max_attempts(4).retry_delays(millis(50), millis(50))
+            })
+            .start(handler.clone());
+        eventually("it failed", async || (handler.seen().len() >= runs).then_some(())).await;
+        consumer.stop().await;
+    }
+    wait_for_parked(&client, &queue, 1).await;
+    assert_eq!(handler.seen().len(), 4, "each consumer goes on counting where the other stopped");
+    delete(&client, &queue, &[50]).await;
+}
+
+pub async fn requeued_instead_of_delayed_if_wanted() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("requeued").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(usize::MAX);
+    let consumer = ledger
+        .consume_builder(&broker(), &queue, |b| {
+            b.redelivery(Redelivery::Requeue)
+                .immediate_retries(0)
+                .max_attempts(3)
+                .retry_delays(millis(30), millis(30))
+        })
+        .start(handler.clone());
+    wait_for_parked(&client, &queue, 1).await;
+    consumer.stop().await;
+    let redelivered: Vec<bool> = handler.seen().iter().map(|seen| seen.message.redelivered()).collect();
+    assert_eq!(redelivered, [false, true, true], "the same copy each time");
+    let parked = client.get(&format!("{queue}.parked")).await.expect("parked");
+    assert_eq!(header(&parked, "x-idempotency-parked-attempts").as_deref(), Some("LongLongInt(3)"));
+    delete(&client, &queue, &[]).await;
+}
+
+/// A failed message waits in the broker: it holds neither the prefetch window nor a worker.
+pub async fn delayed_message_holds_nobody_up() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("overtaken").await;
+    client.publish(&queue, b"1", with_id("late")).await;
+    for n in 0..5 {
+        client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
+    }
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(1);
+    let consumer = ledger
+        .consume_builder(&broker(), &queue, |b| {
+            b.prefetch(1).immediate_retries(0).retry_delays(millis(500), millis(500))
+        })
+        .start(handler.clone());
+    eventually("all are handled", async || (ledger.rows().await == (6, 6)).then_some(())).await;
+    consumer.stop().await;
+    let order: Vec<String> =
+        handler.seen().iter().filter_map(|seen| seen.message.raw_message_id().map(str::to_owned)).collect();
+    assert_eq!(order, ["late", "m0", "m1", "m2", "m3", "m4", "late"]);
+    delete(&client, &queue, &[500]).await;
+}
+
+/// Longer than any delay queue: made of several delays, and counted once.
+pub async fn handlers_own_delay_is_kept() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("own-delay").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky { after: Some(millis(700)), ..Flaky::new(1) };
+    let consumer = ledger
+        .consume_builder(&broker(), &queue, |b| b.retry_delays(millis(50), millis(200)))
+        .start(handler.clone());
+    eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    let outcomes = consumer.decided(3).await;
+    consumer.stop().await;
+    assert_eq!((outcomes.first(), outcomes.last()), (Some(&"retry"), Some(&"processed")));
+    assert!(outcomes[1..outcomes.len() - 1].iter().all(|outcome| *outcome == "too_early"), "{outcomes:?}");
+    let seen = handler.seen();
+    assert_eq!(seen.len(), 2, "not tried again at once, either");
+    assert!(seen[1].at - seen[0].at >= millis(700), "{:?}", seen[1].at - seen[0].at);
+    assert_eq!(seen[1].message.failures(), 1);
+    delete(&client, &queue, &[50, 200]).await;
+}
+
+/// RabbitMQ drops a message that dead-letters to a queue in which it had expired before.
+pub async fn message_that_expired_here_before_is_not_dropped_as_a_cycle() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("cycle").await;
+    let mut death = FieldTable::default();
+    death.insert("queue".into(), AMQPValue::LongString(queue.as_str().into()));
+    death.insert("reason".into(), AMQPValue::LongString("expired".into()));
+    death.insert("exchange".into(), AMQPValue::LongString("".into()));
+    death.insert("count".into(), AMQPValue::LongLongInt(1));
+    let keys = FieldArray::from(vec![AMQPValue::LongString(queue.as_str().into())]);
+    death.insert("routing-keys".into(), AMQPValue::FieldArray(keys));
+    death.insert("time".into(), AMQPValue::Timestamp(1_700_000_000));
+    let mut headers = FieldTable::default();
+    let deaths = FieldArray::from(vec![AMQPValue::FieldTable(death)]);
+    headers.insert("x-death".into(), AMQPValue::FieldArray(deaths));
+    client.publish(&queue, b"500", with_id("order-42").with_headers(headers)).await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(2);
+    let consumer = ledger
+        .consume_builder(&broker(), &queue, |b| b.immediate_retries(0).retry_delays(millis(30), millis(30)))
+        .start(handler.clone());
+    eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    consumer.stop().await;
+    delete(&client, &queue, &[30]).await;
+}
+
+/// Where there is no delay queue to be had, the message is not lost, and says why in the status.
+pub async fn message_stays_when_it_cannot_be_delayed() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("undeclarable").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    // Somebody else's, with other arguments: declaring ours fails.
+    let taken = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
+    let name = format!("{queue}.retry.40");
+    client.channel.queue_declare(name.as_str().into(), taken, FieldTable::default()).await.expect("declare");
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(2);
+    let consumer = ledger
+        .consume_builder(&broker(), &queue, |b| b.immediate_retries(0).retry_delays(millis(40), millis(40)));
+    let monitor = consumer.monitor();
+    let consumer = consumer.start(handler.clone());
+    eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    consumer.stop().await;
+    let error = monitor.status().last_error.expect("an error");
+    assert!(error.contains("declared") && error.contains("PRECONDITION_FAILED"), "{error}");
+    assert_eq!(client.ready(&name).await, 0, "nothing was put where nobody brings it back");
+    delete(&client, &queue, &[40]).await;
+}
+
+pub async fn deleted_delay_queue_is_declared_anew() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("delay-deleted").await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(3);
+    let consumer = ledger
+        .consume_builder(&broker(), &queue, |b| b.immediate_retries(0).retry_delays(millis(30), millis(30)))
+        .start(handler.clone());
+    client.publish(&queue, b"500", with_id("a")).await;
+    eventually("the first effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    client.delete(&format!("{queue}.retry.30")).await;
+    handler.seen.lock().expect("seen").clear();
+    client.publish(&queue, b"500", with_id("b")).await;
+    eventually("the second effect", async || (ledger.rows().await == (2, 2)).then_some(())).await;
+    consumer.stop().await;
+    assert!(handler.seen().iter().all(|seen| !seen.message.redelivered()), "delayed, not requeued");
+    delete(&client, &queue, &[30]).await;
+}
+
+pub async fn unparked_message_takes_effect_once() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("unpark").await;
+    let parking = format!("{queue}.parked");
+    // Two copies of one message, both of which fail.
+    for _ in 0..2 {
+        client.publish(&queue, b"500", with_id("order-42")).await;
+    }
+    let ledger = Ledger::create().await;
+    let failing = |b: lapin_idempotent::consumer::ConsumerBuilder<SqliteStore>| {
+        b.immediate_retries(0).max_attempts(2).retry_delays(millis(30), millis(30))
+    };
+    let consumer = ledger.consume_builder(&broker(), &queue, failing).start(Flaky::new(usize::MAX));
+    wait_for_parked(&client, &queue, 2).await;
+    consumer.stop().await;
+    let unparked = Unpark::new(broker(), &parking).run().await.expect("unpark");
+    assert_eq!((unparked.moved, unparked.left, unparked.failed), (2, 0, 0));
+    assert_eq!((client.ready(&queue).await, client.ready(&parking).await), (2, 0));
+    let repaired = Flaky::new(0);
+    let consumer = ledger.consume_builder(&broker(), &queue, failing);
+    let monitor = consumer.monitor();
+    let consumer = consumer.start(repaired.clone());
+    assert_eq!(consumer.decided(2).await, ["processed", "duplicate"]);
+    consumer.stop().await;
+    assert_eq!(monitor.status().duplicates.get("replayed"), Some(&1));
+    assert_eq!(ledger.rows().await, (1, 1));
+    let message = &repaired.seen()[0].message;
+    assert_eq!((message.failures(), message.is_replay()), (0, true), "it has all its attempts again");
+    assert_eq!(message.routing_key(), queue);
+    assert_eq!(message.parked_reason(), None);
+    assert_eq!(client.ready(&queue).await, 0);
+    delete(&client, &queue, &[30]).await;
+}
+
+/// Whoever puts a message back has looked at it: the age gate lets it through.
+pub async fn unparked_message_is_handled_though_it_is_old() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("unpark-old").await;
+    client.publish(&queue, b"500", with_id("order-42").with_timestamp(1_700_000_000)).await;
+    let ledger = Ledger::create().await;
+    let gated = |b: lapin_idempotent::consumer::ConsumerBuilder<SqliteStore>| {
+        b.retention(Duration::from_secs(3600), StalePolicy::Park)
+    };
+    let consumer = ledger.consume_builder(&broker(), &queue, gated).start(Flaky::new(0));
+    wait_for_parked(&client, &queue, 1).await;
+    assert_eq!(consumer.decided(1).await, ["indeterminate"]);
+    Unpark::new(broker(), format!("{queue}.parked")).run().await.expect("unpark");
+    eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    consumer.stop().await;
+    delete(&client, &queue, &[]).await;
+}
+
+pub async fn unpark_moves_what_is_chosen_and_loses_nothing() {
+    let client = Client::connect(&broker()).await;
+    let (queue, other) = (client.queue("unpark-some").await, client.queue("unpark-other").await);
+    let parking = client.queue("parking").await;
+    for n in 0..6 {
+        let mut headers = FieldTable::default();
+        let target = if n == 5 { "test.no-such-queue" } else { queue.as_str() };
+        headers.insert("x-idempotency-original-queue".into(), AMQPValue::LongString(target.into()));
+        let reason = if n % 2 == 0 { "rejected" } else { "attempts-exhausted" };
+        headers.insert("x-idempotency-parked-reason".into(), AMQPValue::LongString(reason.into()));
+        client.publish(&parking, b"1", with_id(&format!("m{n}")).with_headers(headers)).await;
+    }
+    client.publish(&parking, b"1", BasicProperties::default()).await;
+    let rejected = |message: &IncomingMessage| message.parked_reason() == Some("rejected");
+    let unpark = || Unpark::new(broker(), &parking);
+    let counts = |unparked: &Unparked| (unparked.moved, unparked.left, unparked.failed);
+
+    let some = unpark().only(rejected).limit(2).run().await.expect("unpark");
+    assert_eq!(counts(&some), (2, 1, 0));
+    assert_eq!((client.ready(&queue).await, client.ready(&parking).await), (2, 5));
+    let rest = unpark().run().await.expect("unpark");
+    assert_eq!(counts(&rest), (3, 0, 2), "one says no queue, one a queue that is not there");
+    assert!(rest.last_error.is_some());
+    assert_eq!((client.ready(&queue).await, client.ready(&parking).await), (5, 2));
+    let elsewhere = unpark().to(&other).run().await.expect("unpark");
+    assert_eq!(counts(&elsewhere), (2, 0, 0));
+    assert_eq!((client.ready(&other).await, client.ready(&parking).await), (2, 0));
+    let error = unpark().credentials(lapin_idempotent::amqp::Credentials::new("a", "b")).run().await;
+    assert!(error.is_err(), "credentials twice");
+    for queue in [&queue, &other, &parking] {
+        client.delete(queue).await;
+    }
+    assert!(unpark().run().await.is_err(), "no such queue");
+}
