@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use super::{
-    delay::Redelivery,
+    delay::{Delays, Redelivery},
     error::{ConsumeError, ConsumeErrorKind},
     park::ParkingTarget,
     runner::Runner,
@@ -64,6 +64,7 @@ impl IdempotentConsumer {
                 parking: ParkingTarget::queue_beside(&queue),
                 queue,
                 prefetch: 256,
+                prefetch_bytes: None,
                 exclusive: false,
                 priority: 0,
                 workers: 1,
@@ -80,15 +81,22 @@ impl IdempotentConsumer {
     }
 }
 
-/// The source of the error of a consumer that would forget IDs too soon.
+/// A consumer would forget IDs while copies of their messages may still come.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "an ID is forgotten after {retention:?}, but a copy of its message may come for {horizon:?}: \
-     {:?} too short", .horizon.saturating_sub(*.retention)
+    "an ID is forgotten after {retention:?}, but a copy of its message may come for {:?} ({horizon:?} as configured and \
+     {redeliveries:?} of this consumer's redeliveries): {:?} too short", self.needed(), self.needed().saturating_sub(self.retention)
 )]
 struct RetentionTooShort {
     retention: Duration,
     horizon: Duration,
+    redeliveries: Duration,
+}
+
+impl RetentionTooShort {
+    fn needed(&self) -> Duration {
+        self.horizon.saturating_add(self.redeliveries)
+    }
 }
 
 /// Sets up an [`IdempotentConsumer`] and runs it.
@@ -114,6 +122,7 @@ pub(crate) struct Options {
     pub(crate) queue: String,
     pub(crate) parking: ParkingTarget,
     pub(crate) prefetch: u16,
+    pub(crate) prefetch_bytes: Option<usize>,
     pub(crate) exclusive: bool,
     pub(crate) priority: i32,
     pub(crate) workers: usize,
@@ -125,6 +134,21 @@ pub(crate) struct Options {
     pub(crate) longest_delay: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) on_outcome: Hook,
+}
+
+impl Options {
+    pub(crate) fn delays(&self) -> Delays {
+        Delays::new(self.first_delay, self.longest_delay)
+    }
+
+    /// How often the handler may fail in one delivery.
+    pub(crate) fn failures_each(&self) -> u32 {
+        self.immediate_retries.saturating_add(1)
+    }
+
+    fn redelivery_time(&self) -> Duration {
+        self.delays().total(self.max_attempts, self.failures_each())
+    }
 }
 
 type OutcomeFn = dyn Fn(&IncomingMessage, &Outcome) + Send + Sync;
@@ -184,7 +208,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// How long after its first publishing a copy of a message may still come, at most: add up the publisher's retries, the time in the queue,
-    /// redeliveries, and the time that parked messages are replayed in. The consumer does not start if the retention is shorter.
+    /// and the time that parked messages are replayed in. This consumer's own [`retry_delays`](Self::retry_delays) are added. The
+    /// consumer does not start if the retention is shorter than that; without a horizon it only warns.
     pub fn horizon(mut self, horizon: Duration) -> Self {
         self.horizon = horizon;
         self
@@ -212,6 +237,16 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// How many unsettled deliveries the broker may send ahead (`basic.qos`). Default 256; at least 1.
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.options.prefetch = messages.max(1);
+        self
+    }
+
+    /// How many bytes of bodies the broker may send ahead, about; for queues with large messages. Not set by default.
+    ///
+    /// RabbitMQ bounds by count only. So the consumer begins with few messages, as if each had a mebibyte, and subscribes anew on its channel when the
+    /// count that fits the largest recent bodies is another one. Bodies that suddenly grow exceed the bound once, by what is on its way. Not for queues
+    /// with `x-single-active-consumer`, where each new subscription may hand over to another consumer.
+    pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
+        self.options.prefetch_bytes = Some(bytes);
         self
     }
 
@@ -331,9 +366,13 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             .immediate_retries(self.options.immediate_retries)
             .max_attempts(self.options.max_attempts);
         if let Some((retention, policy)) = self.retention {
-            if retention < self.horizon {
-                let short = RetentionTooShort { retention, horizon: self.horizon };
-                return Err(ConsumeError::new(ConsumeErrorKind::Invalid, short));
+            let (horizon, redeliveries) = (self.horizon, self.options.redelivery_time());
+            let short = RetentionTooShort { retention, horizon, redeliveries };
+            if retention < short.needed() {
+                if !horizon.is_zero() {
+                    return Err(ConsumeError::new(ConsumeErrorKind::Invalid, short));
+                }
+                tracing::warn!("{short}");
             }
             guard = guard.retention(retention, policy);
         }

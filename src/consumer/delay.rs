@@ -70,6 +70,15 @@ impl Delays {
         Wait { wanted, step }
     }
 
+    /// All delays of a message together that fails as often as it may, with so many failures in each delivery.
+    pub(crate) fn total(&self, max_attempts: u32, each: u32) -> Duration {
+        // The last failed delivery is parked.
+        let delays = max_attempts.div_ceil(each.max(1)).saturating_sub(1);
+        let steps = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
+        let growing: Duration = self.steps.iter().take(delays as usize).sum();
+        growing.saturating_add(self.longest().saturating_mul(delays.saturating_sub(steps)))
+    }
+
     /// The rest of a delay that is longer than that of any queue.
     pub(crate) fn rest(&self, remaining: Duration) -> Wait {
         let fitting = self.steps.iter().copied().rev().find(|step| *step <= remaining);
@@ -122,6 +131,15 @@ mod tests {
         assert_eq!(Delays::new(seconds(5), seconds(5)).steps, [seconds(5)]);
         assert_eq!(Delays::new(Duration::ZERO, Duration::ZERO).steps, [Duration::from_millis(1)]);
         assert_eq!(Delays::new(seconds(1), Duration::MAX).longest(), LONGEST_TTL);
+    }
+
+    #[test]
+    fn all_delays_of_a_message_are_those_between_its_deliveries() {
+        let delays = Delays::new(seconds(1), seconds(100));
+        assert_eq!(delays.total(1, 1), Duration::ZERO);
+        assert_eq!(delays.total(3, 1), seconds(1 + 4));
+        assert_eq!(delays.total(3, 3), Duration::ZERO);
+        assert_eq!(delays.total(20, 3), seconds(1 + 4 + 16 + 64 + 100 + 100));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod error;
 mod observe;
 mod onward;
 mod park;
+mod prefetch;
 mod runner;
 mod session;
 mod settle;

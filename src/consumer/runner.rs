@@ -13,6 +13,7 @@ use super::{
     error::ConsumeError,
     observe,
     park::describe,
+    prefetch::Prefetch,
     session::Session,
     settling::{Handled, Settler, Settling},
     size::BatchSize,
@@ -56,13 +57,17 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let shutdown = shutdown.fuse();
         let mut shutdown = std::pin::pin!(shutdown);
         let mut attempts = Attempts::default();
-        let mut session = Some(Session::open(&self.connect, &self.options).await?);
+        let mut prefetch = Prefetch::new(self.options.prefetch, self.options.prefetch_bytes);
+        let mut session = Some(Session::open(&self.connect, &self.options, prefetch.now()).await?);
         let mut sessions = Sessions::default();
         loop {
             if let Some(session) = session.take() {
                 let (started, mut decided) = (Instant::now(), 0);
                 self.monitor.enter(ConsumerState::Consuming);
-                match self.consume(session, shutdown.as_mut(), &mut attempts, &mut decided).await {
+                match self
+                    .consume(session, shutdown.as_mut(), &mut attempts, &mut prefetch, &mut decided)
+                    .await
+                {
                     End::Shutdown => break,
                     End::Lost(reason) => {
                         sessions.ended(started.elapsed(), decided);
@@ -78,7 +83,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break,
-                opened = Session::open(&self.connect, &self.options) => match opened {
+                opened = Session::open(&self.connect, &self.options, prefetch.now()) => match opened {
                     Ok(opened) => {
                         self.monitor.reconnected();
                         session = Some(opened);
@@ -114,6 +119,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         mut session: Session,
         mut shutdown: Pin<&mut Fuse<F>>,
         attempts: &mut Attempts,
+        prefetch: &mut Prefetch,
         decided: &mut u64,
     ) -> End
     where
@@ -127,6 +133,19 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut store = StoreHealth::default();
         let mut in_hand = 0;
         let end = loop {
+            if let Some(count) = prefetch.change() {
+                tracing::debug!(queue = %self.options.queue, count, "prefetch follows the size of the bodies");
+                match session.resubscribe(&self.options, count).await {
+                    Ok(before) => {
+                        for delivery in before {
+                            prefetch.took(delivery.data.len());
+                            window.deliver(delivery.delivery_tag);
+                            waiting.push_back(delivery);
+                        }
+                    }
+                    Err(error) => break End::Lost(describe(&*error)),
+                }
+            }
             let paused = store.paused();
             // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
             // meanwhile makes the next batch larger.
@@ -161,6 +180,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                     let end = loop {
                         match next {
                             Some(Some(Ok(delivery))) => {
+                                prefetch.took(delivery.data.len());
                                 window.deliver(delivery.delivery_tag);
                                 waiting.push_back(delivery);
                             }

@@ -2,8 +2,10 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures_util::StreamExt;
 use lapin::{
     Channel, Connection, Consumer,
+    message::Delivery,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -20,16 +22,21 @@ use crate::{
 
 pub(crate) struct Session {
     connection: Arc<Connection>,
+    limit: Duration,
     channel: Channel,
     pub(crate) deliveries: Consumer,
 }
 
 impl Session {
     /// Connects, declares the parking queue, and subscribes.
-    pub(crate) async fn open(connect: &ConnectOptions, options: &Options) -> Result<Self, ConsumeError> {
+    pub(crate) async fn open(
+        connect: &ConnectOptions,
+        options: &Options,
+        prefetch: u16,
+    ) -> Result<Self, ConsumeError> {
         let connection = connect.open().await?;
-        match Self::subscribe(&connection, connect.timeout, options).await {
-            Ok((channel, deliveries)) => Ok(Self { connection, channel, deliveries }),
+        match Self::start(&connection, connect.timeout, options, prefetch).await {
+            Ok((channel, deliveries)) => Ok(Self { connection, limit: connect.timeout, channel, deliveries }),
             Err(error) => {
                 amqp::close(&connection).await;
                 Err(ConsumeError::new(ConsumeErrorKind::Refused, error))
@@ -37,28 +44,34 @@ impl Session {
         }
     }
 
-    async fn subscribe(
+    async fn start(
         connection: &Connection,
         limit: Duration,
         options: &Options,
+        prefetch: u16,
     ) -> Result<(Channel, Consumer), BoxError> {
         if let Some(queue) = options.parking.queue_to_declare() {
             ensure_queue(connection, limit, ShortString::try_new(queue)?).await?;
         }
         let channel = within(limit, connection.create_channel()).await?;
-        let qos = channel.basic_qos(options.prefetch, BasicQosOptions::default());
-        within(limit, qos).await?;
-        let queue = ShortString::try_new(options.queue.as_str())?;
-        let consuming =
-            BasicConsumeOptions { exclusive: options.exclusive, ..BasicConsumeOptions::default() };
-        let mut arguments = FieldTable::default();
-        if options.priority != 0 {
-            arguments.insert(ShortString::from("x-priority"), AMQPValue::LongInt(options.priority));
-        }
-        // An empty tag lets the broker make one: nothing to collide with.
-        let consume = channel.basic_consume(queue, ShortString::from(""), consuming, arguments);
-        let deliveries = within(limit, consume).await?;
+        let deliveries = subscribe(&channel, limit, options, prefetch).await?;
         Ok((channel, deliveries))
+    }
+
+    /// Subscribes anew with another prefetch count, on the same channel: what is unsettled stays ours. Gives what came meanwhile.
+    pub(crate) async fn resubscribe(
+        &mut self,
+        options: &Options,
+        prefetch: u16,
+    ) -> Result<Vec<Delivery>, BoxError> {
+        let cancel = self.channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
+        within(self.limit, cancel).await?;
+        let mut before = Vec::new();
+        while let Some(delivery) = timeout(self.limit, self.deliveries.next()).await? {
+            before.push(delivery?);
+        }
+        self.deliveries = subscribe(&self.channel, self.limit, options, prefetch).await?;
+        Ok(before)
     }
 
     pub(crate) fn channel(&self) -> &Channel {
@@ -75,6 +88,23 @@ impl Session {
     pub(crate) async fn close(self) {
         amqp::close(&self.connection).await;
     }
+}
+
+async fn subscribe(
+    channel: &Channel,
+    limit: Duration,
+    options: &Options,
+    prefetch: u16,
+) -> Result<Consumer, BoxError> {
+    within(limit, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let queue = ShortString::try_new(options.queue.as_str())?;
+    let consuming = BasicConsumeOptions { exclusive: options.exclusive, ..BasicConsumeOptions::default() };
+    let mut arguments = FieldTable::default();
+    if options.priority != 0 {
+        arguments.insert(ShortString::from("x-priority"), AMQPValue::LongInt(options.priority));
+    }
+    // An empty tag lets the broker make one: nothing to collide with.
+    within(limit, channel.basic_consume(queue, ShortString::from(""), consuming, arguments)).await
 }
 
 /// Declares a durable queue unless there is one of that name, of whatever kind.

@@ -121,7 +121,7 @@ impl Settler {
         connect: ConnectOptions,
         monitor: ConsumerMonitor,
     ) -> Self {
-        let delays = Delays::new(options.first_delay, options.longest_delay);
+        let delays = options.delays();
         let onward = Onward::new(format!("{scope} (parking)"), connect);
         Self { options, scope: scope.to_owned(), delays, onward, monitor }
     }
@@ -165,7 +165,7 @@ impl Settler {
             }
             Settlement::Retry { after, .. } if failed < self.options.max_attempts => {
                 tracing::warn!(message_id = %*name, failures = failed, error, "handler failed; to be tried again");
-                let deliveries = failed.div_ceil(self.options.immediate_retries.saturating_add(1));
+                let deliveries = failed.div_ceil(self.options.failures_each());
                 let troubled = Troubled { acker, properties, message };
                 self.again(troubled, failed, self.delays.after(deliveries, after), tag, settling);
             }

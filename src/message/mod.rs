@@ -11,6 +11,7 @@ mod incoming;
 mod json_tests;
 mod number;
 mod outgoing;
+mod passage;
 mod stamped;
 mod strategy;
 mod trace;

@@ -31,9 +31,14 @@ mod publisher;
 mod redelivery;
 #[path = "status.rs"]
 mod status;
+#[path = "subscription.rs"]
+mod subscription;
 #[cfg(feature = "tls")]
 #[path = "tls.rs"]
 mod tls;
+
+#[path = "unpark.rs"]
+mod unpark;
 
 use std::process::ExitCode;
 
@@ -120,13 +125,16 @@ pub(crate) fn main() -> ExitCode {
         redelivery::message_that_expired_here_before_is_not_dropped_as_a_cycle,
         redelivery::message_stays_when_it_cannot_be_delayed,
         redelivery::deleted_delay_queue_is_declared_anew,
-        redelivery::unparked_message_takes_effect_once,
-        redelivery::unparked_message_is_handled_though_it_is_old,
-        redelivery::unpark_moves_what_is_chosen_and_loses_nothing,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
         status::lost_subscription_shows_until_there_is_another,
         status::consumer_that_gets_nothing_done_is_failing_and_recovers,
+        subscription::exclusive_consumer_is_alone,
+        subscription::consumer_of_higher_priority_is_served_first,
+        subscription::prefetch_is_bounded_by_bytes,
+        unpark::unparked_message_takes_effect_once,
+        unpark::unparked_message_is_handled_though_it_is_old,
+        unpark::unpark_moves_what_is_chosen_and_loses_nothing,
     }
     #[cfg(feature = "tls")]
     trials! {

@@ -1,7 +1,7 @@
 //! Plain lapin: what another client would do and see.
 
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties,
+    BasicProperties, Channel, Connection, ConnectionProperties, Queue,
     message::BasicGetMessage,
     options::{
         BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
@@ -46,10 +46,17 @@ impl Client {
 
     /// How many messages are ready in a queue.
     pub async fn ready(&self, queue: &str) -> u32 {
+        self.inspect(queue).await.message_count()
+    }
+
+    /// How many consumers a queue has.
+    pub async fn consumers(&self, queue: &str) -> u32 {
+        self.inspect(queue).await.consumer_count()
+    }
+
+    async fn inspect(&self, queue: &str) -> Queue {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue =
-            self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("declare");
-        queue.message_count()
+        self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("declare")
     }
 
     /// Takes one message out of a queue.

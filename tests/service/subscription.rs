@@ -1,0 +1,84 @@
+//! How a consumer subscribes: alone, before others, with how much ahead.
+
+use std::time::Duration;
+
+use lapin_idempotent::{IdempotentConsumer, consumer::ConsumeErrorKind};
+
+use super::support::{
+    amqp::{Client, with_id},
+    broker, eventually,
+    ledger::{Debit, Ledger},
+};
+
+pub async fn exclusive_consumer_is_alone() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("exclusive").await;
+    let ledger = Ledger::create().await;
+    let first = ledger.consume_with(&broker(), &queue, Debit::default(), |b| b.exclusive());
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    first.decided(1).await;
+    let second = IdempotentConsumer::builder(broker(), &queue, ledger.store.clone()).exclusive();
+    let error = second.run_until(Debit::default(), std::future::pending()).await.expect_err("taken");
+    assert_eq!(error.kind(), ConsumeErrorKind::Refused);
+    let text = std::error::Error::source(&error).expect("a source").to_string();
+    assert!(text.contains("ACCESS_REFUSED"), "{text}");
+    first.stop().await;
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+}
+
+pub async fn consumer_of_higher_priority_is_served_first() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("priority").await;
+    let ledger = Ledger::create().await;
+    let (low, high) = (Debit::default(), Debit::default());
+    let waiting = ledger.consume_with(&broker(), &queue, low.clone(), |b| b);
+    let serving = ledger.consume_with(&broker(), &queue, high.clone(), |b| b.priority(5));
+    eventually("both are there", async || (client.consumers(&queue).await == 2).then_some(())).await;
+    for n in 0..20 {
+        client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
+    }
+    serving.decided(20).await;
+    serving.stop().await;
+    assert_eq!((low.runs(), high.runs()), (0, 20));
+    client.publish(&queue, b"1", with_id("last")).await;
+    waiting.decided(1).await;
+    waiting.stop().await;
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+}
+
+/// The broker keeps what would be too much: large messages one by one, small ones many at once.
+pub async fn prefetch_is_bounded_by_bytes() {
+    const MB: usize = 1024 * 1024;
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("bytes").await;
+    // JSON, as the handler wants it: blanks are allowed before a number.
+    let large = [vec![b' '; MB], b"1".to_vec()].concat();
+    for n in 0..12 {
+        client.publish(&queue, &large, with_id(&format!("large-{n}"))).await;
+    }
+    let ledger = Ledger::create().await;
+    let slow = Debit { dawdle: Duration::from_secs(3600), ..Debit::default() };
+    let bounded = |handler: Debit| {
+        ledger.consume_with(&broker(), &queue, handler, |b| {
+            b.prefetch_bytes(4 * MB).batch(1).drain_timeout(Duration::ZERO)
+        })
+    };
+    let consumer = bounded(slow.clone());
+    eventually("it is in the first", async || (slow.runs() == 1).then_some(())).await;
+    // First four as if of a mebibyte, then three again when one was a byte more.
+    let ready = client.ready(&queue).await;
+    assert!((5..12).contains(&ready), "{ready} are with the broker");
+    consumer.stop().await;
+    let consumer = bounded(Debit::default());
+    consumer.decided(12).await;
+    for n in 0..1500 {
+        client.publish(&queue, b"1", with_id(&format!("small-{n}"))).await;
+    }
+    consumer.decided(1512).await;
+    consumer.stop().await;
+    assert_eq!(ledger.rows().await, (1512, 1512));
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+}
