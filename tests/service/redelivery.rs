@@ -18,6 +18,7 @@ use super::support::{
     amqp::{Client, header, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},
+    proxy::{Action, From, Proxy, method, nth},
     unique,
 };
 
@@ -311,4 +312,41 @@ pub async fn deleted_delay_queue_is_declared_anew() {
     consumer.stop().await;
     assert!(handler.seen().iter().all(|seen| !seen.message.redelivered()), "delayed, not requeued");
     delete(&client, &queue, &[30]).await;
+}
+
+/// Confirmed in the delay queue, but the original's ack is lost: both copies come.
+pub async fn ack_behind_a_delayed_copy_lost_one_effect() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("delayed-ack-lost").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let proxy = Proxy::start(&broker()).await;
+    proxy.rule(nth(0, From::Client, method::BASIC_ACK, Action::CutBefore));
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume_builder(proxy.url(), &queue, |b| {
+        b.immediate_retries(0).retry_delays(millis(4000), millis(4000))
+    });
+    let monitor = consumer.monitor();
+    let consumer = consumer.start(Flaky::new(1));
+    assert_eq!(consumer.decided(3).await, ["retry", "processed", "duplicate"]);
+    consumer.stop().await;
+    assert_eq!(monitor.status().duplicates.get("delayed_redelivery"), Some(&1));
+    assert_eq!((ledger.rows().await, client.ready(&queue).await), ((1, 1), 0));
+    delete(&client, &queue, &[4000]).await;
+}
+
+/// Nothing is acked before the copy is confirmed; it is sent again, under the same ID.
+pub async fn confirm_of_a_delayed_copy_lost_one_effect() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("delayed-confirm-lost").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let proxy = Proxy::start(&broker()).await;
+    proxy.rule(nth(0, From::Broker, method::BASIC_ACK, Action::CutBefore));
+    let ledger = Ledger::create().await;
+    let consumer = ledger
+        .consume_builder(proxy.url(), &queue, |b| b.immediate_retries(0).retry_delays(millis(50), millis(50)))
+        .start(Flaky::new(1));
+    assert_eq!(consumer.decided(3).await, ["retry", "processed", "duplicate"]);
+    consumer.stop().await;
+    assert_eq!((ledger.rows().await, client.ready(&queue).await), ((1, 1), 0));
+    delete(&client, &queue, &[50]).await;
 }

@@ -124,6 +124,8 @@ pub(crate) fn main() -> ExitCode {
         redelivery::handlers_own_delay_is_kept,
         redelivery::message_that_expired_here_before_is_not_dropped_as_a_cycle,
         redelivery::message_stays_when_it_cannot_be_delayed,
+        redelivery::ack_behind_a_delayed_copy_lost_one_effect,
+        redelivery::confirm_of_a_delayed_copy_lost_one_effect,
         redelivery::deleted_delay_queue_is_declared_anew,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
