@@ -71,7 +71,13 @@ pub(crate) fn delayed_properties(original: &BasicProperties, delay: &Delay<'_>) 
 }
 
 /// The properties of a parked message that goes back to `queue`: its failures are forgotten, its route is not.
-pub(crate) fn unparked_properties(parked: &BasicProperties, queue: &str, at: SystemTime) -> BasicProperties {
+///
+/// `unprocessed`: when it is known not to have taken effect.
+pub(crate) fn unparked_properties(
+    parked: &BasicProperties,
+    queue: &str,
+    unprocessed: SystemTime,
+) -> BasicProperties {
     let mut headers = kept_headers(parked, queue);
     headers.remove(&[
         reserved::FAILURES,
@@ -82,7 +88,7 @@ pub(crate) fn unparked_properties(parked: &BasicProperties, queue: &str, at: Sys
         reserved::PARKED_AT,
         reserved::PARKED_ATTEMPTS,
     ]);
-    headers.set(reserved::UNPARKED, AMQPValue::Timestamp(seconds(at)));
+    headers.set(reserved::UNPARKED, AMQPValue::Timestamp(seconds(unprocessed)));
     headers.text(reserved::ORIGINAL_QUEUE, queue);
     with(parked, headers)
 }

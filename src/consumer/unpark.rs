@@ -15,6 +15,7 @@ use super::{
     error::{ConsumeError, ConsumeErrorKind},
     onward::Onward,
     park::describe,
+    settle::ParkReason,
 };
 use crate::{
     amqp::{self, ConnectOptions, InvalidUri, connection_settings},
@@ -27,9 +28,12 @@ const IN_FLIGHT: usize = 64;
 
 /// Publishes parked messages back to their queue, under the same ID, with a confirm, and then acks them.
 ///
-/// Their failures are forgotten, so they get all attempts again. The guard handles them unless they have taken effect: also those that are older than the
-/// retention, as whoever puts them back has looked at them. What was parked because of its ID (none, an invalid one, or one that took effect with another
-/// body) is parked again unless that was repaired: by another policy of the consumer, or with [`Inspect::forget`](crate::idempotency::Inspect::forget).
+/// Their failures are forgotten, so they get all attempts again, and the guard handles them unless they have taken effect meanwhile. It remembers that for the
+/// retention only: a message whose handler had failed can be put back for that long after it was parked, whatever its own age. One that is put back later, or was parked
+/// as `indeterminate`, is parked again, unless [`assume_unprocessed`](Self::assume_unprocessed) vouches for it.
+///
+/// What was parked because of its ID (none, an invalid one, or one that took effect with another body) is parked again unless that was repaired: by another policy of
+/// the consumer, or with [`Inspect::forget`](crate::idempotency::Inspect::forget).
 ///
 /// ```no_run
 /// # async fn repair() -> Result<(), lapin_idempotent::consumer::ConsumeError> {
@@ -50,6 +54,7 @@ pub struct Unpark {
     parking: String,
     queue: Option<String>,
     limit: u64,
+    assume_unprocessed: bool,
     only: Arc<dyn Fn(&IncomingMessage) -> bool + Send + Sync>,
 }
 
@@ -77,6 +82,7 @@ impl Unpark {
             parking: parking_queue.into(),
             queue: None,
             limit: u64::MAX,
+            assume_unprocessed: false,
             only: Arc::new(|_| true),
         }
     }
@@ -98,6 +104,13 @@ impl Unpark {
     /// Moves only messages for which `choose` says so.
     pub fn only(mut self, choose: impl Fn(&IncomingMessage) -> bool + Send + Sync + 'static) -> Self {
         self.only = Arc::new(choose);
+        self
+    }
+
+    /// States that none of the chosen messages has taken effect. The guard then handles those, too, that are older than its retention and of which it knows
+    /// nothing: **a second time, if the statement is wrong**. Find out first, and choose with [`only`](Self::only).
+    pub fn assume_unprocessed(mut self) -> Self {
+        self.assume_unprocessed = true;
         self
     }
 
@@ -148,9 +161,10 @@ impl Unpark {
                     unseen = 0;
                     continue;
                 };
-                if (self.only)(&IncomingMessage::from(&got.delivery)) {
+                let message = IncomingMessage::from(&got.delivery);
+                if (self.only)(&message) {
                     chosen += 1;
-                    moving.push(self.one(got.delivery, onward));
+                    moving.push(self.one(got.delivery, self.unprocessed(&message), onward));
                 } else {
                     unparked.left += 1;
                 }
@@ -169,13 +183,31 @@ impl Unpark {
         }
     }
 
-    async fn one(&self, delivery: Delivery, onward: &Onward) -> Result<(), BoxError> {
+    /// When a message is known last not to have taken effect.
+    fn unprocessed(&self, message: &IncomingMessage) -> SystemTime {
+        // Its handler failed just before it was parked, in a session that had claimed its ID.
+        let failed = [ParkReason::Rejected, ParkReason::AttemptsExhausted]
+            .iter()
+            .any(|reason| message.parked_reason() == Some(reason.as_str()));
+        match message.parked_at() {
+            _ if self.assume_unprocessed => SystemTime::now(),
+            Some(parked) if failed => parked,
+            _ => SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    async fn one(
+        &self,
+        delivery: Delivery,
+        unprocessed: SystemTime,
+        onward: &Onward,
+    ) -> Result<(), BoxError> {
         let queue = match &self.queue {
             Some(queue) => queue.clone(),
             None => amqp::text_header(&delivery.properties, reserved::ORIGINAL_QUEUE)
                 .ok_or("it does not say which queue it is from")?,
         };
-        let copy = amqp::unparked_properties(&delivery.properties, &queue, SystemTime::now());
+        let copy = amqp::unparked_properties(&delivery.properties, &queue, unprocessed);
         let Delivery { acker, data, .. } = delivery;
         onward.publish("", &queue, copy, data.into()).await?;
         acker.ack(BasicAckOptions::default()).await?;
@@ -189,6 +221,7 @@ impl fmt::Debug for Unpark {
             .field("parking", &self.parking)
             .field("queue", &self.queue)
             .field("limit", &self.limit)
+            .field("assume_unprocessed", &self.assume_unprocessed)
             .finish_non_exhaustive()
     }
 }

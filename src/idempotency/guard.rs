@@ -138,9 +138,8 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// The age of a message that is too old to be handled without a record of it.
     pub(super) fn too_old(&self, message: &IncomingMessage) -> Option<Duration> {
-        // Somebody has looked at a message that comes back from parking, and wants it handled.
-        let retention = self.retention.filter(|_| self.stale == StalePolicy::Park && !message.is_replay())?;
-        message.age(SystemTime::now()).filter(|age| *age > retention)
+        let retention = self.retention.filter(|_| self.stale == StalePolicy::Park)?;
+        message.unknown_for(SystemTime::now()).filter(|age| *age > retention)
     }
 
     /// The store.

@@ -1,6 +1,10 @@
 //! Message headers, and the names that are ours.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 
@@ -16,7 +20,7 @@ pub(crate) mod reserved {
     pub(crate) const FIRST_SEEN: &str = "x-idempotency-first-seen";
     /// Before when it is not to be handled, in milliseconds since 1970-01-01 UTC.
     pub(crate) const NOT_BEFORE: &str = "x-idempotency-not-before";
-    /// When it was taken out of the parking queue, to be handled once more.
+    /// It was put back from parking; and when it was known last not to have taken effect.
     pub(crate) const UNPARKED: &str = "x-idempotency-unparked";
     /// Why a message was parked.
     pub(crate) const PARKED_REASON: &str = "x-idempotency-parked-reason";
@@ -94,6 +98,14 @@ impl HeaderValue {
             Self::List(values) => 1 + values.iter().map(Self::depth).max().unwrap_or_default(),
             Self::Table(table) => 1 + table.iter().map(|(_, value)| value.depth()).max().unwrap_or_default(),
             _ => 0,
+        }
+    }
+
+    /// The time, if it is one.
+    pub(super) fn as_time(&self) -> Option<SystemTime> {
+        match self {
+            Self::Timestamp(seconds) => SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds)),
+            _ => None,
         }
     }
 

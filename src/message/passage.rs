@@ -34,6 +34,18 @@ impl IncomingMessage {
         self.header(reserved::PARKED_REASON)?.as_str()
     }
 
+    /// When it was parked, if it comes from a parking queue.
+    pub(crate) fn parked_at(&self) -> Option<SystemTime> {
+        self.header(reserved::PARKED_AT)?.as_time()
+    }
+
+    /// For how long nobody has known whether it took effect: its [`age`](Self::age), or less if `Unpark` vouches for it.
+    pub(crate) fn unknown_for(&self, now: SystemTime) -> Option<Duration> {
+        let age = self.age(now)?;
+        let vouched = self.header(reserved::UNPARKED).and_then(HeaderValue::as_time);
+        Some(vouched.map_or(age, |vouched| age.min(now.duration_since(vouched).unwrap_or_default())))
+    }
+
     /// How long it is not to be handled yet, because its handler asked for a delay that is longer than those of the delay queues.
     pub(crate) fn early(&self, now: SystemTime) -> Option<Duration> {
         let due = self.header(reserved::NOT_BEFORE)?.as_i64()?.try_into().ok()?;
@@ -54,6 +66,25 @@ mod tests {
         for forged in [HeaderValue::Int(-1), HeaderValue::Int(1), "3".into(), HeaderValue::Void] {
             assert_eq!(message.clone().with_header(reserved::ATTEMPT, forged).attempt(), None);
         }
+    }
+
+    #[test]
+    fn whoever_put_it_back_says_since_when_it_may_have_taken_effect() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let message = IncomingMessage::new("").with_timestamp(1000);
+        let unknown = |unparked: HeaderValue| {
+            message
+                .clone()
+                .with_header(reserved::UNPARKED, unparked)
+                .unknown_for(at(5000))
+                .map(|d| d.as_secs())
+        };
+        assert_eq!(message.unknown_for(at(5000)), Some(Duration::from_secs(4000)));
+        assert_eq!(unknown(HeaderValue::Timestamp(4900)), Some(100));
+        assert_eq!(unknown(HeaderValue::Timestamp(0)), Some(4000), "it says nothing");
+        assert_eq!(unknown(HeaderValue::Timestamp(9000)), Some(0));
+        assert_eq!(unknown(HeaderValue::Int(4900)), Some(4000));
+        assert_eq!(IncomingMessage::new("").unknown_for(at(5000)), None);
     }
 
     #[test]

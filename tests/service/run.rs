@@ -135,7 +135,7 @@ pub(crate) fn main() -> ExitCode {
         subscription::consumer_of_higher_priority_is_served_first,
         subscription::prefetch_is_bounded_by_bytes,
         unpark::unparked_message_takes_effect_once,
-        unpark::unparked_message_is_handled_though_it_is_old,
+        unpark::unparked_message_is_handled_as_long_as_its_effect_is_known,
         unpark::unpark_moves_what_is_chosen_and_loses_nothing,
     }
     #[cfg(feature = "tls")]

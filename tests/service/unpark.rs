@@ -1,6 +1,6 @@
 //! Parked messages are brought back once the reason is repaired, and take effect once.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lapin::{
     BasicProperties,
@@ -56,20 +56,45 @@ pub async fn unparked_message_takes_effect_once() {
     delete(&client, &queue, &[30]).await;
 }
 
-/// Whoever puts a message back has looked at it: the age gate lets it through.
-pub async fn unparked_message_is_handled_though_it_is_old() {
+fn ago(seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    now.as_secs() - seconds
+}
+
+/// A handler that failed says that the message had not taken effect by then. That holds for as long as the store remembers, and then
+/// somebody has to vouch for it.
+pub async fn unparked_message_is_handled_as_long_as_its_effect_is_known() {
+    const HOUR: u64 = 3600;
     let client = Client::connect(&broker()).await;
-    let queue = client.queue("unpark-old").await;
-    client.publish(&queue, b"500", with_id("order-42").with_timestamp(1_700_000_000)).await;
+    let (queue, parking) = (client.queue("unpark-old").await, client.queue("unpark-old-parked").await);
+    // All three were published long ago.
+    for (id, reason, parked) in [
+        ("failed lately", "attempts-exhausted", 60),
+        ("failed long ago", "attempts-exhausted", 2 * HOUR),
+        ("never known", "indeterminate", 60),
+    ] {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut headers = FieldTable::default();
+        headers.insert("x-idempotency-original-queue".into(), text(&queue));
+        headers.insert("x-idempotency-parked-reason".into(), text(reason));
+        headers.insert("x-idempotency-parked-at".into(), AMQPValue::Timestamp(ago(parked)));
+        let properties = with_id(id).with_headers(headers).with_timestamp(ago(3 * HOUR));
+        client.publish(&parking, b"500", properties).await;
+    }
     let ledger = Ledger::create().await;
-    let gated = |b: ConsumerBuilder<SqliteStore>| b.retention(Duration::from_secs(3600), StalePolicy::Park);
+    let gated = |b: ConsumerBuilder<SqliteStore>| {
+        b.retention(Duration::from_secs(HOUR), StalePolicy::Park).parking("", parking.as_str())
+    };
     let consumer = ledger.consume_builder(&broker(), &queue, gated).start(Flaky::new(0));
-    wait_for_parked(&client, &queue, 1).await;
-    assert_eq!(consumer.decided(1).await, ["indeterminate"]);
-    Unpark::new(broker(), format!("{queue}.parked")).run().await.expect("unpark");
-    eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    let unpark = || Unpark::new(broker(), &parking);
+    assert_eq!(unpark().run().await.expect("unpark").moved, 3);
+    assert_eq!(consumer.decided(3).await, ["processed", "indeterminate", "indeterminate"]);
+    eventually("two are parked again", async || (client.ready(&parking).await == 2).then_some(())).await;
+    assert_eq!(unpark().assume_unprocessed().run().await.expect("unpark").moved, 2);
+    eventually("the effects", async || (ledger.rows().await == (3, 3)).then_some(())).await;
     consumer.stop().await;
-    delete(&client, &queue, &[]).await;
+    client.delete(&queue).await;
+    client.delete(&parking).await;
 }
 
 pub async fn unpark_moves_what_is_chosen_and_loses_nothing() {

@@ -1,0 +1,87 @@
+//! Ways to get the protocol wrong. The model must catch each of them; some are what other libraries ship.
+
+use super::protocol::{Protocol, Store};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// The delivery is acked before the work is done.
+    AckFirst,
+    /// The ID is committed in a transaction of its own, before the effect.
+    IdThenEffect,
+    /// The effect is committed in a transaction of its own, before the ID.
+    EffectThenId,
+    /// A commit whose answer is lost counts as done.
+    UnknownCommitTakenAsDone,
+    /// The store is not asked when the broker says `redelivered = false`.
+    FirstDeliveryTakenAsNew,
+    /// Records are forgotten before the retention has passed.
+    PurgeTooEarly,
+    /// What is older than the retention is judged by a missing record.
+    NoAgeGate,
+    /// Each attempt of the publisher has an ID of its own.
+    NewIdOnRetry,
+    /// `basic.return` and its ack count as a confirm.
+    ReturnTakenAsConfirm,
+    /// `basic.nack` counts as a confirm.
+    NackTakenAsConfirm,
+    /// A publish that was on its way when the connection went counts as published.
+    CutTakenAsConfirm,
+    /// A lease is completed by whoever comes.
+    NoFence,
+    /// A lease is completed without a look at the token, if there is one.
+    CompleteWithoutToken,
+    /// A lease is released without a look at the token.
+    ReleaseWithoutToken,
+    /// A message whose handler failed is acked.
+    FailureCountedAsHandled,
+    /// A batch is acked though one of its messages failed.
+    BatchAckedWhenOneFailed,
+    /// A message that goes to a delay queue or to parking is acked before its copy is confirmed.
+    AckBeforePassedOn,
+    /// A message that comes back from parking is handled whatever its age.
+    UnparkVouchesBlindly,
+    /// After a reconnect, deliveries of the old channel are settled on the new one.
+    SettledOnAnotherChannel,
+}
+
+impl Mutant {
+    pub const ALL: [Self; 19] = [
+        Self::AckFirst,
+        Self::IdThenEffect,
+        Self::EffectThenId,
+        Self::UnknownCommitTakenAsDone,
+        Self::FirstDeliveryTakenAsNew,
+        Self::PurgeTooEarly,
+        Self::NoAgeGate,
+        Self::NewIdOnRetry,
+        Self::ReturnTakenAsConfirm,
+        Self::NackTakenAsConfirm,
+        Self::CutTakenAsConfirm,
+        Self::NoFence,
+        Self::CompleteWithoutToken,
+        Self::ReleaseWithoutToken,
+        Self::FailureCountedAsHandled,
+        Self::BatchAckedWhenOneFailed,
+        Self::AckBeforePassedOn,
+        Self::UnparkVouchesBlindly,
+        Self::SettledOnAnotherChannel,
+    ];
+
+    /// The smallest world that shows it.
+    pub fn world(self) -> Protocol {
+        let leases = matches!(self, Self::NoFence | Self::CompleteWithoutToken | Self::ReleaseWithoutToken);
+        let two = matches!(self, Self::BatchAckedWhenOneFailed | Self::SettledOnAnotherChannel);
+        Protocol {
+            store: if leases { Store::Leases } else { Store::Transactions },
+            messages: if two { 2 } else { 1 },
+            consumers: if leases { 2 } else { 1 },
+            batch: if self == Self::BatchAckedWhenOneFailed { 2 } else { 1 },
+            faults: if matches!(self, Self::UnparkVouchesBlindly | Self::ReleaseWithoutToken) {
+                3
+            } else {
+                2
+            },
+            mutant: Some(self),
+        }
+    }
+}
