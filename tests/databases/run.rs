@@ -15,6 +15,8 @@ mod conformance;
 mod crashes;
 #[path = "database/mod.rs"]
 mod database;
+#[path = "examples.rs"]
+mod examples;
 #[path = "leases.rs"]
 mod leases;
 #[path = "outages.rs"]
@@ -85,6 +87,9 @@ pub(crate) fn main() -> ExitCode {
         conformance::of_transactions_behind_an_arc<Postgres, MySql, Sqlite>;
         conformance::of_leases<Postgres, MySql, Sqlite>;
         conformance::of_partitions;
+        examples::transactional_books_each_message_once;
+        examples::leased_http_uses_one_key_for_one_charge;
+        examples::service_publishes_and_books_and_stops_gracefully;
         leases::completed_by_a_lease_is_a_duplicate_for_a_transaction<Postgres, MySql, Sqlite>;
         leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
         leases::no_transaction_is_open_during_the_handler;
