@@ -20,7 +20,8 @@ pub enum Redelivery {
     #[default]
     Delayed,
     /// It is held in the consumer until its delay is over, and then given back with `basic.reject`. It takes a place in the prefetch window
-    /// meanwhile, and its failures are counted by this consumer only: the count starts anew when the process does.
+    /// meanwhile, and its failures are counted by this consumer only: the count starts anew when the process does. Not for delays near the
+    /// broker's consumer timeout (30 minutes by default), which closes the channel of whoever holds a message for longer.
     Requeue,
 }
 

@@ -144,39 +144,41 @@ impl Settler {
         tracing::debug!(message_id = %*name, outcome = outcome.name(), "delivery decided");
         self.options.on_outcome.call(&message, &outcome);
         let settlement = settle(&outcome);
+        // It has an end, good or bad.
+        if !attempts.is_empty() && matches!(settlement, Settlement::Ack | Settlement::Park(_)) {
+            attempts.forget(&name);
+        }
+        if settlement == Settlement::Ack {
+            return Some(tag);
+        }
         let failed = match settlement {
             Settlement::Retry { failures, .. } => self.count(&message, &name, failures, attempts),
-            // It neither worked nor failed.
-            Settlement::Requeue { .. } => 0,
-            _ => {
-                if !attempts.is_empty() {
-                    attempts.forget(&name);
-                }
-                message.failures()
-            }
+            _ => message.failures(),
         };
         let error = error_text(&outcome);
+        let exhausted = failed >= self.options.max_attempts;
         match settlement {
-            Settlement::Ack => return Some(tag),
-            Settlement::Requeue { after } => settling.later(tag, requeue(acker, after)),
+            Settlement::Retry { .. } if exhausted => attempts.forget(&name),
+            Settlement::Retry { .. } => {
+                tracing::warn!(message_id = %*name, failures = failed, error, "handler failed; to be tried again");
+            }
+            _ => {}
+        }
+        let troubled = Troubled { acker, properties, message };
+        match settlement {
+            Settlement::Ack => {}
+            Settlement::Requeue { after } => settling.later(tag, requeue(troubled.acker, after)),
             Settlement::Defer { after } => {
-                let troubled = Troubled { acker, properties, message };
                 self.again(troubled, failed, self.delays.rest(after), tag, settling);
             }
-            Settlement::Retry { after, .. } if failed < self.options.max_attempts => {
-                tracing::warn!(message_id = %*name, failures = failed, error, "handler failed; to be tried again");
+            Settlement::Retry { .. } if exhausted => {
+                settling.now(tag, self.park(troubled, ParkReason::AttemptsExhausted, error, failed));
+            }
+            Settlement::Retry { after, .. } => {
                 let deliveries = failed.div_ceil(self.options.failures_each());
-                let troubled = Troubled { acker, properties, message };
                 self.again(troubled, failed, self.delays.after(deliveries, after), tag, settling);
             }
-            Settlement::Retry { .. } => {
-                attempts.forget(&name);
-                let troubled = Troubled { acker, properties, message };
-                let reason = ParkReason::AttemptsExhausted;
-                settling.now(tag, self.park(troubled, reason, error, failed));
-            }
             Settlement::Park(reason) => {
-                let troubled = Troubled { acker, properties, message };
                 settling.now(tag, self.park(troubled, reason, error, failed.saturating_add(1)));
             }
         }

@@ -229,7 +229,7 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// What to ask the store for a message; its outcome if there is nothing to ask.
     pub(super) fn request(&self, message: &IncomingMessage) -> Result<ClaimRequest, Outcome> {
-        if let Some(remaining) = message.early(SystemTime::now()) {
+        if let Some(remaining) = message.early(SystemTime::now) {
             return Err(Outcome::TooEarly { remaining });
         }
         let message_id = self.identify(message)?;
