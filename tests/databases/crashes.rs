@@ -1,33 +1,20 @@
 //! Consumers that die at a chosen point: the example `worker`, as a process of its own. Nothing is lost, and nothing takes effect twice that
 //! the store can prevent.
-//!
-//! `cargo test` and `cargo nextest run` build examples first; with `--test databases` they do not.
 
-use std::{
-    os::unix::process::ExitStatusExt,
-    path::PathBuf,
-    process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex},
-};
+use std::os::unix::process::ExitStatusExt;
 
 use libtest_mimic::Trial;
 use sqlx::{MySql, Postgres, Sqlite};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-    task::JoinHandle,
-    time::timeout,
-};
 
 use super::{
     database::{Kind, Table, short},
     support::{
-        DEADLINE,
         amqp::{Client, with_id},
         broker, eventually,
         proxy::{Action, From, Proxy, method},
         trials::trial,
     },
+    worker::Worker,
 };
 
 const MESSAGES: i64 = 20;
@@ -43,66 +30,6 @@ enum Guarding {
     Lease,
     /// Leases in Redis; the effects are in a database.
     Redis,
-}
-
-/// A process that consumes.
-struct Worker {
-    process: Child,
-    outcomes: Arc<Mutex<Vec<(String, String)>>>,
-    reading: JoinHandle<()>,
-}
-
-impl Worker {
-    fn start(arguments: &[String]) -> Self {
-        let tests = std::env::current_exe().expect("exe");
-        let target = tests.parent().and_then(|deps| deps.parent()).expect("target");
-        let built: PathBuf = target.join("examples").join("worker");
-        let mut process = Command::new(built)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("`cargo build --all-features --example worker` was run");
-        let mut lines = BufReader::new(process.stdout.take().expect("stdout")).lines();
-        let outcomes = Arc::new(Mutex::new(Vec::new()));
-        let (said, pid) = (Arc::clone(&outcomes), process.id());
-        let reading = tokio::spawn(async move {
-            while let Some(line) = lines.next_line().await.expect("text") {
-                let line: serde_json::Value = serde_json::from_str(&line).expect("an object a line");
-                assert_eq!(line["pid"].as_u64(), pid.map(u64::from));
-                let text = |name: &str| line[name].as_str().expect("text").to_owned();
-                said.lock().unwrap().push((text("message_id"), text("outcome")));
-            }
-        });
-        Self { process, outcomes, reading }
-    }
-
-    /// How many deliveries had this outcome.
-    fn count(&self, outcome: &str) -> i64 {
-        let outcomes = self.outcomes.lock().unwrap();
-        outcomes.iter().filter(|(_, name)| name == outcome).count().try_into().unwrap()
-    }
-
-    fn pid(&self) -> u32 {
-        self.process.id().expect("it runs")
-    }
-
-    fn terminate(&self) {
-        let sent = std::process::Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
-        assert!(sent.expect("kill").success());
-    }
-
-    /// Waits for its end, and for all that it said.
-    async fn ends(&mut self) -> ExitStatus {
-        let status = timeout(DEADLINE, self.process.wait()).await.expect("in time").expect("wait");
-        (&mut self.reading).await.expect("outcomes");
-        status
-    }
-
-    async fn stop(&mut self) {
-        self.terminate();
-        assert_eq!(self.ends().await.code(), Some(0));
-    }
 }
 
 /// A queue with messages, and a store.
@@ -239,7 +166,7 @@ async fn shutdown_in_the_middle_of_a_handler_finishes_it_and_starts_nothing() {
     .await;
     assert_eq!(scene.table.effects().await, (0, 0), "and is not done");
     worker.stop().await;
-    assert_eq!(worker.outcomes.lock().unwrap().as_slice(), [("m0".to_owned(), "processed".to_owned())]);
+    assert_eq!(worker.said(), [("m0".to_owned(), "processed".to_owned())]);
     assert_eq!(scene.table.effects().await, (1, 1));
     assert_eq!(scene.left().await, MESSAGES - 1, "it is acked, and the others went back");
 }

@@ -27,6 +27,8 @@ mod processes;
 mod retention;
 #[path = "schema.rs"]
 mod schema;
+#[path = "worker.rs"]
+mod worker;
 
 use std::process::ExitCode;
 

@@ -54,17 +54,13 @@ pub async fn consumer_dies_in_the_handler_one_effect() {
     client.publish(&queue, b"500", with_id("order-42")).await;
     let ledger = Ledger::create().await;
     let handler = Debit { dawdle: Duration::from_secs(600), ..Debit::default() };
-    let consume = lapin_idempotent::IdempotentConsumer::builder(broker(), &queue, ledger.store.clone())
-        .scope("ledger")
-        .run_until(handler.clone(), std::future::pending());
-    let dying = tokio::spawn(async move { consume.await.expect("consumer") });
+    let dying = ledger.consume(&broker(), &queue, handler.clone());
     eventually("the handler is in the middle of it", async || {
         (handler.order.lock().expect("order").len() == 1).then_some(())
     })
     .await;
     // Dropped in the handler: the transaction rolls back, the delivery goes back to the queue.
-    dying.abort();
-    let _ = dying.await;
+    dying.die().await;
 
     let successor = Debit::default();
     let consumer = ledger.consume(&broker(), &queue, successor.clone());

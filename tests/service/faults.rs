@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use lapin_idempotent::{
     IdempotentPublisher, OutgoingMessage, RetryPolicy,
     publisher::{PublishErrorKind, PublisherState},
@@ -121,12 +120,7 @@ pub async fn queue_deleted_with_10000_in_flight() {
     let mut status = publisher.watch();
     let returned = timeout(DEADLINE, status.wait_for(|status| status.returned > 0)).await;
     returned.expect("in time").expect("some are returned");
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    client
-        .channel
-        .queue_declare(queue.as_str().into(), durable, FieldTable::default())
-        .await
-        .expect("declare");
+    client.declare(&queue).await;
     let verdicts = load.verdicts(PATIENCE).await;
     verdicts.assert_all_published();
     assert_eq!(publisher.status().reconnects, 0);

@@ -2,58 +2,29 @@
 
 use std::time::Duration;
 
-use lapin::{options::QueueDeclareOptions, types::FieldTable};
-use lapin_idempotent::{
-    IdempotentConsumer,
-    consumer::{ConsumerMonitor, ConsumerState},
-};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use lapin_idempotent::consumer::ConsumerState;
 
 use super::support::{
-    DEADLINE,
     amqp::{Client, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},
     proxy::{Action, From, Proxy},
 };
 
-struct Running {
-    monitor: ConsumerMonitor,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-fn start(url: &str, queue: &str, ledger: &Ledger, handler: Debit) -> Running {
-    let consumer = IdempotentConsumer::builder(url, queue, ledger.store.clone()).scope("ledger");
-    let monitor = consumer.monitor();
-    assert_eq!(monitor.status().state, ConsumerState::Starting);
-    let (stop, mut stopped) = watch::channel(false);
-    let task = tokio::spawn(async move {
-        let shutdown = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        consumer.run_until(handler, shutdown).await.expect("consumer");
-    });
-    Running { monitor, stop, task }
-}
-
-impl Running {
-    async fn until(&self, state: ConsumerState) {
-        eventually(state.name(), async || (self.monitor.status().state == state).then_some(())).await;
-    }
-}
-
 pub async fn status_follows_the_consumer() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("status").await;
     let ledger = Ledger::create().await;
     let handler = Debit { dawdle: Duration::from_millis(700), ..Debit::default() };
-    let consumer = start(&broker(), &queue, &ledger, handler);
+    let consumer = ledger.consume(&broker(), &queue, handler);
     consumer.until(ConsumerState::Consuming).await;
     client.publish(&queue, b"500", with_id("order-42")).await;
     eventually("it is in hand", async || (consumer.monitor.status().in_hand == 1).then_some(())).await;
-    consumer.stop.send(true).expect("running");
+    consumer.ask_to_stop();
     consumer.until(ConsumerState::Draining).await;
-    timeout(DEADLINE, consumer.task).await.expect("stops").expect("consumer");
-    let status = consumer.monitor.status();
+    let monitor = consumer.monitor.clone();
+    consumer.stop().await;
+    let status = monitor.status();
     assert_eq!((status.state, status.in_hand), (ConsumerState::Stopped, 0));
     assert_eq!(status.outcomes, [("processed", 1)].into());
     client.delete(&queue).await;
@@ -66,7 +37,7 @@ pub async fn duplicates_are_counted_by_cause() {
     for _ in 0..3 {
         client.publish(&queue, b"500", with_id("order-42")).await;
     }
-    let consumer = start(&broker(), &queue, &ledger, Debit::default());
+    let consumer = ledger.consume(&broker(), &queue, Debit::default());
     let status = eventually("three deliveries", async || {
         let status = consumer.monitor.status();
         (status.outcomes.values().sum::<u64>() == 3).then_some(status)
@@ -74,8 +45,7 @@ pub async fn duplicates_are_counted_by_cause() {
     .await;
     assert_eq!(status.outcomes, [("processed", 1), ("duplicate", 2)].into());
     assert_eq!(status.duplicates, [("republished", 2)].into());
-    consumer.stop.send(true).expect("running");
-    timeout(DEADLINE, consumer.task).await.expect("stops").expect("consumer");
+    consumer.stop().await;
     client.delete(&queue).await;
 }
 
@@ -83,19 +53,16 @@ pub async fn lost_subscription_shows_until_there_is_another() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("status-deleted").await;
     let ledger = Ledger::create().await;
-    let consumer = start(&broker(), &queue, &ledger, Debit::default());
+    let consumer = ledger.consume(&broker(), &queue, Debit::default());
     consumer.until(ConsumerState::Consuming).await;
     client.delete(&queue).await;
     consumer.until(ConsumerState::Reconnecting).await;
     let status = consumer.monitor.status();
     assert!(status.last_error.is_some() && status.is_live() && !status.is_ready(), "{status:?}");
-    let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    let declare = client.channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
-    declare.await.expect("declare");
+    client.declare(&queue).await;
     consumer.until(ConsumerState::Consuming).await;
     assert!(consumer.monitor.status().reconnects >= 1);
-    consumer.stop.send(true).expect("running");
-    timeout(DEADLINE, consumer.task).await.expect("stops").expect("consumer");
+    consumer.stop().await;
     client.delete(&queue).await;
 }
 
@@ -108,7 +75,7 @@ pub async fn consumer_that_gets_nothing_done_is_failing_and_recovers() {
     let proxy = Proxy::start(&broker()).await;
     proxy.rule(|frame| if frame.is(From::Broker, DELIVER) { Action::CutBefore } else { Action::Pass });
     client.publish(&queue, b"500", with_id("order-42")).await;
-    let consumer = start(proxy.url(), &queue, &ledger, Debit::default());
+    let consumer = ledger.consume(proxy.url(), &queue, Debit::default());
     consumer.until(ConsumerState::Failing).await;
     let status = consumer.monitor.status();
     assert!(!status.is_live() && status.last_error.is_some(), "{status:?}");
@@ -116,7 +83,6 @@ pub async fn consumer_that_gets_nothing_done_is_failing_and_recovers() {
     proxy.rule(|_| Action::Pass);
     eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
     consumer.until(ConsumerState::Consuming).await;
-    consumer.stop.send(true).expect("running");
-    timeout(DEADLINE, consumer.task).await.expect("stops").expect("consumer");
+    consumer.stop().await;
     client.delete(&queue).await;
 }

@@ -39,9 +39,18 @@ impl Client {
 
     pub async fn queue_with(&self, name: &str, arguments: FieldTable) -> String {
         let name = unique(name);
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        self.channel.queue_declare(name.as_str().into(), options, arguments).await.expect("declare");
+        self.declare_with(&name, arguments).await;
         name
+    }
+
+    /// Declares a durable queue, again if it was deleted.
+    pub async fn declare(&self, queue: &str) {
+        self.declare_with(queue, FieldTable::default()).await;
+    }
+
+    async fn declare_with(&self, queue: &str, arguments: FieldTable) {
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.channel.queue_declare(queue.into(), options, arguments).await.expect("declare");
     }
 
     /// How many messages are ready in a queue.

@@ -14,9 +14,8 @@ use lapin_idempotent::{
     store::SqliteTransaction,
 };
 use sqlx::SqlitePool;
-use tokio::{sync::watch, task::JoinHandle};
 
-use super::unique;
+use super::{consumer::Running, unique};
 
 #[derive(Clone)]
 pub struct Ledger {
@@ -86,41 +85,7 @@ impl Prepared {
     }
 
     pub fn start(self, handler: impl IdempotentHandler<SqliteStore> + 'static) -> Running {
-        let (stop, mut stopped) = watch::channel(false);
-        let outcomes = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&outcomes);
-        let builder =
-            self.0.on_outcome(move |_, outcome| seen.lock().expect("outcomes").push(outcome.name()));
-        let task = tokio::spawn(async move {
-            let shutdown = async move {
-                let _ = stopped.wait_for(|stop| *stop).await;
-            };
-            builder.run_until(handler, shutdown).await.expect("consumer");
-        });
-        Running { stop, task, outcomes }
-    }
-}
-
-/// A consumer that runs in the background.
-pub struct Running {
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-    outcomes: Arc<Mutex<Vec<&'static str>>>,
-}
-
-impl Running {
-    /// Waits until so many deliveries are decided, and gives their outcomes. They are acked when `stop` returns.
-    pub async fn decided(&self, count: usize) -> Vec<&'static str> {
-        super::eventually("the deliveries are decided", async || {
-            let outcomes = self.outcomes.lock().expect("outcomes").clone();
-            (outcomes.len() >= count).then_some(outcomes)
-        })
-        .await
-    }
-
-    pub async fn stop(self) {
-        let _ = self.stop.send(true);
-        tokio::time::timeout(super::DEADLINE, self.task).await.expect("stops in time").expect("consumer");
+        Running::start(self.0, handler)
     }
 }
 

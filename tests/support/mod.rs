@@ -1,6 +1,7 @@
 //! What the tests stand on: real brokers, a proxy that reads AMQP frames, a ledger in a real database.
 
 pub mod amqp;
+pub mod consumer;
 pub mod ledger;
 pub mod load;
 pub mod node;

@@ -51,17 +51,23 @@ pub mod method {
 
 /// A frame as the rule sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Frame {
+pub struct Frame<'a> {
     pub from: From,
     /// The number of the connection through this proxy, from 0.
     pub connection: usize,
     /// The number of the frame on its connection, in its direction, from 0.
     pub number: usize,
+    /// The channel on its connection.
+    #[allow(dead_code)] // not every program that has a proxy looks so deep
+    pub channel: u16,
     /// Class and method; `None` for headers, bodies and heartbeats.
     pub method: Option<(u16, u16)>,
+    /// What comes after class and method.
+    #[allow(dead_code)]
+    pub arguments: &'a [u8],
 }
 
-impl Frame {
+impl Frame<'_> {
     pub fn is(&self, from: From, method: (u16, u16)) -> bool {
         self.from == from && self.method == Some(method)
     }
@@ -73,7 +79,7 @@ pub fn nth(
     from: From,
     method: (u16, u16),
     action: Action,
-) -> impl FnMut(Frame) -> Action + Send + 'static {
+) -> impl FnMut(Frame<'_>) -> Action + Send + 'static {
     let mut seen = 0;
     move |frame| {
         if !frame.is(from, method) {
@@ -84,7 +90,7 @@ pub fn nth(
     }
 }
 
-type Rule = dyn FnMut(Frame) -> Action + Send;
+type Rule = dyn FnMut(Frame<'_>) -> Action + Send;
 
 pub struct Proxy {
     url: String,
@@ -125,7 +131,7 @@ impl Proxy {
     }
 
     /// Decides over every frame from now on.
-    pub fn rule(&self, rule: impl FnMut(Frame) -> Action + Send + 'static) {
+    pub fn rule(&self, rule: impl FnMut(Frame<'_>) -> Action + Send + 'static) {
         *self.shared.rule.lock().expect("rule") = Box::new(rule);
     }
 
@@ -195,7 +201,9 @@ async fn pump(
         source.read_exact(&mut frame[7..]).await?;
         let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let method = (frame[0] == 1 && size >= 4).then(|| (word(7), word(9)));
-        let action = (shared.rule.lock().expect("rule"))(Frame { from, connection, number, method });
+        let arguments = if method.is_some() { &frame[11..7 + size] } else { &[] };
+        let seen = Frame { from, connection, number, channel: word(1), method, arguments };
+        let action = (shared.rule.lock().expect("rule"))(seen);
         match action {
             Action::Drop => continue,
             Action::CutBefore => return Ok(()),
