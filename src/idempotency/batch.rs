@@ -51,7 +51,8 @@ impl<S: IdempotencyStore> Guard<S> {
     ///
     /// Gives what [`process`](Self::process) would give for each of them in turn, in their order. If the handler or the commit fails for all, the
     /// transaction is rolled back and each message is processed alone, so that a handler may run twice for a message
-    /// whose neighbour fails; nothing of the first run was committed. A copy of a message in the same batch is a duplicate.
+    /// whose neighbour fails; nothing of the first run was committed. A copy of a message in the same batch is a duplicate. When the store
+    /// cannot be asked, it is not asked for the rest.
     ///
     /// # Cancellation
     ///
@@ -76,7 +77,12 @@ impl<S: IdempotencyStore> Guard<S> {
         }
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
-            outcomes.push(self.process(message, handler).await);
+            let outcome = match outcomes.last() {
+                // Each question to a store that is away may take as long as its limit: one is enough.
+                Some(Outcome::StoreUnavailable { error }) => unavailable(error),
+                _ => self.process(message, handler).await,
+            };
+            outcomes.push(outcome);
         }
         Batch { outcomes, together: messages.len() < 2 }
     }
