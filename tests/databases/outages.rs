@@ -1,72 +1,87 @@
 //! A database that is away, or does not answer.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use lapin_idempotent::{
-    IdempotencyStore, IdempotentConsumer, consumer::ConsumerState, idempotency::StoreErrorKind,
-    store::SqlStore,
+    HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, PostgresStore,
+    consumer::ConsumerState, idempotency::StoreErrorKind, store::SqlStore,
 };
-use sqlx::Postgres;
-use tokio::{sync::watch, time::timeout};
+use sqlx::{Postgres, Transaction};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     claims::request,
-    database::{Insert, Kind, Table, server::Server},
-    support::{
-        DEADLINE,
-        amqp::{Client, with_id},
-        broker, eventually,
-    },
+    consuming::{assert_one_effect_each, consumer, delete},
+    database::{Insert, Kind, Table, message, server::Server},
+    flow::Flow,
+    support::{DEADLINE, amqp::Client, broker, consumer::Running, eventually, proxy::Proxy},
+    tags::Tags,
 };
 
-pub async fn server_stopped_and_started_nothing_acked_meanwhile() {
-    const MESSAGES: i64 = 400;
+/// Publishing goes on meanwhile.
+pub async fn server_stopped_for_20_seconds_nothing_acked_meanwhile() {
     let server = Server::start("postgres", &[]).await;
     let table = Table::<Postgres>::create_on(server.url()).await;
     let client = Client::connect(&broker()).await;
     let queue = client.queue("database-outage").await;
-    for n in 0..MESSAGES {
-        client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
-    }
-    let outcomes = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&outcomes);
-    let (stop, mut stopped) = watch::channel(false);
-    let handler = Insert { dawdle: Duration::from_millis(5), ..table.insert() };
-    let consumer = IdempotentConsumer::builder(broker(), &queue, table.store.clone())
-        .scope("test")
-        .prefetch(32)
-        .workers(4)
-        .retry_delays(Duration::from_millis(50), Duration::from_millis(500))
-        .on_outcome(move |_, outcome| seen.lock().unwrap().push(outcome.is_handled()));
-    let monitor = consumer.monitor();
-    let running = tokio::spawn(async move {
-        consumer.run_until(handler, async move { drop(stopped.wait_for(|stop| *stop).await) }).await
-    });
-    let handled = || outcomes.lock().unwrap().iter().filter(|handled| **handled).count();
-    eventually("some are handled", async || (handled() >= 50).then_some(())).await;
+    let proxy = Proxy::start(&broker()).await;
+    let tags = Tags::watch(&proxy);
+    let handler = Insert { dawdle: Duration::from_millis(2), ..table.insert() };
+    let consumer = Running::start(consumer(&table, proxy.url(), &queue), handler);
+    let monitor = consumer.monitor.clone();
+    let flow = Flow::start(&broker(), &queue, 200).await;
+    consumer.decided(200).await;
     server.stop().await;
-    let before = handled();
-    eventually("the outage is noticed, several times", async || {
-        let outcomes = outcomes.lock().unwrap();
-        (outcomes.iter().rev().take_while(|handled| !**handled).count() >= 10).then_some(())
+    let handled = || {
+        let outcomes = monitor.status().outcomes;
+        ["processed", "duplicate"].iter().filter_map(|name| outcomes.get(name)).sum::<u64>()
+    };
+    // What was committed just before is counted when nothing is in hand any more.
+    let before = eventually("the outage is noticed", async || {
+        let status = monitor.status();
+        (status.state == ConsumerState::StoreAway && status.in_hand == 0).then(handled)
     })
     .await;
-    assert_eq!(monitor.status().state, ConsumerState::StoreAway);
-    assert!(handled() <= before + 4, "nothing counts as handled while the store is away");
-    assert_eq!(client.ready(&format!("{queue}.parked")).await, 0, "and nothing is parked for it");
+    let published = flow.confirmed();
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end {
+        // Read in this order: what is acked was counted before.
+        let acked = tags.seen().acked as u64;
+        assert!(acked <= handled() + monitor.status().delayed, "{acked} acks, {:?}", monitor.status());
+        assert_eq!(handled(), before, "nothing counts as handled while the store is away");
+        assert_eq!(monitor.status().state, ConsumerState::StoreAway);
+        assert_eq!(client.ready(&format!("{queue}.parked")).await, 0, "and nothing is parked for it");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(flow.confirmed() > published + 1000, "{} under load", flow.confirmed() - published);
     server.start_again().await;
-    eventually("all are handled", async || (table.effects().await.1 == MESSAGES).then_some(())).await;
-    assert_eq!(monitor.status().state, ConsumerState::Consuming);
-    stop.send(true).expect("running");
-    timeout(DEADLINE, running).await.expect("stops").expect("task").expect("consumer");
-    assert_eq!(table.effects().await, (MESSAGES, MESSAGES), "none lost, none twice");
-    assert_eq!(client.ready(&queue).await, 0);
-    assert_eq!(client.ready(&format!("{queue}.parked")).await, 0);
-    client.delete(&queue).await;
-    client.delete(&format!("{queue}.parked")).await;
+    consumer.until(ConsumerState::Consuming).await;
+    let messages = flow.stop().await;
+    assert_one_effect_each(messages, &table, (&client, &broker(), &queue), vec![consumer]).await;
+    tags.assert_no_foreign_tag();
+    delete(&queue).await;
+}
+
+/// Stops the server under the batch.
+struct Stops(Server);
+
+impl IdempotentHandler<PostgresStore> for Stops {
+    async fn handle(&self, _: &IncomingMessage, tx: &mut Transaction<'static, Postgres>) -> HandlerResult {
+        self.0.stop().await;
+        Postgres::run(tx, "SELECT 1").await?;
+        Ok(())
+    }
+}
+
+/// Each claim takes seconds to fail then.
+pub async fn batch_asks_a_store_that_is_away_once() {
+    let server = Server::start("postgres", &[]).await;
+    let table = Table::<Postgres>::create_on(server.url()).await;
+    let messages: Vec<_> = (0..64).map(|n| message(&format!("m{n}"))).collect();
+    let guard = table.guard();
+    let outcomes = timeout(DEADLINE, guard.process_batch(&messages, &Stops(server))).await.expect("in time");
+    assert!(outcomes.iter().all(|outcome| outcome.name() == "store_unavailable"), "{outcomes:?}");
+    assert_eq!(outcomes.len(), messages.len());
 }
 
 pub async fn frozen_server_is_an_error_in_time<K: Kind>() {

@@ -11,12 +11,16 @@ mod claims;
 mod commit;
 #[path = "conformance.rs"]
 mod conformance;
+#[path = "consuming.rs"]
+mod consuming;
 #[path = "crashes.rs"]
 mod crashes;
 #[path = "database/mod.rs"]
 mod database;
 #[path = "examples.rs"]
 mod examples;
+#[path = "flow.rs"]
+mod flow;
 #[path = "leases.rs"]
 mod leases;
 #[path = "outages.rs"]
@@ -27,6 +31,8 @@ mod processes;
 mod retention;
 #[path = "schema.rs"]
 mod schema;
+#[path = "tags.rs"]
+mod tags;
 #[path = "worker.rs"]
 mod worker;
 
@@ -96,7 +102,8 @@ pub(crate) fn main() -> ExitCode {
         leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
         leases::no_transaction_is_open_during_the_handler;
         leases::batches_of_leases_are_claimed_and_completed_in_order<Postgres, MySql, Sqlite>;
-        outages::server_stopped_and_started_nothing_acked_meanwhile;
+        outages::server_stopped_for_20_seconds_nothing_acked_meanwhile;
+        outages::batch_asks_a_store_that_is_away_once;
         outages::frozen_server_is_an_error_in_time<Postgres, MySql>;
         outages::passwords_are_never_printed<Postgres, MySql>;
         processes::two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>;
