@@ -172,9 +172,10 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                     window.settled(tag);
                     settling.ack(session.channel(), window.handled([]));
                 }
-                // Nothing is taken while the store is away. What the broker has sent already waits here.
+                // Nothing is begun while the store is away. What the broker has sent already waits here.
                 () = sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {}
-                delivery = session.deliveries.next(), if paused.is_none() && working.len() < self.options.workers => {
+                // Also when nobody is idle: there is no other way to learn that the subscription is lost. The prefetch count bounds it.
+                delivery = session.deliveries.next() => {
                     // And all that came with it: a batch is what is there, and never waits for more.
                     let mut next = Some(delivery);
                     let end = loop {
@@ -188,9 +189,6 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                             Some(None) => break Some(End::Lost("the broker cancelled the consumer".to_owned())),
                             None => break None,
                         }
-                        if waiting.len() >= size.now() * (self.options.workers - working.len()) {
-                            break None;
-                        }
                         next = session.deliveries.next().now_or_never();
                     };
                     if let Some(end) = end {
@@ -200,9 +198,16 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             }
         };
         let shutting_down = matches!(end, End::Shutdown);
-        if shutting_down {
-            self.monitor.enter(ConsumerState::Draining);
-            session.cancel().await;
+        match &end {
+            End::Shutdown => {
+                self.monitor.enter(ConsumerState::Draining);
+                session.cancel().await;
+            }
+            // Nothing comes any more, though handlers may go on for a while.
+            End::Lost(reason) => {
+                self.monitor.failed(reason);
+                self.monitor.enter(ConsumerState::Reconnecting);
+            }
         }
         // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
         // nowhere, and are not waited for.
