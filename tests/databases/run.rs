@@ -27,6 +27,8 @@ mod leases;
 mod outages;
 #[path = "processes.rs"]
 mod processes;
+#[path = "reconnects.rs"]
+mod reconnects;
 #[path = "retention.rs"]
 mod retention;
 #[path = "schema.rs"]
@@ -109,6 +111,11 @@ pub(crate) fn main() -> ExitCode {
         processes::two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>;
         processes::zombie_whose_lease_ran_out_cannot_complete<Postgres, MySql, Sqlite>;
         processes::zombie_whose_transaction_was_ended_cannot_commit;
+        reconnects::broker_killed_three_times_under_load_one_effect_each;
+        reconnects::connection_cut_again_and_again_under_load_one_effect_each;
+        reconnects::queue_deleted_and_created_anew_under_load_is_consumed_again;
+        reconnects::connection_lost_under_a_handler_that_finishes_one_effect;
+        reconnects::connection_lost_under_a_handler_that_is_stuck_one_effect;
         retention::late_duplicate_is_handled_once_more_only_after_the_purge<Postgres, MySql, Sqlite>;
         retention::purge_skips_what_others_hold<Postgres, MySql>;
         retention::sweeper_keeps_the_young_and_stops_on_request<Postgres, MySql, Sqlite>;
