@@ -33,6 +33,8 @@ mod reconnects;
 mod retention;
 #[path = "schema.rs"]
 mod schema;
+#[path = "sharing.rs"]
+mod sharing;
 #[path = "tags.rs"]
 mod tags;
 #[path = "worker.rs"]
@@ -128,6 +130,8 @@ pub(crate) fn main() -> ExitCode {
         schema::table_of_another_schema_and_reserved_words<Postgres, MySql>;
         schema::printed_sql_is_what_is_created<Postgres, MySql, Sqlite>;
         schema::consumer_does_not_start_without_the_table;
+        sharing::consumers_in_one_process_share_a_queue_one_effect_each;
+        sharing::single_active_consumer_is_followed_by_the_next_one_effect_each;
     }
     trials.extend(crashes::trials(there));
     libtest_mimic::run(&arguments, trials).exit_code()
