@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lapin::{BasicProperties, options::QueueDeclareOptions, types::FieldTable};
+use lapin::BasicProperties;
 use lapin_idempotent::{
     HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore,
     idempotency::{KeySource, Lease, MismatchPolicy, MissingIdPolicy},
@@ -161,6 +161,28 @@ pub async fn shutdown_finishes_what_is_in_hand_and_leaves_the_rest() {
     client.delete(&queue).await;
 }
 
+pub async fn stuck_handler_is_given_up_after_the_drain_timeout() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("stuck").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let stuck = Debit { dawdle: Duration::from_secs(3600), ..Debit::default() };
+    let limit = Duration::from_millis(500);
+    let consumer = ledger.consume_with(&broker(), &queue, stuck.clone(), |b| b.drain_timeout(limit));
+    eventually("a handler runs", async || (stuck.runs() == 1).then_some(())).await;
+    // Well before the default of half a minute.
+    tokio::time::timeout(limit * 30, consumer.stop()).await.expect("the limit holds");
+    assert_eq!(ledger.rows().await, (0, 0), "it was rolled back");
+    eventually("the message is back", async || (client.ready(&queue).await == 1).then_some(())).await;
+    let successor = ledger.consume(&broker(), &queue, Debit::default());
+    assert_eq!(successor.decided(1).await, ["processed"]);
+    successor.stop().await;
+    assert_eq!(ledger.rows().await, (1, 1));
+    assert_eq!((stuck.runs(), client.ready(&queue).await), (1, 0));
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+}
+
 /// Panics at its first run.
 #[derive(Clone, Default)]
 struct Panics(Count);
@@ -186,25 +208,5 @@ pub async fn panicking_handler_counts_as_a_failed_attempt() {
     drop(stop);
     consumer.await.expect("join").expect("consumer");
     assert_eq!(client.ready(&queue).await, 0);
-    client.delete(&queue).await;
-}
-
-pub async fn queue_deleted_and_declared_again_is_consumed_again() {
-    let client = Client::connect(&broker()).await;
-    let queue = client.queue("deleted").await;
-    let ledger = Ledger::create().await;
-    let consumer = ledger.consume(&broker(), &queue, Debit::default());
-    client.publish(&queue, b"1", with_id("before")).await;
-    eventually("the first effect", async || (ledger.rows().await.0 == 1).then_some(())).await;
-    client.delete(&queue).await;
-    let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    client
-        .channel
-        .queue_declare(queue.as_str().into(), options, FieldTable::default())
-        .await
-        .expect("declare");
-    client.publish(&queue, b"1", with_id("after")).await;
-    eventually("the second effect", async || (ledger.rows().await.0 == 2).then_some(())).await;
-    consumer.stop().await;
     client.delete(&queue).await;
 }
