@@ -47,10 +47,10 @@ pub async fn same_id_with_another_body_is_a_duplicate_if_wanted() {
         client.publish(&queue, body.as_bytes(), with_id("order-42")).await;
     }
     let ledger = Ledger::create().await;
-    let consumer =
-        ledger.consume_builder(&broker(), &queue, |b| b.fingerprint_mismatch(MismatchPolicy::Duplicate));
-    let monitor = consumer.monitor();
-    let consumer = consumer.start(Debit::default());
+    let consumer = ledger.consume_with(&broker(), &queue, Debit::default(), |b| {
+        b.fingerprint_mismatch(MismatchPolicy::Duplicate)
+    });
+    let monitor = consumer.monitor.clone();
     assert_eq!(consumer.decided(3).await, ["processed", "duplicate", "duplicate"]);
     consumer.stop().await;
     assert_eq!(

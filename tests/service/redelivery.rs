@@ -116,11 +116,10 @@ pub async fn failures_are_delayed_counted_and_parked() {
 
     let ledger = Ledger::create().await;
     let handler = Flaky::new(usize::MAX);
-    let consumer = ledger.consume_builder(&broker(), &queue, |b| {
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
         b.immediate_retries(1).max_attempts(7).retry_delays(millis(60), millis(240))
     });
-    let monitor = consumer.monitor();
-    let consumer = consumer.start(handler.clone());
+    let monitor = consumer.monitor.clone();
     wait_for_parked(&client, &queue, 1).await;
     consumer.stop().await;
 
@@ -165,11 +164,9 @@ pub async fn attempts_are_counted_across_restarts() {
     let ledger = Ledger::create().await;
     let handler = Flaky::new(usize::MAX);
     for runs in [2, 4] {
-        let consumer = ledger
-            .consume_builder(&broker(), &queue, |b| {
-                b.immediate_retries(0).max_attempts(4).retry_delays(millis(50), millis(50))
-            })
-            .start(handler.clone());
+        let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+            b.immediate_retries(0).max_attempts(4).retry_delays(millis(50), millis(50))
+        });
         eventually("it failed", async || (handler.seen().len() >= runs).then_some(())).await;
         consumer.stop().await;
     }
@@ -184,14 +181,12 @@ pub async fn requeued_instead_of_delayed_if_wanted() {
     client.publish(&queue, b"500", with_id("order-42")).await;
     let ledger = Ledger::create().await;
     let handler = Flaky::new(usize::MAX);
-    let consumer = ledger
-        .consume_builder(&broker(), &queue, |b| {
-            b.redelivery(Redelivery::Requeue)
-                .immediate_retries(0)
-                .max_attempts(3)
-                .retry_delays(millis(30), millis(30))
-        })
-        .start(handler.clone());
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+        b.redelivery(Redelivery::Requeue)
+            .immediate_retries(0)
+            .max_attempts(3)
+            .retry_delays(millis(30), millis(30))
+    });
     wait_for_parked(&client, &queue, 1).await;
     consumer.stop().await;
     let redelivered: Vec<bool> = handler.seen().iter().map(|seen| seen.message.redelivered()).collect();
@@ -211,11 +206,9 @@ pub async fn delayed_message_holds_nobody_up() {
     }
     let ledger = Ledger::create().await;
     let handler = Flaky::new(1);
-    let consumer = ledger
-        .consume_builder(&broker(), &queue, |b| {
-            b.prefetch(1).immediate_retries(0).retry_delays(millis(500), millis(500))
-        })
-        .start(handler.clone());
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+        b.prefetch(1).immediate_retries(0).retry_delays(millis(500), millis(500))
+    });
     eventually("all are handled", async || (ledger.rows().await == (6, 6)).then_some(())).await;
     consumer.stop().await;
     let order: Vec<String> =
@@ -231,9 +224,8 @@ pub async fn handlers_own_delay_is_kept() {
     client.publish(&queue, b"500", with_id("order-42")).await;
     let ledger = Ledger::create().await;
     let handler = Flaky { after: Some(millis(700)), ..Flaky::new(1) };
-    let consumer = ledger
-        .consume_builder(&broker(), &queue, |b| b.retry_delays(millis(50), millis(200)))
-        .start(handler.clone());
+    let consumer =
+        ledger.consume_with(&broker(), &queue, handler.clone(), |b| b.retry_delays(millis(50), millis(200)));
     eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
     let outcomes = consumer.decided(3).await;
     consumer.stop().await;
@@ -264,9 +256,9 @@ pub async fn message_that_expired_here_before_is_not_dropped_as_a_cycle() {
     client.publish(&queue, b"500", with_id("order-42").with_headers(headers)).await;
     let ledger = Ledger::create().await;
     let handler = Flaky::new(2);
-    let consumer = ledger
-        .consume_builder(&broker(), &queue, |b| b.immediate_retries(0).retry_delays(millis(30), millis(30)))
-        .start(handler.clone());
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+        b.immediate_retries(0).retry_delays(millis(30), millis(30))
+    });
     eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
     consumer.stop().await;
     delete(&client, &queue, &[30]).await;
@@ -283,10 +275,10 @@ pub async fn message_stays_when_it_cannot_be_delayed() {
     client.channel.queue_declare(name.as_str().into(), taken, FieldTable::default()).await.expect("declare");
     let ledger = Ledger::create().await;
     let handler = Flaky::new(2);
-    let consumer = ledger
-        .consume_builder(&broker(), &queue, |b| b.immediate_retries(0).retry_delays(millis(40), millis(40)));
-    let monitor = consumer.monitor();
-    let consumer = consumer.start(handler.clone());
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+        b.immediate_retries(0).retry_delays(millis(40), millis(40))
+    });
+    let monitor = consumer.monitor.clone();
     eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
     consumer.stop().await;
     let error = monitor.status().last_error.expect("an error");
@@ -300,9 +292,9 @@ pub async fn deleted_delay_queue_is_declared_anew() {
     let queue = client.queue("delay-deleted").await;
     let ledger = Ledger::create().await;
     let handler = Flaky::new(3);
-    let consumer = ledger
-        .consume_builder(&broker(), &queue, |b| b.immediate_retries(0).retry_delays(millis(30), millis(30)))
-        .start(handler.clone());
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
+        b.immediate_retries(0).retry_delays(millis(30), millis(30))
+    });
     client.publish(&queue, b"500", with_id("a")).await;
     eventually("the first effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;
     client.delete(&format!("{queue}.retry.30")).await;
@@ -322,11 +314,10 @@ pub async fn ack_behind_a_delayed_copy_lost_one_effect() {
     let proxy = Proxy::start(&broker()).await;
     proxy.rule(nth(0, From::Client, method::BASIC_ACK, Action::CutBefore));
     let ledger = Ledger::create().await;
-    let consumer = ledger.consume_builder(proxy.url(), &queue, |b| {
+    let consumer = ledger.consume_with(proxy.url(), &queue, Flaky::new(1), |b| {
         b.immediate_retries(0).retry_delays(millis(4000), millis(4000))
     });
-    let monitor = consumer.monitor();
-    let consumer = consumer.start(Flaky::new(1));
+    let monitor = consumer.monitor.clone();
     assert_eq!(consumer.decided(3).await, ["retry", "processed", "duplicate"]);
     consumer.stop().await;
     assert_eq!(monitor.status().duplicates.get("delayed_redelivery"), Some(&1));
@@ -342,9 +333,9 @@ pub async fn confirm_of_a_delayed_copy_lost_one_effect() {
     let proxy = Proxy::start(&broker()).await;
     proxy.rule(nth(0, From::Broker, method::BASIC_ACK, Action::CutBefore));
     let ledger = Ledger::create().await;
-    let consumer = ledger
-        .consume_builder(proxy.url(), &queue, |b| b.immediate_retries(0).retry_delays(millis(50), millis(50)))
-        .start(Flaky::new(1));
+    let consumer = ledger.consume_with(proxy.url(), &queue, Flaky::new(1), |b| {
+        b.immediate_retries(0).retry_delays(millis(50), millis(50))
+    });
     assert_eq!(consumer.decided(3).await, ["retry", "processed", "duplicate"]);
     consumer.stop().await;
     assert_eq!((ledger.rows().await, client.ready(&queue).await), ((1, 1), 0));

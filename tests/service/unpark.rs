@@ -34,16 +34,15 @@ pub async fn unparked_message_takes_effect_once() {
     let failing = |b: ConsumerBuilder<SqliteStore>| {
         b.immediate_retries(0).max_attempts(2).retry_delays(millis(30), millis(30))
     };
-    let consumer = ledger.consume_builder(&broker(), &queue, failing).start(Flaky::new(usize::MAX));
+    let consumer = ledger.consume_with(&broker(), &queue, Flaky::new(usize::MAX), failing);
     wait_for_parked(&client, &queue, 2).await;
     consumer.stop().await;
     let unparked = Unpark::new(broker(), &parking).run().await.expect("unpark");
     assert_eq!((unparked.moved, unparked.left, unparked.failed), (2, 0, 0));
     assert_eq!((client.ready(&queue).await, client.ready(&parking).await), (2, 0));
     let repaired = Flaky::new(0);
-    let consumer = ledger.consume_builder(&broker(), &queue, failing);
-    let monitor = consumer.monitor();
-    let consumer = consumer.start(repaired.clone());
+    let consumer = ledger.consume_with(&broker(), &queue, repaired.clone(), failing);
+    let monitor = consumer.monitor.clone();
     assert_eq!(consumer.decided(2).await, ["processed", "duplicate"]);
     consumer.stop().await;
     assert_eq!(monitor.status().duplicates.get("replayed"), Some(&1));
@@ -85,7 +84,7 @@ pub async fn unparked_message_is_handled_as_long_as_its_effect_is_known() {
     let gated = |b: ConsumerBuilder<SqliteStore>| {
         b.retention(Duration::from_secs(HOUR), StalePolicy::Park).parking("", parking.as_str())
     };
-    let consumer = ledger.consume_builder(&broker(), &queue, gated).start(Flaky::new(0));
+    let consumer = ledger.consume_with(&broker(), &queue, Flaky::new(0), gated);
     let unpark = || Unpark::new(broker(), &parking);
     assert_eq!(unpark().run().await.expect("unpark").moved, 3);
     assert_eq!(consumer.decided(3).await, ["processed", "indeterminate", "indeterminate"]);

@@ -10,8 +10,7 @@ use std::{
 
 use lapin_idempotent::{
     HandlerError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, SqliteStore,
-    consumer::{ConsumerBuilder, ConsumerMonitor},
-    store::SqliteTransaction,
+    consumer::ConsumerBuilder, store::SqliteTransaction,
 };
 use sqlx::SqlitePool;
 
@@ -60,32 +59,11 @@ impl Ledger {
         &self,
         url: &str,
         queue: &str,
-        handler: Debit,
+        handler: impl IdempotentHandler<SqliteStore> + 'static,
         set: impl FnOnce(ConsumerBuilder<SqliteStore>) -> ConsumerBuilder<SqliteStore>,
     ) -> Running {
-        self.consume_builder(url, queue, set).start(handler)
-    }
-
-    /// A consumer that is set up and does not run yet.
-    pub fn consume_builder(
-        &self,
-        url: &str,
-        queue: &str,
-        set: impl FnOnce(ConsumerBuilder<SqliteStore>) -> ConsumerBuilder<SqliteStore>,
-    ) -> Prepared {
-        Prepared(set(IdempotentConsumer::builder(url, queue, self.store.clone()).scope("ledger")))
-    }
-}
-
-pub struct Prepared(ConsumerBuilder<SqliteStore>);
-
-impl Prepared {
-    pub fn monitor(&self) -> ConsumerMonitor {
-        self.0.monitor()
-    }
-
-    pub fn start(self, handler: impl IdempotentHandler<SqliteStore> + 'static) -> Running {
-        Running::start(self.0, handler)
+        let builder = IdempotentConsumer::builder(url, queue, self.store.clone()).scope("ledger");
+        Running::start(set(builder), handler)
     }
 }
 
