@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Pool, Postgres, Row, Transaction, error::DatabaseError, postgres::PgConnection};
+use sqlx::{
+    AssertSqlSafe, Pool, Postgres, Row, Transaction,
+    error::DatabaseError,
+    postgres::{PgArguments, PgConnection},
+    query::Query,
+};
 
 use super::sql::{
     Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, micros,
@@ -36,16 +41,18 @@ const WORDS: Words = Words {
 };
 
 /// Sorted by us, and inserted in that order: two batches never wait for each other in a circle.
-fn insert(table: &str, columns: (&str, &str), partitioned: bool) -> String {
+fn insert(table: &str, columns: (&str, &str), partitioned: bool, known: &str) -> String {
     let (id_time, values, array) =
         if partitioned { (", id_time", ", t", ", $4::bigint[]") } else { ("", "", "") };
     let (names, expressions) = columns;
     format!(
         "INSERT INTO {table} (scope, message_id, fingerprint, processed_at{names}{id_time}) \
          SELECT s, m, f, now(){expressions}{values} FROM UNNEST($1::text[], $2::text[], $3::bytea[]{array}) \
-         AS new(s, m, f{values}) ON CONFLICT DO NOTHING RETURNING scope, message_id"
+         AS new(s, m, f{values}) {known}"
     )
 }
+
+const SKIPPED: &str = "ON CONFLICT DO NOTHING RETURNING scope, message_id";
 
 impl SqlDatabase for Postgres {
     fn texts(table: TableName, partition_hours: Option<u32>) -> Texts {
@@ -64,8 +71,9 @@ impl SqlDatabase for Postgres {
         let swept = if partitioned { default.quoted('"') } else { texts.quoted.clone() };
         let old = "now() - $1::bigint * interval '1 microsecond'";
         Texts {
-            insert: insert(&texts.quoted, ("", ""), partitioned),
-            insert_leased: insert(&texts.quoted, (", token, leased_until", &values), partitioned),
+            insert: insert(&texts.quoted, ("", ""), partitioned, SKIPPED),
+            insert_new: insert(&texts.quoted, ("", ""), partitioned, ""),
+            insert_leased: insert(&texts.quoted, (", token, leased_until", &values), partitioned, SKIPPED),
             purge: format!(
                 "DELETE FROM {swept} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {swept} WHERE processed_at < {old} \
                  AND (leased_until IS NULL OR leased_until < {old}) LIMIT $2 FOR UPDATE SKIP LOCKED))"
@@ -89,6 +97,7 @@ impl Dialect for Postgres {
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
     const ONE_WRITER: bool = false;
     const AFTER_FAILURE: Option<&'static str> = None;
+    const HOPES: bool = true;
     const COLUMNS: &'static str = "SELECT attname::text FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped AND \
                                    attrelid = to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
                                    ELSE quote_ident($2) || '.' || quote_ident($1) END)";
@@ -133,14 +142,7 @@ impl Dialect for Postgres {
         lease: Option<NewLease>,
     ) -> Result<Vec<bool>, sqlx::Error> {
         let sql = if lease.is_some() { &texts.insert_leased } else { &texts.insert };
-        let scopes: Vec<&str> = rows.iter().map(|row| row.scope.as_str()).collect();
-        let ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
-        let fingerprints: Vec<&[u8]> = rows.iter().map(|row| row.fingerprint.as_bytes().as_slice()).collect();
-        let mut query = sqlx::query(AssertSqlSafe(sql.as_str())).bind(scopes).bind(ids).bind(fingerprints);
-        if texts.partition_hours.is_some() {
-            query =
-                query.bind(rows.iter().map(|row| partitions::id_time(&row.message_id)).collect::<Vec<_>>());
-        }
+        let mut query = bound(sql, texts, rows);
         if let Some(lease) = lease {
             query = query.bind(lease.token).bind(lease.micros);
         }
@@ -153,6 +155,14 @@ impl Dialect for Postgres {
             new.push((row.try_get::<&str, _>(0)?, row.try_get::<&str, _>(1)?));
         }
         Ok(which(rows, new))
+    }
+
+    async fn insert_new(
+        connection: &mut PgConnection,
+        texts: &Texts,
+        rows: &[&ClaimRequest],
+    ) -> Result<(), sqlx::Error> {
+        bound(&texts.insert_new, texts, rows).execute(connection).await.map(|_| ())
     }
 
     async fn select(
@@ -229,6 +239,18 @@ impl Dialect for Postgres {
     }
 
     runs_statements!(str::to_owned);
+}
+
+/// An INSERT with its rows, as arrays.
+fn bound<'q>(sql: &'q str, texts: &Texts, rows: &[&'q ClaimRequest]) -> Query<'q, Postgres, PgArguments> {
+    let scopes: Vec<&str> = rows.iter().map(|row| row.scope.as_str()).collect();
+    let ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
+    let fingerprints: Vec<&[u8]> = rows.iter().map(|row| row.fingerprint.as_bytes().as_slice()).collect();
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(scopes).bind(ids).bind(fingerprints);
+    if texts.partition_hours.is_none() {
+        return query;
+    }
+    query.bind(rows.iter().map(|row| partitions::id_time(&row.message_id)).collect::<Vec<_>>())
 }
 
 /// The advisory lock of whoever changes our tables: an arbitrary number, the same in every process.

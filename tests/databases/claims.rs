@@ -10,7 +10,7 @@ use std::{
 
 use lapin_idempotent::{
     HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresStore,
-    idempotency::{ClaimRequest, Scope, StoreErrorKind},
+    idempotency::{Claim, ClaimRequest, Scope, StoreErrorKind},
     message::{Fingerprint, MessageId},
     store::{PostgresTransaction, SqlStore},
 };
@@ -116,6 +116,11 @@ pub async fn opposite_orders_never_deadlock<K: Kind>() {
     let table = Table::<K>::create().await;
     let rival = table.again().await.store;
     for round in 0..30 {
+        // Every other round with stores that have met no copy yet: they claim large batches another way.
+        let fresh = |store: &SqlStore<K>| match round % 2 {
+            0 => SqlStore::new(store.pool().clone()).with_table(&table.name).expect("name"),
+            _ => store.clone(),
+        };
         let batch: Vec<_> = (0..300).map(|n| request("test", &format!("{round}-{n}"))).collect();
         let reversed: Vec<_> = batch.iter().rev().cloned().collect();
         let claim = async |store: &SqlStore<K>, batch: &[ClaimRequest]| {
@@ -128,8 +133,56 @@ pub async fn opposite_orders_never_deadlock<K: Kind>() {
             }
             0
         };
-        let (first, second) = tokio::join!(claim(&table.store, &batch), claim(&rival, &reversed));
+        let stores = (fresh(&table.store), fresh(&rival));
+        let (first, second) = tokio::join!(claim(&stores.0, &batch), claim(&stores.1, &reversed));
         assert_eq!((first.min(second), first.max(second)), (0, 300), "one has them all");
+    }
+}
+
+fn many(name: &str) -> Vec<ClaimRequest> {
+    (0..100).map(|n| request("test", &format!("{name}-{n}"))).collect()
+}
+
+/// Large batches, with what is known in the middle of them: all that is new is claimed, and nothing else.
+pub async fn large_batches_find_what_is_known<K: Kind>() {
+    let table = Table::<K>::create().await;
+    for round in 0..3 {
+        let batch = many(&round.to_string());
+        let claims = table.store.claim(&batch[40..60]).await.expect("claim");
+        table.store.complete(claims.session.expect("new")).await.expect("complete");
+        let claims = table.store.claim(&batch).await.expect("claim");
+        for (n, claim) in claims.claims.iter().enumerate() {
+            assert_eq!(*claim != Claim::Acquired, (40..60).contains(&n), "{n}: {claim:?}");
+        }
+        table.store.complete(claims.session.expect("some are new")).await.expect("complete");
+        let claims = table.store.claim(&batch).await.expect("claim");
+        assert!(claims.session.is_none() && claims.claims.iter().all(|claim| *claim != Claim::Acquired));
+        assert_eq!(table.identities().await, 100 * (round + 1));
+    }
+}
+
+/// A rival holds one of a large batch: it is waited for, within the limit, and what became of it is seen.
+pub async fn large_batches_wait_for_rivals<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let fresh = || SqlStore::new(table.store.pool().clone()).with_table(&table.name).expect("name");
+    for (round, completed) in [true, false].into_iter().enumerate() {
+        let batch = many(&round.to_string());
+        let held = table.store.claim(&batch[50..51]).await.expect("claim").session.expect("acquired");
+        let impatient = fresh().lock_timeout(Duration::from_secs(1));
+        let error = timeout(DEADLINE, impatient.claim(&batch)).await.expect("in time");
+        assert_eq!(error.map(|_| ()).expect_err("held").kind(), StoreErrorKind::Busy);
+        let patient = fresh();
+        let (claims, ()) = tokio::join!(patient.claim(&batch), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let ended =
+                if completed { table.store.complete(held).await } else { table.store.release(held).await };
+            ended.expect("end");
+        });
+        let claims = claims.expect("claim");
+        let known = claims.claims.iter().filter(|claim| **claim != Claim::Acquired).count();
+        assert_eq!(known, usize::from(completed));
+        table.store.complete(claims.session.expect("some are new")).await.expect("complete");
+        assert_eq!(table.identities().await, 100 * (i64::try_from(round).unwrap() + 1));
     }
 }
 

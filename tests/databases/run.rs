@@ -86,6 +86,8 @@ pub(crate) fn main() -> ExitCode {
         claims::rival_gives_up_after_the_lock_timeout<Postgres, MySql, Sqlite>;
         claims::exhausted_pool_is_an_error_in_time<Postgres, MySql, Sqlite>;
         claims::opposite_orders_never_deadlock<Postgres, MySql>;
+        claims::large_batches_find_what_is_known<Postgres, MySql, Sqlite>;
+        claims::large_batches_wait_for_rivals<Postgres, MySql>;
         claims::deadlock_of_two_handlers_ends_with_both_effects<Postgres, MySql>;
         claims::serialization_failure_is_done_again;
         claims::nul_and_other_invalid_ids_reach_no_table<Postgres, MySql, Sqlite>;

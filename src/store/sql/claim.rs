@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How many rows one statement inserts; far below every database's limit of bound values.
-pub(super) const ROWS: usize = 1000;
+pub(super) const ROWS: usize = 1024;
 
 /// A claim could not be made.
 pub(super) enum NotClaimed {
@@ -71,7 +71,7 @@ pub(super) async fn claim_all<DB: SqlDatabase>(
     answers.into_iter().map(|answer| answer.ok_or(NotClaimed::Moved)).collect()
 }
 
-fn identity(request: &ClaimRequest) -> (&str, &str) {
+pub(super) fn identity(request: &ClaimRequest) -> (&str, &str) {
     (request.scope.as_str(), request.message_id.as_str())
 }
 

@@ -29,6 +29,8 @@ pub trait Dialect: Database + Sized {
     const ONE_WRITER: bool;
     /// To be run after one of them failed, before the driver's ROLLBACK.
     const AFTER_FAILURE: Option<&'static str>;
+    /// Whether [`insert_new`](Self::insert_new) is there, and cheaper than [`insert`](Self::insert).
+    const HOPES: bool = false;
 
     /// The columns of a table (1st value) in a schema (2nd value, may be empty).
     const COLUMNS: &'static str;
@@ -61,6 +63,17 @@ pub trait Dialect: Database + Sized {
         rows: &[&ClaimRequest],
         lease: Option<NewLease>,
     ) -> impl Future<Output = Result<Vec<bool>, sqlx::Error>> + Send;
+
+    /// Inserts rows of which none is there, and fails with [`Cause::Duplicate`] if one is: then the transaction is lost. Waits for rivals
+    /// like [`insert`](Self::insert).
+    fn insert_new(
+        connection: &mut Self::Connection,
+        texts: &Texts,
+        rows: &[&ClaimRequest],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        let _ = (connection, texts, rows);
+        std::future::ready(Err(sqlx::Error::Protocol("a database without hope".to_owned())))
+    }
 
     /// The rows of some identities, in any order.
     fn select(

@@ -1,11 +1,12 @@
 //! Identities and effects in one SQL transaction: what PostgreSQL, MySQL and SQLite share.
 //!
-//! Reads: `claim` (which of the identities are new), `session` (the transaction, its guarded commit), `leased` (claims without a transaction
+//! Reads: `claim` (which of the identities are new), `hope` (all of them, it is assumed), `session` (the transaction, its guarded commit), `leased` (claims without a transaction
 //! around the handler), `schema`, `inspect`. `dialect` is what a database has to say for itself.
 
 mod claim;
 mod dialect;
 mod error;
+mod hope;
 mod inspect;
 mod leased;
 mod options;
@@ -21,7 +22,7 @@ use sqlx::Pool;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) use self::claim::which;
-use self::dialect::ConnectOptions;
+use self::{dialect::ConnectOptions, hope::Hope};
 pub(super) use self::{
     dialect::{Cause, Dialect, Found, NewLease, Value},
     error::failed,
@@ -63,6 +64,7 @@ pub struct SqlStore<DB: SqlDatabase> {
     texts: Arc<Texts>,
     limits: Limits,
     begin: Arc<str>,
+    hope: Arc<Hope>,
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
@@ -98,7 +100,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 
     fn over(pool: Pool<DB>, texts: Texts, limits: Limits) -> Self {
-        Self { pool, texts: Arc::new(texts), limits, begin: DB::begin(&limits).into() }
+        let begin = DB::begin(&limits).into();
+        Self { pool, texts: Arc::new(texts), limits, begin, hope: Arc::default() }
     }
 
     /// Keeps the identities in another table than `processed_messages`: `table` or `schema.table`.
@@ -162,6 +165,7 @@ impl<DB: SqlDatabase> Clone for SqlStore<DB> {
             texts: Arc::clone(&self.texts),
             limits: self.limits,
             begin: Arc::clone(&self.begin),
+            hope: Arc::clone(&self.hope),
         }
     }
 }

@@ -8,7 +8,9 @@ use tokio::time::timeout;
 use super::{
     SqlDatabase, SqlStore,
     claim::{Answer, NotClaimed, claim_all},
-    error::{failed, is_conflict, not_committed},
+    dialect::Cause,
+    error::{cause, failed, is_conflict, not_committed},
+    hope::claim_new,
 };
 use crate::idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, StoreError, StoreErrorKind};
 
@@ -45,12 +47,27 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         requests: &[ClaimRequest],
     ) -> Result<Claims<Transaction<'static, DB>>, NotClaimedError> {
         let mut transaction = self.begin().await?;
+        if DB::HOPES && self.hope.is_worth_it(requests.len()) {
+            match claim_new::<DB>(&mut *transaction, &self.texts, requests).await {
+                Ok(()) => {
+                    let claims = vec![Claim::Acquired; requests.len()];
+                    return Ok(Claims { session: Some(transaction), claims });
+                }
+                Err(error) if cause::<DB>(&error) == Some(Cause::Duplicate) => {
+                    // The server has undone all of it; the driver still counts the transaction, which begins anew.
+                    let again = format!("ROLLBACK; {}", self.begin);
+                    DB::execute(&mut *transaction, &again, &[]).await.map_err(failed::<DB>)?;
+                }
+                Err(error) => return Err(failed::<DB>(error).into()),
+            }
+        }
         let answers = match claim_all::<DB>(&mut *transaction, &self.texts, requests, None).await {
             Ok(answers) => answers,
             Err(NotClaimed::Moved) => return Err(NotClaimedError::Moved),
             Err(NotClaimed::Failed(error)) => return Err(failed::<DB>(error).into()),
         };
         let claims: Vec<Claim> = answers.into_iter().map(|Answer { claim, .. }| claim).collect();
+        self.hope.learn(claims.iter().all(|claim| *claim == Claim::Acquired));
         if claims.contains(&Claim::Acquired) {
             return Ok(Claims { session: Some(transaction), claims });
         }

@@ -23,6 +23,9 @@ pub struct Texts {
     pub(in crate::store) quoted: String,
     /// Up to the rows, or to the arrays that hold them.
     pub(in crate::store) insert: String,
+    /// The same for rows of which none is there.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) insert_new: String,
     /// The same for leases.
     #[cfg(feature = "postgres")]
     pub(in crate::store) insert_leased: String,
@@ -49,7 +52,7 @@ pub(super) const COLUMNS: [&str; 6] =
     ["scope", "message_id", "fingerprint", "processed_at", "token", "leased_until"];
 
 impl Texts {
-    /// The statements for a table; `insert`, `insert_leased`, `purge` and `schema` are left to the database.
+    /// The statements for a table; `insert` and its variants, `purge` and `schema` are left to the database.
     pub(in crate::store) fn new<DB: Dialect>(table: TableName, words: &Words) -> Self {
         let t = table.quoted(DB::QUOTE);
         let Words { now, micros, until, .. } = words;
@@ -62,6 +65,8 @@ impl Texts {
             |n: usize| format!("{} AND token = {} AND leased_until IS NOT NULL", identity(n), v(n + 2));
         Self {
             insert: String::new(),
+            #[cfg(feature = "postgres")]
+            insert_new: String::new(),
             #[cfg(feature = "postgres")]
             insert_leased: String::new(),
             select: format!(
