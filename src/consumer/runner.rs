@@ -26,7 +26,7 @@ use crate::{
     idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome},
 };
 
-pub(crate) struct Runner<S, H> {
+pub(crate) struct Runner<S: IdempotencyStore, H> {
     guard: Guard<S>,
     handler: H,
     connect: ConnectOptions,
@@ -50,7 +50,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         monitor: ConsumerMonitor,
     ) -> Self {
         let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
-        Self { guard, handler, connect, options, settler, monitor }
+        Self { guard: guard.gather(), handler, connect, options, settler, monitor }
     }
 
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ConsumeError> {
@@ -126,6 +126,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         F: Future<Output = ()> + Send,
     {
         let mut working = FuturesUnordered::new();
+        let mut answering = std::pin::pin!(self.guard.answer());
         let mut settling = Settling::default();
         let mut window = Window::new();
         let mut size = BatchSize::new(if S::BATCHES { self.options.batch } else { 1 });
@@ -163,11 +164,18 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 biased;
                 () = shutdown.as_mut() => break End::Shutdown,
                 Some(done) = working.next() => {
-                    size.learn(done.handled.len(), done.took, done.together);
-                    self.count(&done, &mut in_hand, decided);
-                    self.judge_store(&done, &mut store);
-                    self.settle(done, &session, &mut window, attempts, &mut settling);
+                    // With all that are ready as well: an ack costs the broker more than a delivery.
+                    let (mut next, mut tags) = (Some(done), Vec::new());
+                    while let Some(done) = next {
+                        size.learn(done.handled.len(), done.took, done.together);
+                        self.count(&done, &mut in_hand, decided);
+                        self.judge_store(&done, &mut store);
+                        self.settle(done, attempts, &mut settling, &mut tags);
+                        next = working.next().now_or_never().flatten();
+                    }
+                    settling.ack(session.channel(), window.handled(tags));
                 }
+                never = answering.as_mut() => match never {},
                 tag = settling.next() => {
                     window.settled(tag);
                     settling.ack(session.channel(), window.handled([]));
@@ -213,9 +221,16 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         // nowhere, and are not waited for.
         let limit = Instant::now() + self.options.drain_timeout;
         let drained = timeout_at(limit, async {
-            while let Some(done) = working.next().await {
+            loop {
+                let done = tokio::select! {
+                    biased;
+                    done = working.next() => done,
+                    never = answering.as_mut() => match never {},
+                };
+                let (Some(done), mut tags) = (done, Vec::new()) else { break };
                 self.count(&done, &mut in_hand, decided);
-                self.settle(done, &session, &mut window, attempts, &mut settling);
+                self.settle(done, attempts, &mut settling, &mut tags);
+                settling.ack(session.channel(), window.handled(tags));
             }
             if shutting_down {
                 settling.finish().await;
@@ -280,20 +295,17 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         Done { handled: handled.collect(), took: started.elapsed(), together }
     }
 
-    /// Settles a batch on the channel that delivered it: as far as possible with one ack.
+    /// Begins to settle a batch; adds the tags of what may be acked.
     fn settle<'a>(
         &'a self,
         done: Done,
-        session: &Session,
-        window: &mut Window,
         attempts: &mut Attempts,
         settling: &mut Settling<'a>,
+        tags: &mut Vec<u64>,
     ) {
-        let mut tags = Vec::with_capacity(done.handled.len());
         for handled in done.handled {
             tags.extend(self.settler.settle(handled, attempts, settling));
         }
-        settling.ack(session.channel(), window.handled(tags));
     }
 }
 

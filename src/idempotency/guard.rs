@@ -1,8 +1,10 @@
 //! The guard: claim, handle, complete or release.
 
 use std::{
+    convert::Infallible,
     future::Future,
     panic::AssertUnwindSafe,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -13,15 +15,16 @@ use futures_util::{
 
 use super::{
     claim::{Claim, ClaimRequest, Claims},
+    gather::Gathering,
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
     key::{KeySource, Scope},
-    outcome::{Duplicate, DuplicateCause, Outcome},
+    outcome::Outcome,
     policy::{MismatchPolicy, MissingIdPolicy, StalePolicy},
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
     error::BoxError,
-    message::{Fingerprint, IdStrategy, IncomingMessage, MessageId},
+    message::{Fingerprint, IncomingMessage},
 };
 
 /// How long a message is left alone when a rival holds its identity and the store cannot say for how long.
@@ -35,17 +38,19 @@ const CONFLICTS: u32 = 5;
 /// The consumer of this crate runs one; use it directly in a consume loop of your own:
 /// [`process`](Self::process) says what became of a delivery, and `settle` what to do with it.
 #[derive(Debug, Clone)]
-pub struct Guard<S> {
+pub struct Guard<S: IdempotencyStore> {
     store: S,
     scope: Scope,
-    key: KeySource,
-    missing_id: MissingIdPolicy,
-    retention: Option<Duration>,
-    stale: StalePolicy,
+    pub(super) key: KeySource,
+    pub(super) missing_id: MissingIdPolicy,
+    pub(super) retention: Option<Duration>,
+    pub(super) stale: StalePolicy,
     limit: Option<Duration>,
-    mismatch: MismatchPolicy,
+    pub(super) mismatch: MismatchPolicy,
     immediate_retries: u32,
     max_attempts: u32,
+    /// Set by a consumer that runs it.
+    gathering: Option<Arc<Gathering<S>>>,
 }
 
 impl<S: IdempotencyStore> Guard<S> {
@@ -62,6 +67,7 @@ impl<S: IdempotencyStore> Guard<S> {
             mismatch: MismatchPolicy::default(),
             immediate_retries: 0,
             max_attempts: u32::MAX,
+            gathering: None,
         }
     }
 
@@ -136,12 +142,6 @@ impl<S: IdempotencyStore> Guard<S> {
         handled.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))))
     }
 
-    /// The age of a message that is too old to be handled without a record of it.
-    pub(super) fn too_old(&self, message: &IncomingMessage) -> Option<Duration> {
-        let retention = self.retention.filter(|_| self.stale == StalePolicy::Park)?;
-        message.unknown_for(SystemTime::now()).filter(|age| *age > retention)
-    }
-
     /// The store.
     pub fn store(&self) -> &S {
         &self.store
@@ -208,7 +208,7 @@ impl<S: IdempotencyStore> Guard<S> {
     where
         H: IdempotentHandler<S>,
     {
-        match self.store.claim(std::slice::from_ref(request)).await {
+        match self.claim(request).await {
             Ok(Claims { session: Some(session), .. }) => match self.too_old(message) {
                 None => self.handle(message, handler, session).await,
                 Some(age) => {
@@ -236,18 +236,6 @@ impl<S: IdempotencyStore> Guard<S> {
         Ok(ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: message.fingerprint() })
     }
 
-    fn identify(&self, message: &IncomingMessage) -> Result<MessageId, Outcome> {
-        let invalid = |error| Outcome::InvalidId { error };
-        match (self.key.id(message).map_err(invalid)?, self.missing_id) {
-            (Some(id), _) => Ok(id),
-            (None, MissingIdPolicy::Park) => Err(Outcome::MissingId),
-            (None, MissingIdPolicy::DeriveFromContent) => {
-                IdStrategy::content().derive_from_body(message.body()).map_err(|error| invalid(error.into()))
-            }
-            (None, MissingIdPolicy::HandleUnguarded) => Ok(MessageId::random()),
-        }
-    }
-
     async fn handle<H>(&self, message: &IncomingMessage, handler: &H, mut session: S::Session) -> Attempt
     where
         H: IdempotentHandler<S>,
@@ -271,7 +259,7 @@ impl<S: IdempotencyStore> Guard<S> {
 
     async fn conclude(&self, session: S::Session, result: HandlerResult) -> Attempt {
         let failure = match result {
-            Ok(()) => return completed(self.store.complete(session).await),
+            Ok(()) => return completed(self.complete(session).await),
             Err(HandlerError(failure)) => failure,
         };
         self.give_back(session).await;
@@ -286,6 +274,34 @@ impl<S: IdempotencyStore> Guard<S> {
 }
 
 impl<S: IdempotencyStore> Guard<S> {
+    /// For a consumer: asks for messages together, if the store can. Then [`answer`](Self::answer) must run beside them.
+    pub(crate) fn gather(mut self) -> Self {
+        self.gathering = self.store.asks_together().then(Arc::default);
+        self
+    }
+
+    /// Answers what the messages of a consumer ask its store.
+    pub(crate) async fn answer(&self) -> Infallible {
+        match &self.gathering {
+            Some(gathering) => gathering.run(&self.store).await,
+            None => future::pending().await,
+        }
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Claims<S::Session>, StoreError> {
+        match &self.gathering {
+            Some(gathering) => gathering.claim(request.clone()).await,
+            None => self.store.claim(std::slice::from_ref(request)).await,
+        }
+    }
+
+    async fn complete(&self, session: S::Session) -> Result<(), StoreError> {
+        match &self.gathering {
+            Some(gathering) => gathering.complete(session).await,
+            None => self.store.complete(session).await,
+        }
+    }
+
     pub(super) async fn give_back(&self, session: S::Session) {
         if let Err(error) = self.store.release(session).await {
             // The claim becomes free later, with its lease or its connection.
@@ -311,27 +327,6 @@ impl<S: IdempotencyStore> Guard<S> {
                     "the store answered a claim without a session",
                 ),
             },
-        }
-    }
-
-    /// The outcome of a message whose ID has taken effect.
-    pub(super) fn known(
-        &self,
-        message: &IncomingMessage,
-        processed_at: SystemTime,
-        stored: Fingerprint,
-        found: Fingerprint,
-    ) -> Outcome {
-        if stored == found {
-            return Outcome::Duplicate(Duplicate::new(message, processed_at));
-        }
-        match self.mismatch {
-            MismatchPolicy::Park => Outcome::FingerprintMismatch { stored, found },
-            MismatchPolicy::Duplicate => Outcome::Duplicate(Duplicate {
-                cause: DuplicateCause::IdReuse,
-                fingerprint: stored,
-                processed_at,
-            }),
         }
     }
 }

@@ -32,6 +32,7 @@
 
 mod batch;
 mod claim;
+mod gather;
 mod guard;
 mod handler;
 mod key;

@@ -85,6 +85,12 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// Any [`StoreError`]; some may have been forgotten.
     fn purge(&self, retention: Duration, limit: u32) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
+    /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take about as long as one claim, and an identity that
+    /// fails there fails alone. A consumer then asks together for messages that it handles at once. The answer stays the same.
+    fn asks_together(&self) -> bool {
+        false
+    }
+
     /// For stores with leases: a future that renews this session's lease, and ends only when the lease is lost.
     ///
     /// The guard runs it beside the handler, and cancels the handler when it ends.
@@ -170,6 +176,10 @@ impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
 
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
         (**self).purge(retention, limit).await
+    }
+
+    fn asks_together(&self) -> bool {
+        (**self).asks_together()
     }
 
     fn keep_alive(&self, session: &S::Session) -> Option<BoxFuture<'static, StoreError>> {

@@ -332,6 +332,11 @@ impl IdempotencyStore for RedisStore {
         Ok(0)
     }
 
+    /// Not in a cluster: there each call is sent to its own node, and a silent node must hold up nobody else.
+    fn asks_together(&self) -> bool {
+        !self.link.is_cluster()
+    }
+
     fn keep_alive(&self, session: &Lease) -> Option<BoxFuture<'static, StoreError>> {
         let (store, session) = (self.clone(), Arc::new(session.clone()));
         Some(lease::keep_alive(self.lease, move || {
