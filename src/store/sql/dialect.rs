@@ -16,6 +16,9 @@ use crate::{
 /// How the driver of a database connects.
 pub(super) type ConnectOptions<DB> = <<DB as Database>::Connection as Connection>::Options;
 
+/// How long a connection that was fit for use is taken to be so.
+const TRUSTED: Duration = Duration::from_secs(1);
+
 /// One of the databases. Public only so that `SqlDatabase` can rest on it; its path is private.
 pub trait Dialect: Database + Sized {
     /// The quotation mark of names.
@@ -42,7 +45,16 @@ pub trait Dialect: Database + Sized {
 
     /// What a pool of the store's own is like.
     fn pool(limits: &Limits) -> PoolOptions<Self> {
-        PoolOptions::new().max_connections(limits.connections).acquire_timeout(limits.acquire)
+        let pool = PoolOptions::new().max_connections(limits.connections).acquire_timeout(limits.acquire);
+        // The pool tries a connection when it comes back; to try it again at once would be a round trip of each transaction.
+        pool.test_before_acquire(false).before_acquire(|connection: &mut Self::Connection, met| {
+            Box::pin(async move {
+                if met.idle_for >= TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
     }
 
     /// What the connections of that pool are like, beyond what the URL says.
