@@ -1,12 +1,13 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
-//! `settle.rs` is the table from outcome to AMQP, `runner.rs` the loop around it, `settling.rs` what is done on the channel. `delay.rs` and `park.rs` say
+//! `settle.rs` is the table from outcome to AMQP, `runner.rs` the loop around it, `inbox.rs` what waits, `settling.rs` what is done on the channel. `delay.rs` and `park.rs` say
 //! where messages go that failed, `onward.rs` brings them there, and `unpark.rs` back.
 
 mod attempts;
 mod builder;
 mod delay;
 mod error;
+mod inbox;
 mod observe;
 mod onward;
 mod park;

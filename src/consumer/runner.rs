@@ -1,6 +1,6 @@
 //! The loop: deliveries in, settlements out.
 
-use std::{collections::VecDeque, future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::Fuse, stream::FuturesUnordered};
 use lapin::message::Delivery;
@@ -11,6 +11,7 @@ use super::{
     attempts::Attempts,
     builder::Options,
     error::ConsumeError,
+    inbox::Inbox,
     observe,
     park::describe,
     prefetch::Prefetch,
@@ -19,7 +20,6 @@ use super::{
     size::BatchSize,
     status::{ConsumerMonitor, ConsumerState},
     trouble::{Sessions, StoreHealth},
-    window::Window,
 };
 use crate::{
     amqp::{self, ConnectOptions},
@@ -128,34 +128,23 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut working = FuturesUnordered::new();
         let mut answering = std::pin::pin!(self.guard.answer());
         let mut settling = Settling::default();
-        let mut window = Window::new();
+        let mut inbox = Inbox::new(prefetch);
         let mut size = BatchSize::new(if S::BATCHES { self.options.batch } else { 1 });
-        let mut waiting: VecDeque<Delivery> = VecDeque::new();
         let mut store = StoreHealth::default();
         let mut in_hand = 0;
         let end = loop {
-            if let Some(count) = prefetch.change() {
-                tracing::debug!(queue = %self.options.queue, count, "prefetch follows the size of the bodies");
-                match session.resubscribe(&self.options, count).await {
-                    Ok(before) => {
-                        for delivery in before {
-                            prefetch.took(delivery.data.len());
-                            window.deliver(delivery.delivery_tag);
-                            waiting.push_back(delivery);
-                        }
-                    }
-                    Err(error) => break End::Lost(describe(&*error)),
-                }
+            if let Err(reason) = inbox.adapt(&mut session, &self.options).await {
+                break End::Lost(reason);
             }
             let paused = store.paused();
             // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
             // meanwhile makes the next batch larger.
             while paused.is_none()
-                && !waiting.is_empty()
+                && inbox.len() > 0
                 && working.len() < self.options.workers
-                && (working.is_empty() || waiting.len() >= size.now())
+                && (working.is_empty() || inbox.len() >= size.now())
             {
-                let batch: Vec<Delivery> = waiting.drain(..size.now().min(waiting.len())).collect();
+                let batch = inbox.take(size.now());
                 in_hand += batch.len();
                 self.monitor.in_hand(in_hand);
                 working.push(self.work(batch));
@@ -173,34 +162,19 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                         self.settle(done, attempts, &mut settling, &mut tags);
                         next = working.next().now_or_never().flatten();
                     }
-                    settling.ack(session.channel(), window.handled(tags));
+                    settling.ack(session.channel(), inbox.window.handled(tags));
                 }
                 never = answering.as_mut() => match never {},
                 tag = settling.next() => {
-                    window.settled(tag);
-                    settling.ack(session.channel(), window.handled([]));
+                    inbox.window.settled(tag);
+                    settling.ack(session.channel(), inbox.window.handled([]));
                 }
                 // Nothing is begun while the store is away. What the broker has sent already waits here.
                 () = sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {}
                 // Also when nobody is idle: there is no other way to learn that the subscription is lost. The prefetch count bounds it.
-                delivery = session.deliveries.next() => {
-                    // And all that came with it: a batch is what is there, and never waits for more.
-                    let mut next = Some(delivery);
-                    let end = loop {
-                        match next {
-                            Some(Some(Ok(delivery))) => {
-                                prefetch.took(delivery.data.len());
-                                window.deliver(delivery.delivery_tag);
-                                waiting.push_back(delivery);
-                            }
-                            Some(Some(Err(error))) => break Some(End::Lost(error.to_string())),
-                            Some(None) => break Some(End::Lost("the broker cancelled the consumer".to_owned())),
-                            None => break None,
-                        }
-                        next = session.deliveries.next().now_or_never();
-                    };
-                    if let Some(end) = end {
-                        break end;
+                received = session.deliveries.next() => {
+                    if let Err(reason) = inbox.receive(received, &mut session) {
+                        break End::Lost(reason);
                     }
                 }
             }
@@ -230,7 +204,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 let (Some(done), mut tags) = (done, Vec::new()) else { break };
                 self.count(&done, &mut in_hand, decided);
                 self.settle(done, attempts, &mut settling, &mut tags);
-                settling.ack(session.channel(), window.handled(tags));
+                settling.ack(session.channel(), inbox.window.handled(tags));
             }
             if shutting_down {
                 settling.finish().await;
