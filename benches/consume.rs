@@ -9,6 +9,9 @@
 #[path = "support/mod.rs"]
 mod support;
 
+#[path = "support/by_hand.rs"]
+mod by_hand;
+
 use std::{
     sync::{
         Arc,
@@ -17,54 +20,61 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use lapin::{
-    Connection, ConnectionProperties, Consumer,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
-    types::FieldTable,
-};
+use by_hand::{KEPT, Stopwatch, by_hand, raw, redis_by_hand, table, variable};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use lapin_idempotent::{
     HandlerResult, IdempotencyStore, IdempotentConsumer, IdempotentHandler, IdempotentPublisher,
     IncomingMessage, OutgoingMessage, PostgresStore, RedisStore, SqliteStore,
     consumer::ConsumerBuilder,
     idempotency::Lease,
+    message::MessageId,
     store::{PostgresTransaction, SqliteTransaction},
 };
 use sqlx::AssertSqlSafe;
-use support::{Bench, Queue, body};
+use support::{Bench, Queue, Took, body};
 use tokio::sync::Notify;
 
 const RAW: &str = "raw lapin, ack multiple, no guard";
 
-/// By hand: one transaction for each message, so many at once.
+/// One transaction for each message, so many at once.
 const BY_HAND: [(&str, usize); 3] = [
     ("PostgreSQL by hand, one at a time", 1),
     ("PostgreSQL by hand, 8 at once", 8),
     ("PostgreSQL by hand, 32 at once", 32),
 ];
 
-const SLOW: [&str; 4] = [
-    "PostgreSQL by hand, one at a time",
-    "PostgreSQL, batch 1",
-    "SQLite, batch 1",
-    "Redis SET NX by hand, 32 at once",
-];
+const SINGLE: &str = "PostgreSQL, one a transaction";
+const EIGHT: &str = "PostgreSQL, one a transaction, 8 workers";
+const BATCHES: &str = "PostgreSQL, batches of 256";
+const MANY: &str = "PostgreSQL, batches of 256, handle_batch";
+const MOST: &str = "PostgreSQL, batches of 1,024, handle_batch";
+const SQLITE: &str = "SQLite, one a transaction";
+const SQLITE_BATCHES: &str = "SQLite, batches of 256";
+const SET_NX: &str = "Redis SET NX by hand, 32 at once";
+const REDIS: &str = "Redis, 32 workers";
+const PACED_BY_HAND: &str = "100 msg/s, PostgreSQL by hand";
+const PACED: &str = "100 msg/s, PostgreSQL";
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 15] = [
     RAW,
     BY_HAND[0].0,
     BY_HAND[1].0,
     BY_HAND[2].0,
-    "PostgreSQL, batch 1",
-    "PostgreSQL, batch 1, 8 workers",
-    "PostgreSQL, batch 256",
-    "PostgreSQL, batch 256, handle_batch",
-    "PostgreSQL, batch 1,024, handle_batch",
-    "SQLite, batch 1",
-    "SQLite, batch 256",
-    "Redis SET NX by hand, 32 at once",
-    "Redis, 32 workers",
+    SINGLE,
+    EIGHT,
+    BATCHES,
+    MANY,
+    MOST,
+    SQLITE,
+    SQLITE_BATCHES,
+    SET_NX,
+    REDIS,
+    PACED_BY_HAND,
+    PACED,
 ];
+
+/// Five seconds of them.
+const PACED_MESSAGES: usize = 500;
 
 fn main() {
     match support::child() {
@@ -72,7 +82,7 @@ fn main() {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.expect("runtime").block_on(once(&case, &kind, messages));
         }
-        None => compare(Bench::from_args(40_000, 5)),
+        None => compare(Bench::from_args(80_000, 5)),
     }
 }
 
@@ -80,119 +90,106 @@ fn compare(mut bench: Bench) {
     for kind in ["classic", "quorum"] {
         for round in 0..bench.rounds {
             for case in support::in_turn(&CASES, round) {
-                let messages = if SLOW.contains(&case) { bench.messages / 8 } else { bench.messages };
+                let messages = match case {
+                    PACED | PACED_BY_HAND => PACED_MESSAGES,
+                    RAW | MANY | MOST => bench.messages,
+                    SINGLE | SQLITE => bench.messages / 20,
+                    _ if case == BY_HAND[0].0 => bench.messages / 20,
+                    _ => bench.messages / 4,
+                };
                 bench.measure(case, kind, messages);
             }
         }
     }
     bench.report("consume", |_| RAW);
+    println!(
+        "\n| queue | case | what | median | of the best by hand, or of one each |\n|---|---|---|---|---|"
+    );
+    let by_hand = BY_HAND.map(|(name, _)| name);
+    let pairs: [(&str, &[&str]); 6] = [
+        (BATCHES, &by_hand),
+        (SINGLE, &by_hand[..1]),
+        (EIGHT, &by_hand[1..2]),
+        (SQLITE_BATCHES, &[SQLITE]),
+        (REDIS, &[SET_NX]),
+        (PACED, &[PACED_BY_HAND]),
+    ];
+    for kind in ["classic", "quorum"] {
+        for (case, others) in pairs {
+            bench.print_ratio(kind, case, others);
+        }
+    }
 }
 
 async fn once(case: &str, kind: &str, messages: usize) {
     let amqp = support::amqp();
     let queue = Queue::declare(&amqp, kind).await;
-    fill(&amqp, &queue.name, messages).await;
+    let paced = case == PACED || case == PACED_BY_HAND;
+    if !paced {
+        fill(&amqp, &queue.name, messages).await;
+    }
     let name = queue.name.as_str();
-    let run: BoxFuture<'_, Duration> = match case {
-        RAW => raw(&amqp, name, messages).boxed(),
-        "PostgreSQL, batch 1" => postgres(&amqp, name, messages, 1, 1, false).boxed(),
-        "PostgreSQL, batch 1, 8 workers" => postgres(&amqp, name, messages, 1, 8, false).boxed(),
-        "PostgreSQL, batch 256" => postgres(&amqp, name, messages, 256, 1, false).boxed(),
-        "PostgreSQL, batch 256, handle_batch" => postgres(&amqp, name, messages, 256, 2, true).boxed(),
-        "PostgreSQL, batch 1,024, handle_batch" => postgres(&amqp, name, messages, 1024, 2, true).boxed(),
-        "SQLite, batch 1" => sqlite(&amqp, name, messages, 1).boxed(),
-        "SQLite, batch 256" => sqlite(&amqp, name, messages, 256).boxed(),
-        "Redis SET NX by hand, 32 at once" => redis_by_hand(&amqp, name, messages).boxed(),
-        "Redis, 32 workers" => redis(&amqp, name, messages).boxed(),
+    let run: BoxFuture<'_, Took> = match case {
+        RAW => raw(&amqp, name, messages).map(Took::from).boxed(),
+        SINGLE => postgres(&amqp, name, messages, 1, 1, false).map(Took::from).boxed(),
+        EIGHT => postgres(&amqp, name, messages, 1, 8, false).map(Took::from).boxed(),
+        BATCHES => postgres(&amqp, name, messages, 256, 1, false).map(Took::from).boxed(),
+        MANY => postgres(&amqp, name, messages, 256, 1, true).map(Took::from).boxed(),
+        MOST => postgres(&amqp, name, messages, 1024, 1, true).map(Took::from).boxed(),
+        SQLITE => sqlite(&amqp, name, messages, 1).map(Took::from).boxed(),
+        SQLITE_BATCHES => sqlite(&amqp, name, messages, 256).map(Took::from).boxed(),
+        SET_NX => redis_by_hand(&amqp, name, messages).map(Took::from).boxed(),
+        REDIS => redis(&amqp, name, messages).map(Took::from).boxed(),
+        PACED | PACED_BY_HAND => paced_run(&amqp, name, messages, case == PACED).boxed(),
         case => {
             let (_, tasks) = BY_HAND.into_iter().find(|(name, _)| *name == case).expect("a case");
-            by_hand(&amqp, name, messages, tasks).boxed()
+            by_hand(&amqp, name, messages, tasks, None).map(Took::from).boxed()
         }
     };
     support::once(messages, run).await;
     queue.delete().await;
 }
 
+fn message(queue: &str) -> OutgoingMessage {
+    OutgoingMessage::to("", queue).body(body()).content_type("application/json")
+}
+
 async fn fill(amqp: &str, queue: &str, messages: usize) {
     let publisher = IdempotentPublisher::builder(amqp).connect().await.expect("connect");
-    let body = body();
-    let message = |_| OutgoingMessage::to("", queue).body(body.clone()).content_type("application/json");
-    let mut results = publisher.publish_all((0..messages).map(message));
+    let mut results = publisher.publish_all((0..messages).map(|_| message(queue)));
     while let Some(result) = results.next().await {
         result.expect("published");
     }
 }
 
-fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name}: run `make bench`"))
-}
-
-fn table(name: &str) -> String {
-    format!("{name}_{}", &uuid::Uuid::new_v4().simple().to_string()[..16])
-}
-
-async fn subscribe(amqp: &str, queue: &str, prefetch: u16) -> (Connection, lapin::Channel, Consumer) {
-    let connection = Connection::connect(amqp, ConnectionProperties::default()).await.expect("connect");
-    let channel = connection.create_channel().await.expect("channel");
-    channel.basic_qos(prefetch, BasicQosOptions::default()).await.expect("qos");
-    let options = BasicConsumeOptions::default();
-    let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
-    let consumer = consumer.await.expect("consume");
-    (connection, channel, consumer)
-}
-
-/// The fastest way to consume with lapin that we know; acks every 256, and no effect at all.
-async fn raw(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let started = Instant::now();
-    let (_connection, channel, mut consumer) = subscribe(amqp, queue, 2048).await;
-    for n in 1..=messages {
-        let delivery = consumer.next().await.expect("delivery").expect("delivery");
-        if n % 256 == 0 || n == messages {
-            let multiple = BasicAckOptions { multiple: true };
-            channel.basic_ack(delivery.delivery_tag, multiple).await.expect("ack");
+/// One message every 10 ms, to a consumer that waits for them; the time from publishing to the commit.
+async fn paced_run(amqp: &str, queue: &str, messages: usize, ours: bool) -> Took {
+    let stopwatch = Arc::new(Stopwatch::default());
+    let publisher = IdempotentPublisher::builder(amqp).connect().await.expect("connect");
+    let publishing = async {
+        // The consumer is there by then, with its tables.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        for _ in 0..messages {
+            tick.tick().await;
+            let id = MessageId::from(uuid::Uuid::now_v7());
+            stopwatch.start(id.as_str());
+            let message = message(queue).message_id(id);
+            publisher.publish_idempotent(message).await.expect("published");
         }
-    }
-    started.elapsed()
-}
-
-/// The vendor's recipe, by hand: begin, insert the ID, insert the effect, commit, ack.
-async fn by_hand(amqp: &str, queue: &str, messages: usize, tasks: usize) -> Duration {
-    let (ids, effects) = (table("ids"), table("effects"));
-    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(32);
-    let pool = pool.connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-    let create = format!(
-        "CREATE TABLE {ids} (id text PRIMARY KEY); CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)"
-    );
-    sqlx::raw_sql(AssertSqlSafe(create)).execute(&pool).await.expect("tables");
-    let claim = format!("INSERT INTO {ids} VALUES ($1)");
-    let effect = format!("INSERT INTO {effects} VALUES ($1, $2)");
-    let started = Instant::now();
-    let (_connection, channel, mut consumer) = subscribe(amqp, queue, 256).await;
-    let mut working = FuturesUnordered::new();
-    let mut left = messages;
-    while left > 0 || !working.is_empty() {
-        if left == 0 || working.len() >= tasks {
-            working.next().await;
-            continue;
+    };
+    let consuming = async {
+        if !ours {
+            return by_hand(amqp, queue, messages, 8, Some(Arc::clone(&stopwatch))).await;
         }
-        left -= 1;
-        let delivery = consumer.next().await.expect("delivery").expect("delivery");
-        let (pool, channel, claim, effect) = (pool.clone(), channel.clone(), claim.clone(), effect.clone());
-        working.push(tokio::spawn(async move {
-            let id = delivery.properties.message_id().as_ref().expect("ID").as_str();
-            let mut tx = pool.begin().await.expect("begin");
-            sqlx::query(AssertSqlSafe(claim)).bind(id).execute(&mut *tx).await.expect("new");
-            sqlx::query(AssertSqlSafe(effect))
-                .bind(id)
-                .bind(500_i64)
-                .execute(&mut *tx)
-                .await
-                .expect("effect");
-            tx.commit().await.expect("commit");
-            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("ack");
-        }));
-    }
-    started.elapsed()
+        let (store, effect) = postgres_store(false).await;
+        let stopwatch = Arc::clone(&stopwatch);
+        let builder = IdempotentConsumer::builder(amqp, queue, store);
+        let stop = move |message: &IncomingMessage| stopwatch.stop(message.raw_message_id().expect("ID"));
+        consume_with(builder, effect, messages, stop).await
+    };
+    let (took, ()) = tokio::join!(consuming, publishing);
+    Took { took, latencies: stopwatch.took() }
 }
 
 /// Runs a consumer until so many deliveries are decided and, as it returns then, settled.
@@ -201,10 +198,24 @@ where
     S: IdempotencyStore,
     H: IdempotentHandler<S> + 'static,
 {
+    consume_with(builder, handler, messages, |_| ()).await
+}
+
+async fn consume_with<S, H>(
+    builder: ConsumerBuilder<S>,
+    handler: H,
+    messages: usize,
+    committed: impl Fn(&IncomingMessage) + Send + Sync + 'static,
+) -> Duration
+where
+    S: IdempotencyStore,
+    H: IdempotentHandler<S> + 'static,
+{
     let (count, done) = (AtomicUsize::new(0), Arc::new(Notify::new()));
     let last = Arc::clone(&done);
-    let builder = builder.on_outcome(move |_, outcome| {
+    let builder = builder.on_outcome(move |message, outcome| {
         assert!(outcome.is_handled(), "{outcome:?}");
+        committed(message);
         if count.fetch_add(1, Ordering::Relaxed) + 1 == messages {
             last.notify_one();
         }
@@ -272,6 +283,21 @@ impl IdempotentHandler<RedisStore> for Nothing {
     }
 }
 
+async fn postgres_store(many: bool) -> (PostgresStore, Effect) {
+    let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
+    let store = store.with_table(&table("ids")).expect("name");
+    store.create_schema().await.expect("schema");
+    let effects = table("effects");
+    let create = format!("CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)");
+    sqlx::raw_sql(AssertSqlSafe(create)).execute(store.pool()).await.expect("table");
+    (store, Effect::new(&effects, many))
+}
+
+/// Of three batches at least: one is handled, one is there, one is on its way.
+fn prefetch(batch: usize) -> u16 {
+    u16::try_from((batch * 4).max(256)).expect("prefetch")
+}
+
 async fn postgres(
     amqp: &str,
     queue: &str,
@@ -280,16 +306,9 @@ async fn postgres(
     workers: usize,
     many: bool,
 ) -> Duration {
-    let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-    let store = store.with_table(&table("ids")).expect("name");
-    store.create_schema().await.expect("schema");
-    let effects = table("effects");
-    let create = format!("CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)");
-    sqlx::raw_sql(AssertSqlSafe(create)).execute(store.pool()).await.expect("table");
-    let prefetch = u16::try_from((batch * 4).max(256)).expect("prefetch");
-    let builder =
-        IdempotentConsumer::builder(amqp, queue, store).batch(batch).workers(workers).prefetch(prefetch);
-    consume(builder, Effect::new(&effects, many), messages).await
+    let (store, effect) = postgres_store(many).await;
+    let builder = IdempotentConsumer::builder(amqp, queue, store).batch(batch).workers(workers);
+    consume(builder.prefetch(prefetch(batch)), effect, messages).await
 }
 
 async fn sqlite(amqp: &str, queue: &str, messages: usize, batch: usize) -> Duration {
@@ -298,8 +317,7 @@ async fn sqlite(amqp: &str, queue: &str, messages: usize, batch: usize) -> Durat
     store.create_schema().await.expect("schema");
     let create = "CREATE TABLE effects (id TEXT NOT NULL, amount INTEGER NOT NULL)";
     sqlx::raw_sql(create).execute(store.pool()).await.expect("table");
-    let prefetch = u16::try_from((batch * 4).max(256)).expect("prefetch");
-    let builder = IdempotentConsumer::builder(amqp, queue, store).batch(batch).prefetch(prefetch);
+    let builder = IdempotentConsumer::builder(amqp, queue, store).batch(batch).prefetch(prefetch(batch));
     let took = consume(builder, Effect::new("effects", false), messages).await;
     let _ = std::fs::remove_file(file);
     took
@@ -307,35 +325,6 @@ async fn sqlite(amqp: &str, queue: &str, messages: usize, batch: usize) -> Durat
 
 async fn redis(amqp: &str, queue: &str, messages: usize) -> Duration {
     let store = RedisStore::connect(&variable("REDIS_URL")).await.expect("Redis");
-    let store = store.prefix(&table("bench")).expect("prefix");
+    let store = store.prefix(&table("bench")).expect("prefix").retention(KEPT).expect("retention");
     consume(IdempotentConsumer::builder(amqp, queue, store).workers(32), Nothing, messages).await
-}
-
-/// What one would write by hand with Redis: `SET NX` with an expiry, then the ack. It loses the message if the process dies in between.
-async fn redis_by_hand(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let client = redis::Client::open(variable("REDIS_URL")).expect("URL");
-    let redis = client.get_multiplexed_async_connection().await.expect("Redis");
-    let prefix = table("bench");
-    let started = Instant::now();
-    let (_connection, channel, mut consumer) = subscribe(amqp, queue, 256).await;
-    let mut working = FuturesUnordered::new();
-    let mut left = messages;
-    while left > 0 || !working.is_empty() {
-        if left == 0 || working.len() >= 32 {
-            working.next().await;
-            continue;
-        }
-        left -= 1;
-        let delivery = consumer.next().await.expect("delivery").expect("delivery");
-        let (mut redis, channel, prefix) = (redis.clone(), channel.clone(), prefix.clone());
-        working.push(async move {
-            let id = delivery.properties.message_id().as_ref().expect("ID").as_str();
-            let mut set = redis::cmd("SET");
-            set.arg(format!("{prefix}:{id}")).arg(1).arg("NX").arg("EX").arg(604_800);
-            let new: Option<String> = set.query_async(&mut redis).await.expect("answer");
-            assert!(new.is_some());
-            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("ack");
-        });
-    }
-    started.elapsed()
 }

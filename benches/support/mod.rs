@@ -33,7 +33,34 @@ pub(crate) struct Bench {
 struct Sample {
     per_second: f64,
     cpu_us: f64,
+    /// CPU of the broker and of the databases: of all their processes on this machine, so only good on one that is quiet.
+    broker_us: f64,
+    store_us: f64,
     rss_mb: f64,
+    /// From publishing to the commit, where that is measured.
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+}
+
+/// What a run took in all, and each of its messages.
+pub(crate) struct Took {
+    pub(crate) took: Duration,
+    pub(crate) latencies: Vec<Duration>,
+}
+
+impl From<Duration> for Took {
+    fn from(took: Duration) -> Self {
+        Self { took, latencies: Vec::new() }
+    }
+}
+
+impl Took {
+    fn percentile(&self, percent: usize) -> Option<f64> {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+        sorted.get(index).map(|took| took.as_secs_f64() * 1e3)
+    }
 }
 
 pub(crate) fn amqp() -> String {
@@ -47,15 +74,23 @@ pub(crate) fn child() -> Option<(String, String, usize)> {
 }
 
 /// Runs a case once and prints its sample; it says itself how long the messages took, so that connecting does not count.
-pub(crate) async fn once(messages: usize, run: impl Future<Output = Duration>) {
+pub(crate) async fn once(messages: usize, run: impl Future<Output = impl Into<Took>>) {
     // Resets the peak of the resident set, see proc(5).
     let _ = fs::write("/proc/self/clear_refs", "5");
-    let before = cpu();
-    let took = run.await;
+    let measured = || [cpu(), cpu_of(&["beam.smp"]), cpu_of(&["postgres", "redis-server"])];
+    let before = measured();
+    let run: Took = run.await.into();
+    let after = measured();
+    let each =
+        |index: usize| after[index].saturating_sub(before[index]).as_secs_f64() * 1e6 / messages as f64;
     let sample = Sample {
-        per_second: messages as f64 / took.as_secs_f64(),
-        cpu_us: cpu().saturating_sub(before).as_secs_f64() * 1e6 / messages as f64,
+        per_second: messages as f64 / run.took.as_secs_f64(),
+        cpu_us: each(0),
+        broker_us: each(1),
+        store_us: each(2),
         rss_mb: peak_rss_mb(),
+        p50_ms: run.percentile(50),
+        p99_ms: run.percentile(99),
     };
     println!("{}", serde_json::to_string(&sample).expect("json"));
 }
@@ -88,12 +123,40 @@ impl Bench {
             .expect("run");
         assert!(output.status.success(), "{case} failed");
         let sample: Sample = serde_json::from_slice(&output.stdout).expect("a sample");
-        eprintln!("{queue:>8} {case:<36} {:>9.0} msg/s {:>6.1} us", sample.per_second, sample.cpu_us);
+        eprintln!(
+            "{queue:>8} {case:<40} {:>9.0} msg/s, us a message: client {:>6.1}, broker {:>6.1}, store {:>6.1}",
+            sample.per_second, sample.cpu_us, sample.broker_us, sample.store_us
+        );
         let key = (queue.to_owned(), case.to_owned());
         match self.samples.iter_mut().find(|(known, _)| *known == key) {
             Some((_, samples)) => samples.push(sample),
             None => self.samples.push((key, vec![sample])),
         }
+    }
+
+    /// Prints how a case compares with the best of some others in the same round: the median of the rounds.
+    #[allow(dead_code, reason = "not all benches compare with more than one reference")]
+    pub(crate) fn print_ratio(&self, queue: &str, case: &str, others: &[&str]) {
+        let of = |case: &str| {
+            let key = (queue.to_owned(), case.to_owned());
+            self.samples.iter().find(|(known, _)| *known == key).map(|(_, samples)| samples)
+        };
+        let Some(ours) = of(case) else { return };
+        let others: Vec<&Vec<Sample>> = others.iter().filter_map(|other| of(other)).collect();
+        let print = |what: &str, value: fn(&Sample) -> Option<f64>| {
+            let ratios = ours.iter().enumerate().filter_map(|(round, ours)| {
+                let best = others.iter().filter_map(|other| value(&other[round])).reduce(f64::max)?;
+                Some(value(ours)? / best)
+            });
+            let ratios: Vec<f64> = ratios.collect();
+            if !ratios.is_empty() {
+                let absolute = median(ours.iter().filter_map(value));
+                println!("| {queue} | {case} | {what} | {absolute:.1} | {:.2} |", median(ratios.into_iter()));
+            }
+        };
+        print("msg/s", |sample| Some(sample.per_second));
+        print("p50, ms", |sample| sample.p50_ms);
+        print("p99, ms", |sample| sample.p99_ms);
     }
 
     /// Prints the medians and writes them down; a ratio is the median of the ratios of single rounds.
@@ -116,6 +179,10 @@ impl Bench {
                 "name": case, "queue": queue, "msgs_per_s": per_second, "ratio_to_raw": ratio,
                 "cpu_us_per_msg": cpu_us, "rss_mb": rss_mb,
             }));
+            let [p50, p99] = percentiles(samples);
+            if let (Some(p50), Some(p99), Some(case)) = (p50, p99, cases.last_mut()) {
+                (case["p50_ms"], case["p99_ms"]) = (p50.into(), p99.into());
+            }
         }
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
         fs::create_dir_all(&dir).expect("target/bench");
@@ -128,6 +195,15 @@ impl Bench {
             .collect();
         fs::write(dir.join(format!("{name}.svg")), plot("messages a second, median", &bars)).expect("write");
     }
+}
+
+/// The medians over the rounds.
+fn percentiles(samples: &[Sample]) -> [Option<f64>; 2] {
+    let of = |value: fn(&Sample) -> Option<f64>| {
+        let values: Vec<f64> = samples.iter().filter_map(value).collect();
+        (!values.is_empty()).then(|| median(values.into_iter()))
+    };
+    [of(|sample| sample.p50_ms), of(|sample| sample.p99_ms)]
 }
 
 /// Another order in every round, forwards and backwards, so that no case always follows the same one.
@@ -177,7 +253,21 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 /// User and system time of this process, of all its threads; 10 ms fine, see proc(5).
 fn cpu() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    ticks(Path::new("/proc/self/stat"))
+}
+
+/// The same of all processes with these names.
+fn cpu_of(names: &[&str]) -> Duration {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let named = processes.filter(|process| {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        names.contains(&name.trim_end())
+    });
+    named.map(|process| ticks(&process.join("stat"))).sum()
+}
+
+fn ticks(stat: &Path) -> Duration {
+    let stat = fs::read_to_string(stat).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks =
         |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
