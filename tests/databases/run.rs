@@ -134,6 +134,7 @@ pub(crate) fn main() -> ExitCode {
         schema::consumer_does_not_start_without_the_table;
         sharing::consumers_in_one_process_share_a_queue_one_effect_each;
         sharing::single_active_consumer_is_followed_by_the_next_one_effect_each;
+        tags::foreign_tag_would_be_seen;
     }
     trials.extend(crashes::trials(there));
     libtest_mimic::run(&arguments, trials).exit_code()

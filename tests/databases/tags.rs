@@ -5,7 +5,17 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::support::proxy::{Action, Frame, From, Proxy};
+use futures_util::StreamExt;
+use lapin::{
+    options::{BasicAckOptions, BasicConsumeOptions},
+    types::FieldTable,
+};
+
+use super::support::{
+    amqp::{Client, with_id},
+    broker, eventually,
+    proxy::{Action, Frame, From, Proxy},
+};
 
 const CONNECTION_CLOSE: (u16, u16) = (10, 50);
 const CHANNEL_CLOSE: (u16, u16) = (20, 40);
@@ -52,6 +62,33 @@ impl Tags {
         assert!(seen.acked > 0, "there is something to judge");
         assert!(seen.wrong.is_empty(), "{:?}", seen.wrong);
     }
+}
+
+/// What the other tests rely on.
+pub async fn foreign_tag_would_be_seen() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("foreign-tag").await;
+    client.publish(&queue, b"x", with_id("order-42")).await;
+    let proxy = Proxy::start(&broker()).await;
+    let tags = Tags::watch(&proxy);
+    let consumer = Client::connect(proxy.url()).await;
+    let options = BasicConsumeOptions::default();
+    let consuming =
+        consumer.channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+    let mut deliveries = consuming.await.expect("consume");
+    let delivery = deliveries.next().await.expect("delivery").expect("delivery");
+    delivery.ack(BasicAckOptions::default()).await.expect("ack");
+    eventually("it is acked", async || (tags.seen().acks == [(0, 1)]).then_some(())).await;
+    tags.assert_no_foreign_tag();
+    let _ = consumer.channel.basic_ack(5, BasicAckOptions::default()).await;
+    let wrong = eventually("the broker objects", async || {
+        let wrong = tags.seen().wrong;
+        (wrong.len() >= 2).then_some(wrong)
+    })
+    .await;
+    assert!(wrong[0].contains("has no delivery 5"), "{wrong:?}");
+    assert!(wrong[1].contains("406 PRECONDITION_FAILED - unknown delivery tag 5"), "{wrong:?}");
+    client.delete(&queue).await;
 }
 
 impl Seen {
