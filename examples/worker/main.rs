@@ -17,7 +17,7 @@ use clap::Parser;
 use lapin_idempotent::{
     BoxError, IdempotencyStore, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore, Outcome,
     RedisStore,
-    idempotency::{Lease, Sweeper},
+    idempotency::{KeySource, Lease, MissingIdPolicy, Sweeper},
     store::SqlStore,
 };
 use sqlx::{MySql, Postgres, Sqlite};
@@ -97,6 +97,10 @@ where
     let mut consumer = IdempotentConsumer::builder(&options.amqp, &options.queue, store)
         .missing_id(options.missing_id.policy())
         .on_outcome(report);
+    if options.without_guard {
+        let none = KeySource::from_fn(|_| Ok(None));
+        consumer = consumer.key(none).missing_id(MissingIdPolicy::HandleUnguarded);
+    }
     if let Some(scope) = &options.scope {
         consumer = consumer.scope(scope);
     }

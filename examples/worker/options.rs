@@ -70,6 +70,9 @@ pub(crate) struct Options {
     /// What happens to a message without an ID
     #[arg(long, value_name = "POLICY", default_value = "park")]
     pub(crate) missing_id: MissingId,
+    /// Handle every delivery, whatever its ID: to see what the guard is for
+    #[arg(long, conflicts_with = "missing_id")]
+    pub(crate) without_guard: bool,
     /// After how many failed attempts a message is parked [default: the crate's]
     #[arg(long, value_name = "ATTEMPTS")]
     pub(crate) max_attempts: Option<u32>,

@@ -21,9 +21,9 @@ pub fn consumer(table: &Table<Postgres>, url: &str, queue: &str) -> ConsumerBuil
         .retry_delays(DELAY, DELAY)
 }
 
-/// The message of each effect, in order.
+/// The message of each effect.
 pub async fn effects(table: &Table<Postgres>) -> Vec<String> {
-    let ids = format!("SELECT message_id FROM {} ORDER BY message_id", table.effects);
+    let ids = format!("SELECT message_id FROM {}", table.effects);
     sqlx::query_scalar(AssertSqlSafe(ids)).fetch_all(table.store.pool()).await.expect("effects")
 }
 

@@ -33,6 +33,8 @@ mod reconnects;
 mod retention;
 #[path = "schema.rs"]
 mod schema;
+#[path = "seeds/mod.rs"]
+mod seeds;
 #[path = "sharing.rs"]
 mod sharing;
 #[path = "tags.rs"]
@@ -137,5 +139,6 @@ pub(crate) fn main() -> ExitCode {
         tags::foreign_tag_would_be_seen;
     }
     trials.extend(crashes::trials(there));
+    trials.extend(seeds::trials(there));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
