@@ -54,9 +54,9 @@ pub async fn single_active_consumer_is_followed_by_the_next_one_effect_each() {
         active.decided(decided + 100).await;
         assert_eq!(next.decided(0).await.len(), 0, "one at a time");
         if dies {
-            active.die().await
+            active.die().await;
         } else {
-            active.stop().await
+            active.stop().await;
         }
         next.decided(200).await;
         active = next;
