@@ -41,16 +41,22 @@ impl<'a> Inbox<'a> {
         self.waiting.push_back(delivery);
     }
 
-    /// Puts in a delivery and all that came with it: a batch is what is there, and never waits for more.
-    pub(crate) fn receive(&mut self, first: Received, session: &mut Session) -> Result<(), Lost> {
-        let mut next = Some(first);
-        while let Some(received) = next {
-            match received {
-                Some(Ok(delivery)) => self.put(delivery),
-                Some(Err(error)) => return Err(error.to_string()),
-                None => return Err("the broker cancelled the consumer".to_owned()),
+    /// Puts in what the subscription gave.
+    pub(crate) fn receive(&mut self, received: Received) -> Result<(), Lost> {
+        match received {
+            Some(Ok(delivery)) => {
+                self.put(delivery);
+                Ok(())
             }
-            next = session.deliveries.next().now_or_never();
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("the broker cancelled the consumer".to_owned()),
+        }
+    }
+
+    /// Puts in all that is there: a batch is what is there, and never waits for more.
+    pub(crate) fn look(&mut self, session: &mut Session) -> Result<(), Lost> {
+        while let Some(received) = session.deliveries.next().now_or_never() {
+            self.receive(received)?;
         }
         Ok(())
     }

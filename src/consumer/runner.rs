@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::Fuse, stream::FuturesUnordered};
 use lapin::message::Delivery;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
@@ -34,6 +34,9 @@ pub(crate) struct Runner<S: IdempotencyStore, H> {
     settler: Settler,
     monitor: ConsumerMonitor,
 }
+
+/// How often the subscription is looked at while all workers are busy.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Why a session ended.
 enum End {
@@ -132,11 +135,20 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut size = BatchSize::new(if S::BATCHES { self.options.batch } else { 1 });
         let mut store = StoreHealth::default();
         let mut in_hand = 0;
+        let mut looking = interval(LOOK);
+        looking.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = loop {
             if let Err(reason) = inbox.adapt(&mut session, &self.options).await {
                 break End::Lost(reason);
             }
             let paused = store.paused();
+            if paused.is_none()
+                && working.len() < self.options.workers
+                && inbox.len() < size.now()
+                && let Err(reason) = inbox.look(&mut session)
+            {
+                break End::Lost(reason);
+            }
             // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
             // meanwhile makes the next batch larger.
             while paused.is_none()
@@ -149,6 +161,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 self.monitor.in_hand(in_hand);
                 working.push(self.work(batch));
             }
+            let idle = paused.is_none() && working.len() < self.options.workers;
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break End::Shutdown,
@@ -171,9 +184,14 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 }
                 // Nothing is begun while the store is away. What the broker has sent already waits here.
                 () = sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {}
-                // Also when nobody is idle: there is no other way to learn that the subscription is lost. The prefetch count bounds it.
-                received = session.deliveries.next() => {
-                    if let Err(reason) = inbox.receive(received, &mut session) {
+                received = session.deliveries.next(), if idle => {
+                    if let Err(reason) = inbox.receive(received) {
+                        break End::Lost(reason);
+                    }
+                }
+                // While nobody is idle each delivery would wake us for nothing. But there is no other way to learn that the subscription is lost.
+                _ = looking.tick(), if !idle => {
+                    if let Err(reason) = inbox.look(&mut session) {
                         break End::Lost(reason);
                     }
                 }
