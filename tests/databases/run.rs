@@ -42,6 +42,9 @@ mod tags;
 #[path = "worker.rs"]
 mod worker;
 
+#[path = "sweep.rs"]
+mod sweep;
+
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
@@ -134,6 +137,7 @@ pub(crate) fn main() -> ExitCode {
         schema::table_of_another_schema_and_reserved_words<Postgres, MySql>;
         schema::printed_sql_is_what_is_created<Postgres, MySql, Sqlite>;
         schema::consumer_does_not_start_without_the_table;
+        sweep::one_message_cut_behind_every_frame_one_effect;
         sharing::consumers_in_one_process_share_a_queue_one_effect_each;
         sharing::single_active_consumer_is_followed_by_the_next_one_effect_each;
         tags::foreign_tag_would_be_seen;

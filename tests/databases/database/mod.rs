@@ -1,5 +1,6 @@
 //! SQL databases: a table of identities beside a table of effects that has no unique key, so that a second effect shows.
 
+pub mod frames;
 #[path = "../../support/server.rs"]
 pub mod server;
 pub mod wire;

@@ -1,0 +1,102 @@
+//! A proxy between a client and PostgreSQL that cuts the first connection behind a chosen message.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    task::JoinHandle,
+};
+
+pub struct Frames {
+    url: String,
+    counts: [Arc<AtomicUsize>; 2],
+    accepting: JoinHandle<()>,
+}
+
+/// The message behind which to cut: whether the server's, and its number in that direction, from 0.
+pub type Behind = Option<(bool, usize)>;
+
+impl Frames {
+    /// To the server of `url`, which must not speak TLS: its answer to that question is no message.
+    pub async fn start(url: &str, cut: Behind) -> Self {
+        let mut url = url::Url::parse(url).expect("url");
+        let server = format!("{}:{}", url.host_str().expect("host"), url.port().expect("port"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        url.set_port(Some(listener.local_addr().expect("address").port())).expect("port");
+        url.query_pairs_mut().append_pair("sslmode", "disable");
+        let counts = [Arc::default(), Arc::default()];
+        let counters = counts.clone();
+        let accepting = tokio::spawn(async move {
+            let mut cut = cut;
+            let mut counters = Some(counters);
+            while let Ok((client, _)) = listener.accept().await {
+                let (server, cut) = (server.clone(), cut.take());
+                let [up, down] = counters.take().unwrap_or_default();
+                tokio::spawn(async move {
+                    let server = TcpStream::connect(server).await.expect("server");
+                    let ((from_client, to_client), (from_server, to_server)) =
+                        (client.into_split(), server.into_split());
+                    let behind =
+                        |servers: bool| cut.and_then(|(of, number)| (of == servers).then_some(number));
+                    // Whichever ends first ends both: dropping the halves closes the sockets.
+                    tokio::select! {
+                        _ = pump(from_client, to_server, true, behind(false), &up) => {}
+                        _ = pump(from_server, to_client, false, behind(true), &down) => {}
+                    }
+                });
+            }
+        });
+        Self { url: url.to_string(), counts, accepting }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// How many messages went over the first connection, by the client and by the server.
+    pub fn counts(&self) -> [usize; 2] {
+        [0, 1].map(|way: usize| self.counts[way].load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// PostgreSQL's documentation, "Message Formats": a type, except for the client's first message, then a length that counts itself.
+async fn pump(
+    mut source: OwnedReadHalf,
+    mut sink: OwnedWriteHalf,
+    client: bool,
+    cut_behind: Option<usize>,
+    count: &AtomicUsize,
+) -> io::Result<()> {
+    for number in 0.. {
+        let start = usize::from(!client || number > 0);
+        let mut message = vec![0; start + 4];
+        source.read_exact(&mut message).await?;
+        let length = message[start..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        message.resize(start + length, 0);
+        source.read_exact(&mut message[start + 4..]).await?;
+        sink.write_all(&message).await?;
+        count.fetch_add(1, Ordering::SeqCst);
+        if cut_behind == Some(number) {
+            // A socket that is closed with something unread in it sends a reset, which would overtake the message.
+            sink.shutdown().await?;
+            return Ok(());
+        }
+    }
+    Ok(())
+}
