@@ -106,7 +106,7 @@ async fn consume(args: &Args, queue: &str, bank: &Bank, orders: usize) -> Result
     let tally = Arc::new(Tally::default());
     let bar = bar("handled", orders);
     let proxy = proxy::Proxy::start(&args.amqp).await;
-    faults::lose_acks(&proxy, orders);
+    faults::lose_acks(&proxy);
 
     let (first, _keep_running) = start(args, proxy.url(), queue, bank, &tally);
     wait_for(bank, &bar, orders / 2).await?;

@@ -33,6 +33,10 @@ pub async fn payments_are_right_with_the_guard_and_wrong_without() {
     let guarded = example("payments", &["--count", "300"], "");
     let text = String::from_utf8_lossy(&guarded.stdout);
     assert!(guarded.status.success() && text.contains("all 20 balances are right"), "{text}");
+    for cause in ["sent twice", "delivered twice"] {
+        let line = text.lines().find(|line| line.contains(cause)).unwrap_or_default();
+        assert!(!line.is_empty() && !line.ends_with(" 0"), "the faults made no duplicates: {text}");
+    }
     let unguarded = example("payments", &["--count", "300", "--without-guard"], "");
     let text = String::from_utf8_lossy(&unguarded.stdout);
     assert!(!unguarded.status.success() && text.contains("WRONG"), "{text}");
