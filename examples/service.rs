@@ -10,7 +10,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{State, rejection::JsonRejection},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -61,9 +61,21 @@ struct Service {
 }
 
 /// `202` only when the broker has confirmed it. A client that repeats its request publishes the same message again, which takes effect once.
-async fn debit(State(service): State<Service>, headers: HeaderMap, Json(debit): Json<Debit>) -> Response {
-    let given = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-    let key = given.map_or_else(|| format!("debit/{}", debit.order), ToOwned::to_owned);
+async fn debit(
+    State(service): State<Service>,
+    headers: HeaderMap,
+    body: Result<Json<Debit>, JsonRejection>,
+) -> Response {
+    let debit = match body {
+        Ok(Json(debit)) => debit,
+        Err(rejection) => return (StatusCode::BAD_REQUEST, rejection.body_text()).into_response(),
+    };
+    let key = match headers.get("idempotency-key").map(|key| key.to_str()) {
+        None => format!("debit/{}", debit.order),
+        Some(Ok(key)) => key.to_owned(),
+        // Never replaced: the client repeats its request under the key that it gave.
+        Some(Err(error)) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    };
     let message = OutgoingMessage::to("", &service.queue).idempotency_key(key);
     let message = match message.json(&debit) {
         Ok(message) => message,

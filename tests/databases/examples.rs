@@ -198,7 +198,10 @@ pub async fn service_publishes_and_books_and_stops_gracefully() {
     assert_eq!((one.0, same.0, keyed.0), (202, 202, 202));
     assert_eq!(one.1["message_id"], same.1["message_id"], "one order, one message");
     assert_ne!(one.1["message_id"], keyed.1["message_id"]);
-    assert_eq!(debit("{}".to_owned(), None).await.0, 422);
+    for (body, key) in [("{}".to_owned(), None), ("no json".to_owned(), None), (order("44"), Some("k\u{e9}"))]
+    {
+        assert_eq!(debit(body, key).await.0, 400);
+    }
     let pool = SqlitePool::connect(&database).await.expect("open");
     let rows = async || -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM ledger").fetch_one(&pool).await.expect("rows")
