@@ -48,9 +48,18 @@ impl IdempotentConsumer {
         queue: impl Into<String>,
         store: S,
     ) -> ConsumerBuilder<S> {
+        Self::builder_for_cluster([uri.as_ref()], queue, store)
+    }
+
+    /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them in random order.
+    pub fn builder_for_cluster<'a, S: IdempotencyStore>(
+        uris: impl IntoIterator<Item = &'a str>,
+        queue: impl Into<String>,
+        store: S,
+    ) -> ConsumerBuilder<S> {
         let queue = queue.into();
         ConsumerBuilder {
-            connect: ConnectOptions::new([uri.as_ref()]),
+            connect: ConnectOptions::new(uris),
             store,
             scope: queue.clone(),
             key: KeySource::default(),
@@ -301,8 +310,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// Parks messages through this exchange and routing key, which must lead to a queue. Default: a durable queue, named
-    /// like the consumed one with `.parked` behind, which is declared if it is missing.
+    /// Parks messages through this exchange and routing key, which must lead to a queue. Default: a queue named
+    /// like the consumed one with `.parked` behind, which is declared as a quorum queue if there is none: it must outlive the node that it began on.
     pub fn parking(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         self.options.parking = ParkingTarget::exchange(exchange.into(), routing_key.into());
         self

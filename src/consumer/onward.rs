@@ -4,15 +4,12 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
-    BasicProperties, Connection,
-    options::QueueDeclareOptions,
+    BasicProperties,
     types::{FieldTable, ShortString, ShortStringError},
 };
-use tokio::{
-    sync::{Mutex, OnceCell},
-    time::timeout,
-};
+use tokio::sync::{Mutex, OnceCell};
 
+use super::session::declare_durable;
 use crate::{
     amqp::{self, ConnectError, ConnectOptions},
     error::BoxError,
@@ -88,10 +85,9 @@ impl Onward {
         let mut declared = self.declared.lock().await;
         if !declared.contains(queue) {
             let connection = self.connect.open().await?;
-            let done = declare(&connection, self.connect.timeout, ShortString::try_new(queue)?, arguments);
-            let done = done.await.map_err(OnwardError::Declare);
+            let done = declare_durable(&connection, self.connect.timeout, queue, arguments.clone()).await;
             amqp::close(&connection).await;
-            done?;
+            done.map_err(OnwardError::Declare)?;
             declared.insert(queue.to_owned());
         }
         Ok(())
@@ -111,16 +107,4 @@ impl Onward {
             let _ = publisher.close(limit).await;
         }
     }
-}
-
-async fn declare(
-    connection: &Connection,
-    limit: Duration,
-    queue: ShortString,
-    arguments: &FieldTable,
-) -> Result<(), BoxError> {
-    let channel = timeout(limit, connection.create_channel()).await??;
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    timeout(limit, channel.queue_declare(queue, durable, arguments.clone())).await??;
-    Ok(())
 }

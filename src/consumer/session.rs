@@ -7,7 +7,7 @@ use lapin::{
     Channel, Connection, Consumer,
     message::Delivery,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldTable, LongString, ShortString},
 };
 use tokio::time::timeout;
 
@@ -51,7 +51,7 @@ impl Session {
         prefetch: u16,
     ) -> Result<(Channel, Consumer), BoxError> {
         if let Some(queue) = options.parking.queue_to_declare() {
-            ensure_queue(connection, limit, ShortString::try_new(queue)?).await?;
+            ensure_queue(connection, limit, queue).await?;
         }
         let channel = within(limit, connection.create_channel()).await?;
         let deliveries = subscribe(&channel, limit, options, prefetch).await?;
@@ -107,20 +107,32 @@ async fn subscribe(
     within(limit, channel.basic_consume(queue, ShortString::from(""), consuming, arguments)).await
 }
 
-/// Declares a durable queue unless there is one of that name, of whatever kind.
-async fn ensure_queue(connection: &Connection, limit: Duration, queue: ShortString) -> Result<(), BoxError> {
-    // A failed passive declare closes its channel, hence one for each try.
+/// Declares a queue that outlives the loss of a node, unless there is one of that name, of whatever kind.
+async fn ensure_queue(connection: &Connection, limit: Duration, queue: &str) -> Result<(), BoxError> {
+    // A failed passive declare closes its channel.
     let probe = within(limit, connection.create_channel()).await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let found = within(limit, probe.queue_declare(queue.clone(), passive, FieldTable::default())).await;
-    if found.is_err() {
-        let channel = within(limit, connection.create_channel()).await?;
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        within(limit, channel.queue_declare(queue, durable, FieldTable::default())).await?;
-        let _ = within(limit, channel.close(200, ShortString::from(""))).await;
-    } else {
+    let name = ShortString::try_new(queue)?;
+    if within(limit, probe.queue_declare(name, passive, FieldTable::default())).await.is_ok() {
         let _ = within(limit, probe.close(200, ShortString::from(""))).await;
+        return Ok(());
     }
+    let mut quorum = FieldTable::default();
+    quorum.insert(ShortString::from("x-queue-type"), AMQPValue::LongString(LongString::from("quorum")));
+    declare_durable(connection, limit, queue, quorum).await
+}
+
+/// Declares a durable queue, on a channel of its own: one that is refused closes its channel.
+pub(super) async fn declare_durable(
+    connection: &Connection,
+    limit: Duration,
+    queue: &str,
+    arguments: FieldTable,
+) -> Result<(), BoxError> {
+    let channel = within(limit, connection.create_channel()).await?;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    within(limit, channel.queue_declare(ShortString::try_new(queue)?, durable, arguments)).await?;
+    let _ = within(limit, channel.close(200, ShortString::from(""))).await;
     Ok(())
 }
 

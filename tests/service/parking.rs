@@ -2,10 +2,15 @@
 
 use lapin::{BasicProperties, message::BasicGetMessage, types::FieldTable};
 
+use lapin_idempotent::{IdempotentConsumer, IdempotentPublisher, OutgoingMessage};
+
 use super::support::{
     amqp::{Client, header, with_id},
-    broker, eventually,
+    broker,
+    consumer::Running,
+    eventually,
     ledger::{Debit, Ledger},
+    node::Cluster,
 };
 
 /// Publishes, lets a consumer park one message, and gives the parked copy.
@@ -104,4 +109,39 @@ pub async fn message_stays_when_it_cannot_be_parked() {
     consumer.stop().await;
     eventually("it is back", async || (client.ready(&queue).await == 1).then_some(())).await;
     client.delete(&queue).await;
+}
+
+/// A queue that lived on one node would be gone with it, and no consumer could start without its parking queue.
+pub async fn parking_outlives_the_node_that_it_began_on() {
+    let cluster = Cluster::start(3).await;
+    let (first, second) = (cluster.urls()[0], cluster.urls()[1]);
+    let client = Client::connect(first).await;
+    let queue = client.quorum_queue("outlives").await;
+    let ledger = Ledger::create().await;
+    client.publish(&queue, b"-500", with_id("order-42")).await;
+    let consumer = ledger.consume(first, &queue, Debit::default());
+    consumer.decided(1).await;
+    consumer.stop().await;
+    for node in cluster.nodes() {
+        node.sync().await;
+    }
+    cluster.nodes()[0].kill().await;
+
+    // Nodes that are dead are passed over.
+    let nodes = cluster.urls();
+    let builder =
+        IdempotentConsumer::builder_for_cluster(nodes, &queue, ledger.store.clone()).scope("ledger");
+    let consumer = Running::start(builder, Debit::default());
+    // Tries again while the queue has no leader.
+    let publisher = IdempotentPublisher::builder(second).connect().await.expect("connect");
+    let message = OutgoingMessage::to("", &queue).idempotency_key("order-43").body("-700");
+    publisher.publish_idempotent(message).await.expect("published");
+    consumer.decided(1).await;
+    consumer.stop().await;
+    let (parking, client) = (format!("{queue}.parked"), Client::connect(second).await);
+    let mut parked = Vec::new();
+    for _ in 0..2 {
+        parked.push(client.get(&parking).await.expect("parked").data.clone());
+    }
+    assert_eq!(parked, [b"-500", b"-700"]);
 }

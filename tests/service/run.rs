@@ -101,6 +101,7 @@ pub(crate) fn main() -> ExitCode {
         options::messages_go_over_the_connection_that_is_up,
         options::credentials_come_from_a_provider_at_every_connect,
         options::nacked_messages_wait_for_room_and_fail_alone,
+        parking::parking_outlives_the_node_that_it_began_on,
         parking::reject_is_parked_with_its_reason,
         parking::same_id_with_another_body_is_parked,
         parking::no_id_is_parked,
