@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean up down services-down cargo
+.PHONY: help demo test chaos lint bench docs clean up down services-down cargo
 
 ARGS ?=
 # Servers come from scripts/services; a variable that is set already (AMQP_URL, POSTGRES_URL, ...) names one of yours.
@@ -31,6 +31,11 @@ test: up ## All tests, with real servers; none is left out
 	else \
 		cargo test --all-features; \
 	fi
+
+chaos: cargo ## Kills, cuts, freezes and starts everything again, and counts: MINUTES=20 SEED=1 MESSAGES=100000 OUT=folder
+	@scripts/services install rabbitmq postgres
+	@cargo test --all-features --test chaos -- run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(OUT),--out $(abspath $(OUT)))
 
 lint: cargo ## Formatting, clippy, docs, dependencies; INSTALL_CARGO_DENY=1 gets cargo-deny first
 	@scripts/services prerequisites

@@ -1,0 +1,105 @@
+//! Publishers and consumers as processes, a cluster of three RabbitMQ nodes and PostgreSQL, and whatever can go wrong with them, all at once: nothing is
+//! lost and nothing takes effect twice. The same without the guard doubles effects, or the run is void.
+//!
+//! `make chaos` runs it for as long as you like; as a test it is short. Every fault follows from the seed, but for the moment that it hits.
+//!
+//! ```text
+//! plan       which faults, when, to whom        stage     brokers and database        tally     what the processes have noted
+//! faults     how each is done, and seen         crew      the processes               verdict   lost, doubled, left over
+//! act        one run under faults               publisher, consumer   what they run   report    Markdown, SVG, live view
+//! ```
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod act;
+mod consumer;
+mod crew;
+mod faults;
+mod journal;
+mod link;
+mod plan;
+mod process;
+mod publisher;
+mod report;
+mod run;
+mod stage;
+mod tally;
+mod timeline;
+mod verdict;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use lapin_idempotent::BoxError;
+use libtest_mimic::Arguments;
+use tokio::runtime::Builder;
+use tracing_subscriber::EnvFilter;
+
+use run::Options;
+use support::trials::{there, trial};
+
+#[derive(Parser)]
+#[command(name = "chaos")]
+enum Command {
+    /// Runs publishers and consumers under random faults, and counts what became of every message
+    Run(Options),
+    /// A publisher, as the run starts it
+    #[command(hide = true)]
+    Publish(publisher::Options),
+    /// A consumer, as the run starts it
+    #[command(hide = true)]
+    Consume(consumer::Options),
+}
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("run" | "publish" | "consume") => {}
+        _ => return test(),
+    }
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("lapin_idempotent=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr);
+    let command = Command::parse();
+    let work = async {
+        match command {
+            Command::Run(options) => run::run(&options).await,
+            Command::Publish(options) => {
+                log.init();
+                publisher::run(&options).await.map(|()| true)
+            }
+            Command::Consume(options) => {
+                log.init();
+                consumer::run(&options).await.map(|()| true)
+            }
+        }
+    };
+    let done: Result<bool, BoxError> =
+        Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime").block_on(work);
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let Ok(there) = there(&["AMQP_URL", "POSTGRES_URL"]) else { return ExitCode::FAILURE };
+    let short = async || assert!(run::run(&Options::short()).await.expect("runs"), "see above");
+    libtest_mimic::run(&arguments, vec![trial("chaos::short_run_nothing_lost_nothing_doubled", short, there)])
+        .exit_code()
+}
