@@ -113,6 +113,14 @@ fn told(error: &dyn std::error::Error) -> String {
     text
 }
 
+pub async fn server_that_is_not_there_is_an_error_that_says_so<K: Kind>() {
+    let mut url = url::Url::parse(&K::url()).unwrap();
+    url.set_port(Some(1)).unwrap();
+    let error = SqlStore::<K>::connect(url.as_str()).await.map(drop).expect_err("nobody listens there");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    assert!(told(&error).contains("refused"), "{}", told(&error));
+}
+
 pub async fn passwords_are_never_printed<K: Kind>() {
     const SECRET: &str = "s3cr3t-pa55";
     let mut url = url::Url::parse(&K::url()).unwrap();

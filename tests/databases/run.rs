@@ -116,6 +116,7 @@ pub(crate) fn main() -> ExitCode {
         outages::server_stopped_for_20_seconds_nothing_acked_meanwhile;
         outages::batch_asks_a_store_that_is_away_once;
         outages::frozen_server_is_an_error_in_time<Postgres, MySql>;
+        outages::server_that_is_not_there_is_an_error_that_says_so<Postgres, MySql>;
         outages::passwords_are_never_printed<Postgres, MySql>;
         processes::two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>;
         processes::zombie_whose_lease_ran_out_cannot_complete<Postgres, MySql, Sqlite>;

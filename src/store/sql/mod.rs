@@ -18,7 +18,8 @@ mod texts;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use sqlx::Pool;
+use sqlx::{ConnectOptions as _, Pool};
+use tokio::time::timeout;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) use self::claim::which;
@@ -77,7 +78,15 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         let limits = Limits::default();
         let url = ConnectOptions::<DB>::from_str(url);
         let url = url.map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
-        let pool = DB::pool(&limits).connect_with(DB::settings(url, &limits)).await;
+        let settings = DB::settings(url, &limits);
+        let pool = match DB::pool(&limits).connect_with(settings.clone()).await {
+            // The pool has tried until its time was over, and does not say what was wrong.
+            Err(sqlx::Error::PoolTimedOut) => match timeout(limits.acquire, settings.connect()).await {
+                Ok(Err(reason)) => Err(reason),
+                _ => Err(sqlx::Error::PoolTimedOut),
+            },
+            tried => tried,
+        };
         Ok(Self::new(pool.map_err(failed::<DB>)?))
     }
 
