@@ -35,8 +35,11 @@ pub struct Event {
     pub seen: Option<String>,
 }
 
-/// How long acks and confirms are waited for that are to be lost.
+/// How long traffic is waited for, to hit it.
 const TRAFFIC: Duration = Duration::from_secs(8);
+
+/// A fault comes after so many messages at most.
+const MESSAGES: usize = 40;
 
 pub struct Troublemaker<'a> {
     pub stage: &'a Stage,
@@ -189,16 +192,18 @@ impl Troublemaker<'_> {
     }
 }
 
-/// To one process, or to its connections.
+/// To one process, or to its connections: in the middle of its work.
 async fn process(slot: &mut Slot, fault: &Fault) -> Option<String> {
     let link = Arc::clone(&slot.link);
     match fault.kind {
         Kind::PublisherKilled | Kind::ConsumerKilled => {
+            busy(&link, fault).await;
             let status = slot.running()?.kill().await;
             slot.start();
             (status.signal() == Some(9)).then(|| "signal 9".to_owned())
         }
         Kind::PublisherFrozen | Kind::ConsumerFrozen => {
+            busy(&link, fault).await;
             let process = slot.running()?;
             let frozen = process.freeze().await;
             sleep(fault.lasts).await;
@@ -206,6 +211,7 @@ async fn process(slot: &mut Slot, fault: &Fault) -> Option<String> {
             frozen.then(|| format!("{:.1} s", fault.lasts.as_secs_f64()))
         }
         Kind::PublisherDoubled => {
+            busy(&link, fault).await;
             let mut first = slot.replace()?;
             let frozen = first.freeze().await;
             sleep(fault.lasts / 2).await;
@@ -216,12 +222,14 @@ async fn process(slot: &mut Slot, fault: &Fault) -> Option<String> {
             (frozen && both).then(|| "both ran".to_owned())
         }
         Kind::PublisherCut | Kind::ConsumerCut => {
+            busy(&link, fault).await;
             let cut = link.cut();
             (cut > 0).then(|| format!("{cut} connections"))
         }
         Kind::ConfirmsLost => lose(&link, From::Broker, fault.whom % 3).await,
         Kind::AcksLost => lose(&link, From::Client, fault.whom % 3).await,
         _ => {
+            busy(&link, fault).await;
             let held = link.stall();
             sleep(fault.lasts).await;
             link.flow();
@@ -229,6 +237,20 @@ async fn process(slot: &mut Slot, fault: &Fault) -> Option<String> {
             (held > 0).then(|| format!("{:.1} s", fault.lasts.as_secs_f64()))
         }
     }
+}
+
+/// Waits until some messages have gone by. A fault that comes while nothing is under way shows little.
+async fn busy(link: &Link, fault: &Fault) {
+    let (from, method) = match fault.kind {
+        Kind::PublisherKilled | Kind::PublisherFrozen | Kind::PublisherDoubled | Kind::PublisherCut => {
+            (From::Client, method::BASIC_PUBLISH)
+        }
+        _ => (From::Broker, method::BASIC_DELIVER),
+    };
+    let passed = link.after(from, method, 1 + fault.whom % MESSAGES);
+    // Or until it is clear that there are none.
+    let _ = timeout(TRAFFIC, passed.notified()).await;
+    link.flow();
 }
 
 /// So many acks or confirms vanish, and then the connection goes, so that none of them is made up for.

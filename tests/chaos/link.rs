@@ -5,7 +5,9 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use super::support::proxy::{Action, From, Proxy};
+use tokio::sync::Notify;
+
+use super::support::proxy::{Action, Frame, From, Proxy};
 
 /// Notices a silent peer in eight seconds, so that it matters if one is silent for nine.
 const HEARTBEAT: &str = "?heartbeat=4";
@@ -39,6 +41,19 @@ impl Link {
         open
     }
 
+    /// Notifies when so many of these frames have passed.
+    pub fn after(&self, from: From, method: (u16, u16), count: usize) -> Arc<Notify> {
+        let passed = Arc::new(Notify::new());
+        let notify = Arc::clone(&passed);
+        self.rule(move |seen, frame| {
+            if frame.is(from, method) && seen.fetch_add(1, Ordering::SeqCst) + 1 == count {
+                notify.notify_one();
+            }
+            Action::Pass
+        });
+        passed
+    }
+
     /// So many of these frames vanish, and the connection is cut before the next one. Counts them.
     pub fn lose(&self, from: From, method: (u16, u16), count: usize) -> Arc<AtomicUsize> {
         self.rule(move |seen, frame| {
@@ -68,7 +83,7 @@ impl Link {
 
     fn rule(
         &self,
-        rule: impl Fn(&AtomicUsize, super::support::proxy::Frame<'_>) -> Action + Clone + Send + 'static,
+        rule: impl Fn(&AtomicUsize, Frame<'_>) -> Action + Clone + Send + 'static,
     ) -> Arc<AtomicUsize> {
         let count = Arc::new(AtomicUsize::new(0));
         for proxy in &self.proxies {

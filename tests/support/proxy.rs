@@ -46,6 +46,8 @@ pub enum Action {
 /// AMQP 0-9-1 class and method IDs.
 pub mod method {
     pub const BASIC_PUBLISH: (u16, u16) = (60, 40);
+    #[allow(dead_code)] // not every program looks for deliveries
+    pub const BASIC_DELIVER: (u16, u16) = (60, 60);
     pub const BASIC_ACK: (u16, u16) = (60, 80);
 }
 
