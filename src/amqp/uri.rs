@@ -34,6 +34,18 @@ pub enum InvalidUri {
     /// The virtual host has more than one path segment; a slash inside its name is written `%2f`.
     #[error("the virtual host holds an unescaped `/`: write it as %2f")]
     VirtualHost,
+    /// The virtual host has more than 255 bytes, which is as long as AMQP can say it.
+    #[error("the virtual host has {bytes} bytes; AMQP allows 255")]
+    VirtualHostTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// There is an `@` behind the host. Most likely the password holds a `/` or `?`, which ends the host: what is taken for a virtual host
+    /// or a query is then a part of the password.
+    #[error(
+        "an `@` behind the host: write `/`, `?` and `#` in user name and password as %2f, %3f and %23, and `@` elsewhere as %40"
+    )]
+    MisplacedAt,
     /// A query parameter that this crate does not act on.
     #[error("query parameter `{0}` is not supported and would be ignored")]
     UnknownParameter(String),
@@ -75,6 +87,9 @@ impl Endpoint {
         };
         if url.fragment().is_some() {
             return Err(InvalidUri::Fragment);
+        }
+        if url.path().contains('@') || url.query().is_some_and(|query| query.contains('@')) {
+            return Err(InvalidUri::MisplacedAt);
         }
         let host = match url.host() {
             Some(Host::Domain(name)) if !name.is_empty() => decode(name, "host")?,
@@ -121,6 +136,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let AMQPAuthority { userinfo, host, port } = &self.uri.authority;
         let user = userinfo.username.escape_debug();
+        let host = host.escape_debug().to_string();
         let vhost = self.uri.vhost.escape_debug();
         if host.contains(':') {
             write!(f, "{}://{user}:***@[{host}]:{port} (virtual host {vhost})", self.uri.scheme)
@@ -155,13 +171,21 @@ fn decode(text: &str, part: &'static str) -> Result<String, InvalidUri> {
     }
 }
 
+/// AMQP sends it as a short string, which lapin panics on if it is longer.
+const VIRTUAL_HOST_BYTES: usize = 255;
+
 /// No path means the default virtual host `/`. The AMQP URI specification lets a lone `/` mean the virtual host
 /// whose name is empty, which no broker has by default and hardly anybody means: both forms are the default here.
 fn virtual_host(path: &str) -> Result<String, InvalidUri> {
     match path.strip_prefix('/').unwrap_or(path) {
         "" => Ok("/".to_owned()),
         name if name.contains('/') => Err(InvalidUri::VirtualHost),
-        name => decode(name, "virtual host"),
+        name => match decode(name, "virtual host")? {
+            name if name.len() > VIRTUAL_HOST_BYTES => {
+                Err(InvalidUri::VirtualHostTooLong { bytes: name.len() })
+            }
+            name => Ok(name),
+        },
     }
 }
 
@@ -237,6 +261,7 @@ mod tests {
             ("amqp://h?frame_max=1", InvalidUri::ParameterValue("frame_max")),
             ("amqp://h/a/b", InvalidUri::VirtualHost),
             ("amqp://h/#x", InvalidUri::Fragment),
+            ("amqp://h/a@b", InvalidUri::MisplacedAt),
             ("amqp:///x", InvalidUri::MissingHost),
             ("http://h", InvalidUri::Scheme),
             ("localhost", InvalidUri::Syntax("it does not start with amqp:// or amqps://")),
@@ -259,6 +284,35 @@ mod tests {
         ] {
             assert_eq!(Endpoint::parse(text).unwrap().is_loopback(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_virtual_host_fits_into_a_short_string() {
+        let uri = |bytes: usize| format!("amqp://h/{}", "%41".repeat(bytes));
+        assert_eq!(parsed(&uri(255)).vhost, "A".repeat(255));
+        let refused = Endpoint::parse(&uri(256)).unwrap_err();
+        assert_eq!(refused, InvalidUri::VirtualHostTooLong { bytes: 256 });
+    }
+
+    #[test]
+    fn a_password_that_is_not_percent_encoded_is_neither_shown_nor_taken_for_something_else() {
+        for text in [
+            "amqp://user:12?canary@host",
+            "amqp://user:12/canary@host",
+            "amqp://us/er:canary@host/v",
+            "amqp://us?er:canary@host",
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap_err(), InvalidUri::MisplacedAt, "{text}");
+        }
+        assert!(!InvalidUri::MisplacedAt.to_string().contains("canary"));
+        assert_eq!(parsed("amqp://user:12%3fcanary@host").authority.userinfo.password, "12?canary");
+        assert_eq!(parsed("amqp://host/a%40b").vhost, "a@b");
+    }
+
+    #[test]
+    fn no_rendering_breaks_the_line() {
+        let endpoint = Endpoint::parse("amqp://a%0ab@h%0a%1bx/v%0a").unwrap();
+        assert!(!endpoint.to_string().chars().any(char::is_control), "{endpoint}");
     }
 
     #[test]
