@@ -31,6 +31,9 @@ const FACTOR: u32 = 4;
 /// The most milliseconds that RabbitMQ takes as a TTL.
 const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 
+/// No wait is longer, so that its end is a time that a clock can say, whatever delay a handler asked for.
+const LONGEST_WAIT: Duration = Duration::from_hours(100 * 365 * 24);
+
 /// The delay queues of one queue, by their delays.
 #[derive(Debug, Clone)]
 pub(crate) struct Delays {
@@ -66,7 +69,7 @@ impl Delays {
     pub(crate) fn after(&self, deliveries: u32, least: Option<Duration>) -> Wait {
         let index = usize::try_from(deliveries.saturating_sub(1)).unwrap_or(usize::MAX);
         let own = self.steps.get(index).copied().unwrap_or_else(|| self.longest());
-        let wanted = least.map_or(own, |least| own.max(least));
+        let wanted = least.map_or(own, |least| own.max(least)).min(LONGEST_WAIT);
         let step = self.steps.iter().copied().find(|step| *step >= wanted).unwrap_or_else(|| self.longest());
         Wait { wanted, step }
     }
@@ -82,8 +85,9 @@ impl Delays {
 
     /// The rest of a delay that is longer than that of any queue.
     pub(crate) fn rest(&self, remaining: Duration) -> Wait {
-        let fitting = self.steps.iter().copied().rev().find(|step| *step <= remaining);
-        Wait { wanted: remaining, step: fitting.unwrap_or(self.steps[0]) }
+        let wanted = remaining.min(LONGEST_WAIT);
+        let fitting = self.steps.iter().copied().rev().find(|step| *step <= wanted);
+        Wait { wanted, step: fitting.unwrap_or(self.steps[0]) }
     }
 }
 
@@ -152,5 +156,14 @@ mod tests {
         assert_eq!(delays.rest(seconds(3500)), wait(3500, 100));
         assert_eq!(delays.rest(seconds(63)), wait(63, 16));
         assert_eq!(delays.rest(Duration::from_millis(10)).step, seconds(1));
+    }
+
+    #[test]
+    fn every_wait_has_an_end_that_a_clock_can_say() {
+        let delays = Delays::new(seconds(1), seconds(100));
+        for wait in [delays.after(1, Some(Duration::MAX)), delays.rest(Duration::MAX)] {
+            assert!(std::time::SystemTime::now().checked_add(wait.wanted).is_some());
+            assert_eq!(wait.step, seconds(100));
+        }
     }
 }
