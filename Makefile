@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint bench docs clean up down services-down cargo
+.PHONY: help demo test chaos fuzz lint bench docs clean up down services-down cargo
 
 ARGS ?=
+FUZZ_SECONDS ?= 15
 # Servers come from scripts/services; a variable that is set already (AMQP_URL, POSTGRES_URL, ...) names one of yours.
 WITH_SERVICES = environment=$$(scripts/services env); eval "$$environment";
 
@@ -41,6 +42,11 @@ lint: cargo ## Formatting, clippy, docs, dependencies; INSTALL_CARGO_DENY=1 gets
 	@scripts/services prerequisites
 	@if [ "$${INSTALL_CARGO_DENY:-}" = 1 ] && ! command -v cargo-deny >/dev/null; then cargo install --locked cargo-deny; fi
 	scripts/lint
+
+fuzz: cargo ## Fuzz what reads foreign bytes, each target for FUZZ_SECONDS (15); a crash fails
+	@scripts/services fuzzing
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz
 
 bench: up ## Throughput against raw lapin, in one run; writes target/bench/
 	@$(WITH_SERVICES) cargo bench --all-features
