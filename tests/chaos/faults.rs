@@ -79,32 +79,16 @@ impl Troublemaker<'_> {
 
     /// What was seen of it.
     async fn fire(&self, fault: &Fault) -> Option<String> {
-        match fault.kind {
-            Kind::PublisherKilled
-            | Kind::PublisherFrozen
-            | Kind::PublisherDoubled
-            | Kind::PublisherCut
-            | Kind::ConfirmsLost => {
-                let mut slot = Crew::pick(&self.crew.publishers, fault.whom).await?;
-                process(&mut slot, fault).await
+        match fault.kind.lane() {
+            Lane::Publishers => {
+                process(&mut *Crew::pick(&self.crew.publishers, fault.whom).await?, fault).await
             }
-            Kind::ConsumerKilled
-            | Kind::ConsumerFrozen
-            | Kind::ConsumerCut
-            | Kind::AcksLost
-            | Kind::ConsumerStalled => {
-                let mut slot = Crew::pick(&self.crew.consumers, fault.whom).await?;
-                process(&mut slot, fault).await
+            Lane::Consumers if fault.kind == Kind::ConsumersScaled => self.scale(fault).await,
+            Lane::Consumers => {
+                process(&mut *Crew::pick(&self.crew.consumers, fault.whom).await?, fault).await
             }
-            Kind::ConsumersScaled => self.scale(fault).await,
-            Kind::BackendsTerminated | Kind::DatabaseKilled | Kind::DatabaseFrozen => {
-                self.database(fault).await
-            }
-            Kind::LeaderKilled
-            | Kind::FollowerKilled
-            | Kind::NodeFrozen
-            | Kind::MemoryAlarm
-            | Kind::ConnectionsClosed => self.broker(fault).await,
+            Lane::Database => self.database(fault).await,
+            Lane::Brokers => self.broker(fault).await,
         }
     }
 
@@ -241,10 +225,8 @@ async fn process(slot: &mut Slot, fault: &Fault) -> Option<String> {
 
 /// Waits until some messages have gone by. A fault that comes while nothing is under way shows little.
 async fn busy(link: &Link, fault: &Fault) {
-    let (from, method) = match fault.kind {
-        Kind::PublisherKilled | Kind::PublisherFrozen | Kind::PublisherDoubled | Kind::PublisherCut => {
-            (From::Client, method::BASIC_PUBLISH)
-        }
+    let (from, method) = match fault.kind.lane() {
+        Lane::Publishers => (From::Client, method::BASIC_PUBLISH),
         _ => (From::Broker, method::BASIC_DELIVER),
     };
     let passed = link.after(from, method, 1 + fault.whom % MESSAGES);

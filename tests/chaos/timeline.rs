@@ -2,7 +2,12 @@
 
 use std::{fmt::Write, time::Duration};
 
-use super::{act::Account, plan::Kind, report::lag, tally::Sample};
+use super::{
+    act::Account,
+    plan::{Kind, Lane},
+    report::lag,
+    tally::Sample,
+};
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 150.0;
@@ -15,9 +20,6 @@ const BETWEEN: f64 = 34.0;
 const CONFIRMED: &str = "#8a8a8a";
 const EFFECTS: &str = "#1a7f37";
 const BEHIND: &str = "#bf6a02";
-/// Of publishers, consumers, database, brokers.
-const FAULTS: [&str; 4] = ["#0969da", "#8250df", "#bf6a02", "#cf222e"];
-
 pub fn draw(account: &Account) -> String {
     let end = account.took.max(Duration::from_secs(1));
     let (progress, behind) = (TOP, TOP + PLOT + BETWEEN);
@@ -60,7 +62,7 @@ pub fn draw(account: &Account) -> String {
                 y + 2.0,
                 (to - from).max(1.5),
                 ROW - 4.0,
-                colour(*kind)
+                colour(kind.lane())
             );
         }
     }
@@ -69,14 +71,13 @@ pub fn draw(account: &Account) -> String {
     svg
 }
 
-fn colour(kind: Kind) -> &'static str {
-    let at = Kind::ALL.iter().position(|other| *other == kind).unwrap_or_default();
-    FAULTS[match at {
-        0..5 => 0,
-        5..11 => 1,
-        11..14 => 2,
-        _ => 3,
-    }]
+fn colour(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Publishers => "#0969da",
+        Lane::Consumers => "#8250df",
+        Lane::Database => BEHIND,
+        Lane::Brokers => "#cf222e",
+    }
 }
 
 fn number(count: usize) -> f64 {
