@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::{
     crew::Crew,
     faults::{Event, Troublemaker},
-    stage::Stage,
+    stage::{Left, Stage},
     tally::{Sample, Tally},
     verdict::Verdict,
     view::View,
@@ -91,8 +91,8 @@ impl Act<'_> {
         let (mut tally, samples) = (watch.tally, watch.samples);
         let stuck = crew.stop().await;
         tally.read();
-        // What a consumer had in hand goes back to the queue when it ends.
-        let left = if left.is_empty() { stage.left(&queue).await } else { left };
+        // What a consumer had in hand has gone back to the queue.
+        let left = if left.is_empty() { stage.ready(&queue).await } else { left };
         let verdict = Verdict::reach(stage, &effects, &tally, left).await;
         let restarts = crew.restarts.load(Ordering::SeqCst);
         let events = trouble.events.into_inner().unwrap();
@@ -216,7 +216,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Until the consumers have acked all there is; gives what they have not in the end.
-    async fn until_empty(&mut self, queue: &str) -> Vec<(String, u64)> {
+    async fn until_empty(&mut self, queue: &str) -> Left {
         let until = Instant::now() + PATIENCE;
         loop {
             let left = self.stage.left(queue).await;

@@ -20,6 +20,9 @@ const OURS: &str = "chaos";
 
 pub const NODES: usize = 3;
 
+/// Queues that are not empty, and how many messages are in them.
+pub type Left = Vec<(String, u64)>;
+
 pub struct Stage {
     pub cluster: Cluster,
     pub postgres: Server,
@@ -87,8 +90,8 @@ impl Stage {
         self.postgres.start_again().await;
     }
 
-    /// What is left in the queue, and in those that belong to it.
-    pub async fn left(&self, queue: &str) -> Vec<(String, u64)> {
+    /// What is left in the queue and in those that belong to it, unacked or not, as of some seconds ago.
+    pub async fn left(&self, queue: &str) -> Left {
         let listed =
             self.cluster.nodes()[0].ctl(&["list_queues", "--no-table-headers", "name", "messages"]).await;
         let queues = listed.lines().filter_map(|line| {
@@ -96,6 +99,12 @@ impl Stage {
             Some((name.to_owned(), count.parse().ok()?))
         });
         queues.filter(|(name, count): &(String, u64)| name.starts_with(queue) && *count > 0).collect()
+    }
+
+    /// What is ready in the queue now.
+    pub async fn ready(&self, queue: &str) -> Left {
+        let count = Client::connect(self.nodes()[0]).await.ready(queue).await;
+        Some((queue.to_owned(), count.into())).filter(|_| count > 0).into_iter().collect()
     }
 
     /// What it is made of.

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{stage::Stage, tally::Tally};
+use super::{
+    stage::{Left, Stage},
+    tally::Tally,
+};
 
 #[derive(Debug, Clone)]
 pub struct Verdict {
@@ -17,11 +20,11 @@ pub struct Verdict {
     /// Effects of messages that nobody published.
     pub foreign: usize,
     /// Queues that are not empty.
-    pub left: Vec<(String, u64)>,
+    pub left: Left,
 }
 
 impl Verdict {
-    pub async fn reach(stage: &Stage, effects: &str, tally: &Tally, left: Vec<(String, u64)>) -> Self {
+    pub async fn reach(stage: &Stage, effects: &str, tally: &Tally, left: Left) -> Self {
         let rows = stage.rows(&format!("SELECT number, count(*) FROM {effects} GROUP BY number")).await;
         let rows: HashMap<i64, i64> = rows.expect("the database answers").into_iter().collect();
         let number = |n: usize| i64::try_from(n).expect("small");
