@@ -1,4 +1,4 @@
-//! A proxy between a client and PostgreSQL that cuts the first connection behind a chosen message.
+//! A proxy between a client and PostgreSQL that cuts the first connection behind a chosen message, and then the next one.
 
 use std::{
     io,
@@ -20,6 +20,7 @@ use tokio::{
 pub struct Frames {
     url: String,
     counts: [Arc<AtomicUsize>; 2],
+    cuts: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -28,7 +29,9 @@ pub type Behind = Option<(bool, usize)>;
 
 impl Frames {
     /// To the server of `url`, which must not speak TLS: its answer to that question is no message.
-    pub async fn start(url: &str, cut: Behind) -> Self {
+    ///
+    /// The second cut is for the first connection that is made after the first cut.
+    pub async fn start(url: &str, cuts: [Behind; 2]) -> Self {
         let mut url = url::Url::parse(url).expect("url");
         let server = format!("{}:{}", url.host_str().expect("host"), url.port().expect("port"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -36,11 +39,16 @@ impl Frames {
         url.query_pairs_mut().append_pair("sslmode", "disable");
         let counts = [Arc::default(), Arc::default()];
         let counters = counts.clone();
+        let made = Arc::new(AtomicUsize::new(0));
+        let made_so_far = Arc::clone(&made);
         let accepting = tokio::spawn(async move {
-            let mut cut = cut;
+            let [mut first, mut second] = cuts.map(Some);
             let mut counters = Some(counters);
             while let Ok((client, _)) = listener.accept().await {
-                let (server, cut) = (server.clone(), cut.take());
+                let planned = first
+                    .take()
+                    .or_else(|| if made_so_far.load(Ordering::SeqCst) == 1 { second.take() } else { None });
+                let (server, cut, made) = (server.clone(), planned.flatten(), Arc::clone(&made_so_far));
                 let [up, down] = counters.take().unwrap_or_default();
                 tokio::spawn(async move {
                     let server = TcpStream::connect(server).await.expect("server");
@@ -50,13 +58,13 @@ impl Frames {
                         |servers: bool| cut.and_then(|(of, number)| (of == servers).then_some(number));
                     // Whichever ends first ends both: dropping the halves closes the sockets.
                     tokio::select! {
-                        _ = pump(from_client, to_server, true, behind(false), &up) => {}
-                        _ = pump(from_server, to_client, false, behind(true), &down) => {}
+                        _ = pump(from_client, to_server, true, behind(false), &up, &made) => {}
+                        _ = pump(from_server, to_client, false, behind(true), &down, &made) => {}
                     }
                 });
             }
         });
-        Self { url: url.to_string(), counts, accepting }
+        Self { url: url.to_string(), counts, cuts: made, accepting }
     }
 
     pub fn url(&self) -> &str {
@@ -66,6 +74,11 @@ impl Frames {
     /// How many messages went over the first connection, by the client and by the server.
     pub fn counts(&self) -> [usize; 2] {
         [0, 1].map(|way: usize| self.counts[way].load(Ordering::SeqCst))
+    }
+
+    /// How many cuts were made.
+    pub fn cuts(&self) -> usize {
+        self.cuts.load(Ordering::SeqCst)
     }
 }
 
@@ -82,6 +95,7 @@ async fn pump(
     client: bool,
     cut_behind: Option<usize>,
     count: &AtomicUsize,
+    cuts: &AtomicUsize,
 ) -> io::Result<()> {
     for number in 0.. {
         let start = usize::from(!client || number > 0);
@@ -93,6 +107,8 @@ async fn pump(
         sink.write_all(&message).await?;
         count.fetch_add(1, Ordering::SeqCst);
         if cut_behind == Some(number) {
+            // Noted first: once it is cut, the client may connect again at once.
+            cuts.fetch_add(1, Ordering::SeqCst);
             // A socket that is closed with something unread in it sends a reset, which would overtake the message.
             sink.shutdown().await?;
             return Ok(());
