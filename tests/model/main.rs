@@ -1,7 +1,7 @@
 //! The protocol as a model, checked exhaustively: every order of steps, and every choice of faults up to a budget.
 //!
-//! `cargo test --test model`; with `-- --nocapture` it prints how each mutant goes wrong. `MODEL_FAULTS=4` allows one fault more: ten times the
-//! states, half a minute.
+//! `cargo test --test model`; with `-- --nocapture` it prints the number of states, and how each mutant goes wrong. `MODEL_FAULTS=4` allows one
+//! fault more than the three of the default run (two in the worlds with two messages): ten times the states and the time.
 
 #![allow(unreachable_pub, missing_debug_implementations, clippy::expect_used, clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ mod state;
 
 use std::num::NonZeroUsize;
 
-use stateright::{Checker, DiscoveryClassification, Model};
+use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
 
 use mutants::Mutant;
 use protocol::{Protocol, Store};
@@ -29,13 +29,21 @@ fn holds(world: Protocol) -> usize {
     let checker = world.checker().threads(threads()).spawn_bfs().join();
     checker.assert_properties();
     assert!(checker.is_done());
-    println!("{} states", checker.unique_state_count());
+    println!("{} states, at most {} steps deep", checker.unique_state_count(), checker.max_depth());
     checker.unique_state_count()
 }
 
 fn world() -> Protocol {
     let faults = std::env::var("MODEL_FAULTS").map_or(3, |faults| faults.parse().expect("a number"));
-    Protocol { store: Store::Transactions, messages: 1, consumers: 2, batch: 1, faults, mutant: None }
+    Protocol {
+        store: Store::Transactions,
+        messages: 1,
+        consumers: 2,
+        batch: 1,
+        faults,
+        late: false,
+        mutant: None,
+    }
 }
 
 #[test]
@@ -55,13 +63,26 @@ fn copies_in_one_batch() {
 
 #[test]
 fn two_messages_in_one_batch() {
-    assert!(holds(Protocol { messages: 2, consumers: 1, batch: 2, ..world() }) > 1000);
+    let faults = world().faults - 1;
+    assert!(holds(Protocol { messages: 2, consumers: 1, batch: 2, faults, ..world() }) > 1000);
+}
+
+#[test]
+fn attempts_that_outlive_their_publisher() {
+    assert!(holds(Protocol { late: true, ..world() }) > 1000);
+}
+
+#[test]
+fn late_answers_of_two_messages() {
+    let faults = world().faults - 1;
+    assert!(holds(Protocol { messages: 2, consumers: 1, faults, late: true, ..world() }) > 1000);
 }
 
 #[test]
 fn every_mutant_is_caught() {
     for mutant in Mutant::ALL {
-        let checker = mutant.world().checker().threads(threads()).spawn_bfs().join();
+        let checker = mutant.world().checker().finish_when(HasDiscoveries::AnyFailures);
+        let checker = checker.threads(threads()).spawn_bfs().join();
         let mut caught = Vec::new();
         for (property, trace) in checker.discoveries() {
             if matches!(checker.discovery_classification(property), DiscoveryClassification::Counterexample) {
@@ -73,4 +94,12 @@ fn every_mutant_is_caught() {
         }
         assert!(!caught.is_empty(), "{mutant:?} was not caught");
     }
+}
+
+/// Copies that come when all seems over are what frozen publishers leave behind, and nothing else here.
+#[test]
+fn only_late_attempts_catch_a_record_that_is_forgotten_too_soon() {
+    let world = Protocol { late: false, ..Mutant::ForgottenOnceQuiet.world() };
+    let checker = world.checker().threads(threads()).spawn_bfs().join();
+    checker.assert_properties();
 }

@@ -26,6 +26,14 @@ pub enum Mutant {
     NackTakenAsConfirm,
     /// A publish that was on its way when the connection went counts as published.
     CutTakenAsConfirm,
+    /// A confirm that comes late is taken for the message that has its delivery tag on the new channel.
+    LateConfirmTakenByTag,
+    /// An error denies the publish whatever became of earlier attempts.
+    UnknownTakenAsUnpublished,
+    /// The ID of a message is random, and made anew when its publisher's process starts again.
+    NewIdAfterRestart,
+    /// A record is forgotten when the publisher has its confirm and no copy is left in the broker.
+    ForgottenOnceQuiet,
     /// A lease is completed by whoever comes.
     NoFence,
     /// A lease is completed without a look at the token, if there is one.
@@ -45,7 +53,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::AckFirst,
         Self::IdThenEffect,
         Self::EffectThenId,
@@ -57,6 +65,10 @@ impl Mutant {
         Self::ReturnTakenAsConfirm,
         Self::NackTakenAsConfirm,
         Self::CutTakenAsConfirm,
+        Self::LateConfirmTakenByTag,
+        Self::UnknownTakenAsUnpublished,
+        Self::NewIdAfterRestart,
+        Self::ForgottenOnceQuiet,
         Self::NoFence,
         Self::CompleteWithoutToken,
         Self::ReleaseWithoutToken,
@@ -70,7 +82,10 @@ impl Mutant {
     /// The smallest world that shows it.
     pub fn world(self) -> Protocol {
         let leases = matches!(self, Self::NoFence | Self::CompleteWithoutToken | Self::ReleaseWithoutToken);
-        let two = matches!(self, Self::BatchAckedWhenOneFailed | Self::SettledOnAnotherChannel);
+        let two = matches!(
+            self,
+            Self::BatchAckedWhenOneFailed | Self::SettledOnAnotherChannel | Self::LateConfirmTakenByTag
+        );
         Protocol {
             store: if leases { Store::Leases } else { Store::Transactions },
             messages: if two { 2 } else { 1 },
@@ -81,6 +96,13 @@ impl Mutant {
             } else {
                 2
             },
+            late: matches!(
+                self,
+                Self::LateConfirmTakenByTag
+                    | Self::UnknownTakenAsUnpublished
+                    | Self::NewIdAfterRestart
+                    | Self::ForgottenOnceQuiet
+            ),
             mutant: Some(self),
         }
     }

@@ -18,8 +18,8 @@ fn sometimes(name: &'static str, condition: Condition) -> Property<Protocol> {
     Property::sometimes(name, condition)
 }
 
-pub fn all() -> Vec<Property<Protocol>> {
-    vec![
+pub fn all(late: bool) -> Vec<Property<Protocol>> {
+    let mut all = vec![
         always("a confirmed message has taken effect, or a copy of it is in the broker (I1)", |_, state| {
             nothing_lost(state)
         }),
@@ -35,6 +35,9 @@ pub fn all() -> Vec<Property<Protocol>> {
         always("a publish is Ok only if the broker took the message (I5)", |_, state| {
             state.broken != Some(Broken::ConfirmedWithoutCopy)
         }),
+        always("an error that does not say \"may have been published\" left no copy", |_, state| {
+            state.broken != Some(Broken::DeniedWithCopy)
+        }),
         always("all copies of a message carry one ID (I6)", |_, state| {
             state.copies.iter().all(|copy| copy.id == copy.message)
         }),
@@ -46,10 +49,8 @@ pub fn all() -> Vec<Property<Protocol>> {
         always("in the end a confirmed message has exactly one effect, or is parked", |model, state| {
             !is_terminal(model, state) || all_done(model, state)
         }),
-        sometimes("a duplicate is absorbed", |model, state| {
-            state.copies.is_empty()
-                && usize::from(state.next_copy) > model.messages
-                && state.effects.iter().all(|effects| *effects == 1)
+        sometimes("there is another copy of what has taken effect", |_, state| {
+            state.effects[0] == 1 && state.copies.iter().filter(|copy| copy.message == 0).count() > 1
         }),
         sometimes("a message is parked", |_, state| {
             state.copies.iter().any(|copy| matches!(copy.place, Place::Parked(_)))
@@ -57,7 +58,22 @@ pub fn all() -> Vec<Property<Protocol>> {
         sometimes("a message takes effect after a failure", |_, state| {
             state.effects[0] == 1 && state.copies.iter().any(|copy| copy.failures > 0)
         }),
-    ]
+    ];
+    if late {
+        all.extend([
+            sometimes("a message that the publisher failed with takes effect", |_, state| {
+                state.publishers[0].verdict == Some(Verdict::Failed(true)) && state.effects[0] == 1
+            }),
+            sometimes("a zombie's copy comes after the effect", |_, state| {
+                state.copies.is_empty() && state.effects[0] == 1 && !state.zombies.is_empty()
+            }),
+            sometimes("a late answer meets another generation", |_, state| {
+                (state.late.iter())
+                    .any(|late| late.generation < state.generation && late.tag <= state.next_tag)
+            }),
+        ]);
+    }
+    all
 }
 
 fn nothing_lost(state: &State) -> bool {

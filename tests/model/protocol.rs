@@ -5,7 +5,7 @@ use stateright::{Model, Property};
 use super::{
     mutants::Mutant,
     properties,
-    state::{Answer, Broken, Consumer, Fate, Id, Message, Phase, Place, Publisher, Record, State},
+    state::{Answer, Broken, Consumer, Fate, Id, Message, Phase, Place, Publisher, Record, State, Verdict},
 };
 
 /// How often a handler may fail before its message is parked.
@@ -27,6 +27,8 @@ pub struct Protocol {
     pub consumers: usize,
     pub batch: usize,
     pub faults: u8,
+    /// Whether attempts outlive their time: late answers, deadlines, frozen publishers.
+    pub late: bool,
     pub mutant: Option<Mutant>,
 }
 
@@ -40,6 +42,17 @@ pub enum Action {
     Judge(Message),
     /// A fault: the publisher's process dies before it hears the answer, and publishes again after its restart.
     PublisherDies(Message),
+    /// A fault: the process freezes with an attempt under way that the broker has not seen, and its successor publishes the same message.
+    PublisherFreezes(Message),
+    /// The frozen process's attempt reaches the broker.
+    ZombieArrives(usize),
+    /// A fault, `lane.rs`, `End::Retired` and `End::Lost`: confirms do not come in time, the channel is given up, and all that is in flight on it
+    /// is to be sent again.
+    Retire,
+    /// The broker's answer to an attempt that was given up arrives.
+    LateAnswer(usize),
+    /// A fault, `confirms.rs`, `Window::sweep_deadlines`: the caller's time is up before the answer comes.
+    DeadlineComes(Message),
 
     /// `consumer/runner.rs`: takes what is there, up to the batch.
     Deliver(usize, usize),
@@ -63,6 +76,10 @@ pub enum Action {
     Cut(usize),
     /// A fault: the process is killed, and starts again.
     Die(usize),
+    /// A fault: every connection ends, those of the publisher too; what is confirmed is still there.
+    BrokerRestarts,
+    /// A fault: every transaction that is open is rolled back.
+    DatabaseRestarts,
 
     /// The TTL of a delay queue is over.
     Return(u8),
@@ -102,6 +119,18 @@ impl Protocol {
     }
 }
 
+impl State {
+    /// A mutant's: the publisher has its confirm, and no copy is left anywhere.
+    fn forget_once_quiet(&mut self) {
+        for (message, publisher) in self.publishers.iter().enumerate() {
+            let quiet = self.copies.iter().all(|copy| copy.message != message);
+            if quiet && publisher.verdict == Some(Verdict::Confirmed) {
+                self.records[message].done = false;
+            }
+        }
+    }
+}
+
 impl Model for Protocol {
     type State = State;
     type Action = Action;
@@ -113,15 +142,18 @@ impl Model for Protocol {
             consumers: vec![Consumer::default(); self.consumers],
             records: vec![Record::default(); self.ids()],
             effects: vec![0; self.messages],
+            generation: 0,
+            next_tag: 0,
+            late: Vec::new(),
+            zombies: Vec::new(),
             faults: self.faults,
             old: false,
             broken: None,
-            next_copy: 0,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        Self::publisher_actions(state, actions);
+        self.publisher_actions(state, actions);
         for consumer in 0..state.consumers.len() {
             self.consumer_actions(state, consumer, actions);
         }
@@ -130,6 +162,15 @@ impl Model for Protocol {
                 Place::Delayed => actions.push(Action::Return(copy.number)),
                 Place::Parked(_) if state.faults > 0 => actions.push(Action::Unpark(copy.number)),
                 _ => {}
+            }
+        }
+        if state.faults > 0 {
+            if state.copies.iter().any(|copy| matches!(copy.place, Place::Unacked(_))) {
+                actions.push(Action::BrokerRestarts);
+            }
+            if self.store == Store::Transactions && state.records.iter().any(|record| record.holder.is_some())
+            {
+                actions.push(Action::DatabaseRestarts);
             }
         }
         if self.store == Store::Leases {
@@ -149,6 +190,11 @@ impl Model for Protocol {
         let free = match action {
             Action::PublishBadly(..)
             | Action::PublisherDies(_)
+            | Action::PublisherFreezes(_)
+            | Action::Retire
+            | Action::DeadlineComes(_)
+            | Action::BrokerRestarts
+            | Action::DatabaseRestarts
             | Action::Fail(..)
             | Action::CompleteUnknown(..)
             | Action::SettleLost(..)
@@ -168,7 +214,12 @@ impl Model for Protocol {
                 self.publish(&mut state, message, stored, answer);
             }
             Action::Judge(message) => self.judge(&mut state, message),
-            Action::PublisherDies(message) => state.publishers[message].answer = None,
+            Action::PublisherDies(message) => Self::restart(&mut state, message),
+            Action::PublisherFreezes(message) => self.freeze(&mut state, message),
+            Action::ZombieArrives(index) => Self::zombie_arrives(&mut state, index),
+            Action::Retire => Self::retire(&mut state),
+            Action::LateAnswer(index) => self.late_answer(&mut state, index),
+            Action::DeadlineComes(message) => self.deadline_comes(&mut state, message),
             Action::Deliver(index, count) => self.deliver(&mut state, index, count),
             Action::Claim(index) => self.claim(&mut state, index),
             Action::Busy(index) => {
@@ -184,6 +235,14 @@ impl Model for Protocol {
             Action::SettleLost(index, item) => self.settle(&mut state, index, item, false),
             Action::Cut(index) => state.cut(index),
             Action::Die(index) => self.die(&mut state, index),
+            Action::BrokerRestarts => {
+                (0..self.consumers).for_each(|index| state.cut(index));
+                Self::retire(&mut state);
+                state.late.clear();
+            }
+            Action::DatabaseRestarts => {
+                (0..self.consumers).for_each(|index| self.lose_transaction(&mut state, index))
+            }
             Action::Return(number) => {
                 state.copies.iter_mut().find(|copy| copy.number == number)?.place = Place::Ready;
             }
@@ -203,10 +262,20 @@ impl Model for Protocol {
             }
             Action::Purge => self.purge(&mut state),
         }
+        if self.mutant(Mutant::ForgottenOnceQuiet) {
+            state.forget_once_quiet();
+        }
+        if !self.mutant(Mutant::FirstDeliveryTakenAsNew) {
+            state.forget_redelivered();
+        }
+        if !self.late && self.mutant.is_none() {
+            state.forget_tags();
+        }
+        state.tidy();
         Some(state)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties::all()
+        properties::all(self.late)
     }
 }

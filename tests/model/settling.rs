@@ -63,6 +63,13 @@ impl Protocol {
         }
     }
 
+    /// The session is dead: `complete` cannot do anything, and its error does not tell a lost commit from one that was never made.
+    pub(super) fn lose_transaction(&self, state: &mut State, index: usize) {
+        if matches!(state.consumers[index].phase, Phase::Claimed | Phase::Handled | Phase::HalfCommitted) {
+            self.complete(state, index, false, false);
+        }
+    }
+
     pub(super) fn die(&self, state: &mut State, index: usize) {
         state.give_back_all(index);
         for record in state.records.iter_mut().filter(|record| record.holder == Some(index)) {

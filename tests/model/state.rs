@@ -16,14 +16,28 @@ pub struct State {
     pub records: Vec<Record>,
     /// Committed effects of each message.
     pub effects: Vec<u8>,
+    /// The publishing channel's generation: all messages of the publisher are sent on one channel at a time.
+    pub generation: u8,
+    /// The delivery tag of the next attempt in this generation.
+    pub next_tag: u8,
+    /// Answers to attempts that were given up, still on their way.
+    pub late: Vec<Late>,
+    /// Attempts of a frozen publisher, whose successor is at work: they reach the broker some time, under these IDs.
+    pub zombies: Vec<(Message, Id)>,
     /// Faults that may still happen.
     pub faults: u8,
     /// Whether every message is older than the retention.
     pub old: bool,
     /// What must never happen, noted by the transition that did it.
     pub broken: Option<Broken>,
-    /// Counts up, so that copies can be told apart.
-    pub next_copy: u8,
+}
+
+/// A broker's answer that comes after its attempt was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Late {
+    pub generation: u8,
+    pub tag: u8,
+    pub answer: Answer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +46,8 @@ pub enum Broken {
     StaleLeaseChanged,
     /// I5: a publish was reported that the broker never stored.
     ConfirmedWithoutCopy,
+    /// A publish was reported as surely not done, and the broker has stored it.
+    DeniedWithCopy,
     /// I7: an ID was forgotten that is younger than the retention.
     PurgedTooEarly,
     /// A handler was started for an ID whose record said that it took effect.
@@ -42,10 +58,17 @@ pub enum Broken {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Publisher {
+    /// 2 for two and more.
     pub attempts: u8,
+    /// Whether its process is a successor's.
+    pub restarted: bool,
     /// The broker's answer to the attempt in flight.
     pub answer: Option<Answer>,
-    /// Whether the broker has ever stored a copy.
+    /// The delivery tag of the attempt in flight.
+    pub tag: u8,
+    /// `Job::uncertain`: an attempt of this process has an unknown outcome.
+    pub uncertain: bool,
+    /// Whether the broker has stored a copy for this process.
     pub stored: bool,
     pub verdict: Option<Verdict>,
 }
@@ -63,8 +86,8 @@ pub enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
     Confirmed,
-    /// An error, with the message handed back.
-    Failed,
+    /// An error, with the message handed back; it says whether it may have been published.
+    Failed(bool),
 }
 
 /// A copy of a message in the broker.
@@ -157,9 +180,12 @@ impl State {
 
     /// Adds a copy, under a number of its own.
     pub fn add_copy(&mut self, mut copy: Copy) {
-        copy.number = self.next_copy;
+        let items = self.consumers.iter().flat_map(|consumer| consumer.items.iter().chain(&consumer.alone));
+        let taken: Vec<u8> =
+            self.copies.iter().chain(items.map(|item| &item.copy)).map(|copy| copy.number).collect();
+        // The smallest that is free: states that differ in a name only are one.
+        copy.number = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
         self.copies.push(copy);
-        self.next_copy += 1;
     }
 
     /// The consumer's channel is gone: what it has not settled is delivered again.
@@ -170,6 +196,51 @@ impl State {
                 copy.redelivered = true;
             }
         }
+    }
+
+    /// Forgets what makes no difference any more: states that differ in nothing else are one.
+    pub fn tidy(&mut self) {
+        for publisher in &mut self.publishers {
+            if publisher.answer.is_none() {
+                publisher.tag = 0;
+            }
+            if publisher.verdict.is_some() {
+                *publisher = Publisher { verdict: publisher.verdict, ..Publisher::default() };
+            }
+        }
+        if self.publishers.iter().all(|publisher| publisher.verdict.is_some()) {
+            self.late.clear();
+        }
+        if self.publishers.iter().all(|publisher| publisher.answer.is_none()) {
+            self.next_tag = 0;
+            if self.late.is_empty() {
+                self.generation = 0;
+            }
+        }
+        self.late.sort_unstable();
+        self.zombies.sort_unstable();
+        for (id, record) in self.records.iter_mut().enumerate() {
+            let mut items = self.consumers.iter().flat_map(|consumer| &consumer.items);
+            if !items.any(|item| item.copy.id == id && matches!(item.fate, Fate::Acquired(_))) {
+                record.token = 0;
+            }
+        }
+    }
+
+    /// Without late answers nobody looks at these, and without zombies at the processes.
+    pub fn forget_tags(&mut self) {
+        (self.generation, self.next_tag) = (0, 0);
+        for publisher in &mut self.publishers {
+            (publisher.tag, publisher.restarted) = (0, false);
+        }
+    }
+
+    /// Nobody looks at this flag but a mutant.
+    pub fn forget_redelivered(&mut self) {
+        let consumers = self.consumers.iter_mut();
+        let items = consumers.flat_map(|consumer| consumer.items.iter_mut().chain(&mut consumer.alone));
+        let copies = self.copies.iter_mut().chain(items.map(|item| &mut item.copy));
+        copies.for_each(|copy| copy.redelivered = false);
     }
 
     pub fn broken(&mut self, broken: Broken) {
