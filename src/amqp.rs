@@ -17,8 +17,8 @@ use lapin::{
     types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString, ShortStringError},
 };
 
+pub(crate) use connect::{ClosedOnDrop, ConnectOptions, close};
 pub use connect::{ConnectError, ConnectErrorKind};
-pub(crate) use connect::{ConnectOptions, close};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;
 pub(crate) use onward::{

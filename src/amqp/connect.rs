@@ -1,6 +1,6 @@
 //! Opening connections, each step under a deadline.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, ops::Deref, sync::Arc, time::Duration};
 
 use lapin::{
     Connection, ConnectionProperties, ErrorKind,
@@ -8,7 +8,7 @@ use lapin::{
     tcp::OwnedTLSConfig,
     types::{LongString, ShortString},
 };
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 
 #[cfg(feature = "tls")]
 use super::tls::TlsOptions;
@@ -132,6 +132,39 @@ impl ConnectOptions {
         let runtime = default_runtime().map_err(ConnectError::from_lapin)?;
         let connected = Connection::connect_uri_with_config(uri, properties, tls, runtime).await;
         connected.map_err(|error| ConnectError::new(classify(&error), endpoint, error.into()))
+    }
+}
+
+/// A connection that is closed in the background when it is dropped.
+///
+/// A connection of lapin that is only dropped goes on while something of it is under way in lapin itself, such as a subscription that the broker has not
+/// confirmed yet. The broker then delivers to nobody, and gives nothing back.
+pub(crate) struct ClosedOnDrop {
+    connection: Arc<Connection>,
+    runtime: Handle,
+}
+
+impl ClosedOnDrop {
+    /// To be called in a tokio runtime.
+    pub(crate) fn new(connection: Arc<Connection>) -> Self {
+        Self { connection, runtime: Handle::current() }
+    }
+}
+
+impl Deref for ClosedOnDrop {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for ClosedOnDrop {
+    fn drop(&mut self) {
+        if self.connection.status().connected() {
+            let connection = Arc::clone(&self.connection);
+            self.runtime.spawn(async move { close(&connection).await });
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One generation of the consumer: a connection, a channel, a subscription.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, time::Duration};
 
 use futures_util::StreamExt;
 use lapin::{
@@ -16,12 +16,12 @@ use super::{
     error::{ConsumeError, ConsumeErrorKind},
 };
 use crate::{
-    amqp::{self, ConnectOptions},
+    amqp::{self, ClosedOnDrop, ConnectOptions},
     error::BoxError,
 };
 
 pub(crate) struct Session {
-    connection: Arc<Connection>,
+    connection: ClosedOnDrop,
     limit: Duration,
     channel: Channel,
     pub(crate) deliveries: Consumer,
@@ -34,7 +34,7 @@ impl Session {
         options: &Options,
         prefetch: u16,
     ) -> Result<Self, ConsumeError> {
-        let connection = connect.open().await?;
+        let connection = ClosedOnDrop::new(connect.open().await?);
         match Self::start(&connection, connect.timeout, options, prefetch).await {
             Ok((channel, deliveries)) => Ok(Self { connection, limit: connect.timeout, channel, deliveries }),
             Err(error) => {

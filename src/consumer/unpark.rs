@@ -134,7 +134,7 @@ impl Unpark {
         connect.check().map_err(invalid)?;
         connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
         let onward = Onward::new(connect.name.clone().unwrap_or_default(), connect.clone());
-        let connection = connect.open().await?;
+        let connection = amqp::ClosedOnDrop::new(connect.open().await?);
         let moved = match timeout(connect.timeout, connection.create_channel()).await {
             Ok(Ok(channel)) => self.all(&channel, &onward).await,
             Ok(Err(error)) => Err(error.into()),

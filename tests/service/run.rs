@@ -135,6 +135,7 @@ pub(crate) fn main() -> ExitCode {
         subscription::exclusive_consumer_is_alone,
         subscription::consumer_of_higher_priority_is_served_first,
         subscription::prefetch_is_bounded_by_bytes,
+        subscription::dropped_consumer_leaves_no_subscription,
         unpark::unparked_message_takes_effect_once,
         unpark::unparked_message_is_handled_as_long_as_its_effect_is_known,
         unpark::unpark_moves_what_is_chosen_and_loses_nothing,

@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lapin_idempotent::{IdempotentConsumer, consumer::ConsumeErrorKind};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::support::{
     amqp::{Client, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},
+    proxy::{Action, From, Proxy},
 };
 
 pub async fn exclusive_consumer_is_alone() {
@@ -81,4 +87,41 @@ pub async fn prefetch_is_bounded_by_bytes() {
     assert_eq!(ledger.rows().await, (1512, 1512));
     client.delete(&queue).await;
     client.delete(&format!("{queue}.parked")).await;
+}
+
+/// Whatever it was waiting for when it was dropped: a subscription without anybody behind it would swallow messages.
+pub async fn dropped_consumer_leaves_no_subscription() {
+    const FRAMES: usize = 16;
+    let ledger = &Ledger::create().await;
+    let drops = [From::Client, From::Broker].into_iter().flat_map(|from| (0..FRAMES).map(move |n| (from, n)));
+    let left = drops.map(|(from, number)| async move {
+        let client = Client::connect(&broker()).await;
+        let queue = client.queue("dropped").await;
+        client.publish(&queue, b"500", with_id(&queue.replace('.', "-"))).await;
+        let proxy = Proxy::start(&broker()).await;
+        let (reached, mut there) = watch::channel(false);
+        proxy.rule(move |frame| {
+            if (frame.connection, frame.from, frame.number) == (0, from, number) {
+                reached.send_replace(true);
+                return Action::Delay(Duration::from_millis(500));
+            }
+            Action::Pass
+        });
+        let consumer = IdempotentConsumer::builder(proxy.url(), &queue, ledger.store.clone());
+        tokio::select! {
+            ended = consumer.run_until(Debit::default(), std::future::pending()) => panic!("{ended:?}"),
+            _ = there.wait_for(|there| *there) => {}
+            // It has all that it waits for.
+            () = sleep(Duration::from_secs(10)) => {}
+        }
+        sleep(Duration::from_secs(1)).await;
+        let gone = async || (client.consumers(&queue).await == 0).then_some(());
+        let gone = timeout(Duration::from_secs(10), eventually("it is gone", gone)).await;
+        proxy.cut_all();
+        client.delete(&queue).await;
+        client.delete(&format!("{queue}.parked")).await;
+        gone.is_err().then_some((from, number))
+    });
+    let left: Vec<_> = join_all(left).await.into_iter().flatten().collect();
+    assert!(left.is_empty(), "a subscription is left when it is dropped at these frames: {left:?}");
 }
