@@ -241,7 +241,7 @@ impl Model for Protocol {
                 state.late.clear();
             }
             Action::DatabaseRestarts => {
-                (0..self.consumers).for_each(|index| self.lose_transaction(&mut state, index))
+                (0..self.consumers).for_each(|index| self.lose_transaction(&mut state, index));
             }
             Action::Return(number) => {
                 state.copies.iter_mut().find(|copy| copy.number == number)?.place = Place::Ready;

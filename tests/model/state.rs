@@ -184,7 +184,7 @@ impl State {
         let taken: Vec<u8> =
             self.copies.iter().chain(items.map(|item| &item.copy)).map(|copy| copy.number).collect();
         // The smallest that is free: states that differ in a name only are one.
-        copy.number = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
+        copy.number = (0..=u8::MAX).find(|number| !taken.contains(number)).unwrap_or_default();
         self.copies.push(copy);
     }
 
