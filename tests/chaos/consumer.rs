@@ -1,6 +1,6 @@
 //! What a consumer runs: a row for each debit, in the guard's transaction; now and then a slow handler, and debits that fail again and again.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 use fastrand::Rng;
@@ -13,16 +13,12 @@ use lapin_idempotent::{
 use sqlx::AssertSqlSafe;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{journal::Journal, publisher::Debit};
+use super::{journal::Journal, process::Common, publisher::Debit};
 
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    #[arg(long)]
-    pub amqp: Vec<String>,
-    #[arg(long)]
-    pub queue: String,
-    #[arg(long)]
-    pub journal: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
     #[arg(long)]
     pub postgres: String,
     /// The table of the identities
@@ -64,7 +60,7 @@ fn note(outcome: &Outcome) -> String {
 }
 
 pub async fn run(options: &Options) -> Result<(), BoxError> {
-    let journal = Journal::open(&options.journal)?;
+    let journal = Journal::open(&options.common.journal)?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stopped = async move {
         tokio::select! {
@@ -73,8 +69,8 @@ pub async fn run(options: &Options) -> Result<(), BoxError> {
         }
     };
     let store = PostgresStore::connect(&options.postgres).await?.with_table(&options.identities)?;
-    let amqp = options.amqp.iter().map(String::as_str);
-    let mut consumer = IdempotentConsumer::builder_for_cluster(amqp, &options.queue, store)
+    let amqp = options.common.nodes();
+    let mut consumer = IdempotentConsumer::builder_for_cluster(amqp, &options.common.queue, store)
         .scope("ledger")
         .connect_timeout(Duration::from_secs(5))
         .drain_timeout(Duration::from_secs(10))

@@ -2,17 +2,37 @@
 
 use std::{
     fs::{File, OpenOptions},
-    path::Path,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
+use clap::Args;
 use tokio::{
     process::{Child, Command},
     time::timeout,
 };
 
 use super::support::eventually;
+
+/// What each of them is told.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// The nodes
+    #[arg(long)]
+    amqp: Vec<String>,
+    #[arg(long)]
+    pub queue: String,
+    /// What the process notes
+    #[arg(long)]
+    pub journal: PathBuf,
+}
+
+impl Common {
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.amqp.iter().map(String::as_str)
+    }
+}
 
 pub struct Process(Child);
 

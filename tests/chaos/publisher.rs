@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,16 +12,15 @@ use lapin_idempotent::{BoxError, IdempotentPublisher, OutgoingMessage, RetryPoli
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::journal::{Journal, Tail};
+use super::{
+    journal::{Journal, Tail},
+    process::Common,
+};
 
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    #[arg(long)]
-    pub amqp: Vec<String>,
-    #[arg(long)]
-    pub queue: String,
-    #[arg(long)]
-    pub journal: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
     /// The first of its debits
     #[arg(long)]
     pub first: u64,
@@ -69,7 +67,7 @@ impl Note {
 }
 
 pub async fn run(options: &Options) -> Result<(), BoxError> {
-    let before: HashSet<u64> = Tail::new(options.journal.clone())
+    let before: HashSet<u64> = Tail::new(options.common.journal.clone())
         .lines()
         .iter()
         .filter_map(|line| match Note::parse(line) {
@@ -77,8 +75,8 @@ pub async fn run(options: &Options) -> Result<(), BoxError> {
             _ => None,
         })
         .collect();
-    let journal = Journal::open(&options.journal)?;
-    let publisher = IdempotentPublisher::builder_for_cluster(options.amqp.iter().map(String::as_str))
+    let journal = Journal::open(&options.common.journal)?;
+    let publisher = IdempotentPublisher::builder_for_cluster(options.common.nodes())
         .app_id("chaos")
         .connect_timeout(Duration::from_secs(5))
         .retry(RetryPolicy::default().max_attempts(100))
@@ -89,7 +87,7 @@ pub async fn run(options: &Options) -> Result<(), BoxError> {
         let (publisher, journal) = (&publisher, &journal);
         async move {
             due(options, number).await;
-            let mut message = debit(&options.queue, number);
+            let mut message = debit(&options.common.queue, number);
             loop {
                 match publisher.publish_idempotent(message).await {
                     Ok(receipt) => {
