@@ -193,7 +193,7 @@ impl<'a> Watch<'a> {
             effects: counted.and_then(|count| usize::try_from(count).ok()).unwrap_or(before.effects),
             duplicates: self.tally.all_duplicates(),
             // A place that is locked is under a fault; its consumer will be back.
-            consumers: self.crew.consumers_there().unwrap_or(before.consumers),
+            consumers: self.crew.consuming().unwrap_or(before.consumers),
         };
         self.samples.push(sample);
         self.view.show(&sample, &self.trouble.events.lock().unwrap());

@@ -123,18 +123,9 @@ impl Crew {
     }
 
     /// How many consumers there are to be, if no place is locked.
-    pub fn consumers_there(&self) -> Option<usize> {
+    pub fn consuming(&self) -> Option<usize> {
         let wanted = self.consumers.iter().map(|slot| slot.try_lock().map(|slot| usize::from(slot.wanted)));
         wanted.sum::<Result<usize, _>>().ok()
-    }
-
-    /// How many consumers there are to be.
-    pub async fn consuming(&self) -> usize {
-        let mut count = 0;
-        for slot in &self.consumers {
-            count += usize::from(slot.lock().await.wanted);
-        }
-        count
     }
 
     /// One that runs; `whom` counts round.

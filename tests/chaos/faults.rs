@@ -93,7 +93,7 @@ impl Troublemaker<'_> {
     }
 
     async fn scale(&self, fault: &Fault) -> Option<String> {
-        let before = self.crew.consuming().await;
+        let before = self.crew.consuming()?;
         let others = (1..=CONSUMERS).filter(|count| *count != before).collect::<Vec<_>>();
         let wanted = others[fault.whom % others.len()];
         self.crew.scale(wanted).await;

@@ -66,10 +66,8 @@ impl Report {
             std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         )?;
         writeln!(text, "| | with the guard | without |\n|---|---|---|")?;
-        for (name, value) in
-            rows(account).iter().zip(rows(control)).map(|(with, without)| (with.0, (&with.1, without.1)))
-        {
-            writeln!(text, "| {name} | {} | {} |", value.0, value.1)?;
+        for ((name, with), (_, without)) in rows(account).iter().zip(rows(control)) {
+            writeln!(text, "| {name} | {with} | {without} |")?;
         }
         writeln!(text, "\n![What happened when](chaos.svg)\n")?;
         writeln!(
@@ -128,13 +126,9 @@ fn rows(account: &Account) -> Vec<(&'static str, String)> {
         ("consumers that did not stop when asked", stuck.to_string()),
         ("longest time without a new confirm", seconds(longest_pause(samples, |sample| sample.confirmed))),
         ("longest time without a new effect", seconds(longest_pause(samples, |sample| sample.effects))),
-        ("most messages behind", samples.iter().map(lag).max().unwrap_or_default().to_string()),
+        ("most messages behind", samples.iter().map(Sample::lag).max().unwrap_or_default().to_string()),
         ("all took effect and was acked after", seconds(*took)),
     ]
-}
-
-pub fn lag(sample: &Sample) -> usize {
-    sample.confirmed.saturating_sub(sample.effects)
 }
 
 fn seconds(time: Duration) -> String {

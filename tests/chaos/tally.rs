@@ -9,8 +9,6 @@ pub struct Tally {
     consumers: Vec<Tail>,
     /// By number.
     pub confirmed: Vec<bool>,
-    /// Confirms that were noted: more than messages, if a publisher died before it noted one.
-    pub confirms: u64,
     /// How often confirmed messages were sent.
     pub attempts: u64,
     /// Calls that failed, by kind; the application made them again.
@@ -25,7 +23,6 @@ impl Tally {
             publishers: publishers.into_iter().map(Tail::new).collect(),
             consumers: consumers.into_iter().map(Tail::new).collect(),
             confirmed: vec![false; messages],
-            confirms: 0,
             attempts: 0,
             failed: BTreeMap::new(),
             outcomes: BTreeMap::new(),
@@ -38,7 +35,6 @@ impl Tally {
             match Note::parse(&line) {
                 Some(Note::Confirmed { number, attempts }) => {
                     self.confirmed[usize::try_from(number).expect("small")] = true;
-                    self.confirms += 1;
                     self.attempts += attempts;
                 }
                 Some(Note::Failed { kind }) => *self.failed.entry(kind).or_default() += 1,
@@ -74,4 +70,11 @@ pub struct Sample {
     pub effects: usize,
     pub duplicates: u64,
     pub consumers: usize,
+}
+
+impl Sample {
+    /// Confirmed, and without an effect so far.
+    pub fn lag(&self) -> usize {
+        self.confirmed.saturating_sub(self.effects)
+    }
 }

@@ -5,7 +5,6 @@ use std::{fmt::Write, time::Duration};
 use super::{
     act::Account,
     plan::{Kind, Lane},
-    report::lag,
     tally::Sample,
 };
 
@@ -20,6 +19,7 @@ const BETWEEN: f64 = 34.0;
 const CONFIRMED: &str = "#8a8a8a";
 const EFFECTS: &str = "#1a7f37";
 const BEHIND: &str = "#bf6a02";
+
 pub fn draw(account: &Account) -> String {
     let end = account.took.max(Duration::from_secs(1));
     let (progress, behind) = (TOP, TOP + PLOT + BETWEEN);
@@ -40,8 +40,8 @@ pub fn draw(account: &Account) -> String {
     curve(out, account, end, (progress, PLOT, most), CONFIRMED, |sample| sample.confirmed);
     curve(out, account, end, (progress, PLOT, most), EFFECTS, |sample| sample.effects);
     label(out, progress, &[("confirmed", CONFIRMED), ("took effect", EFFECTS)], most);
-    let most = account.samples.iter().map(lag).max().unwrap_or_default().max(1);
-    curve(out, account, end, (behind, PLOT / 2.0, most), BEHIND, lag);
+    let most = account.samples.iter().map(Sample::lag).max().unwrap_or_default().max(1);
+    curve(out, account, end, (behind, PLOT / 2.0, most), BEHIND, Sample::lag);
     label(out, behind, &[("confirmed without effect yet", BEHIND)], most);
     for (row, kind) in kinds.iter().enumerate() {
         let y = faults + number(row) * ROW;

@@ -39,7 +39,7 @@ impl View {
         let state = format!(
             "{} confirmed, lag {}, {} duplicates absorbed, {} consumers, {} faults",
             sample.confirmed,
-            sample.confirmed.saturating_sub(sample.effects),
+            sample.lag(),
             sample.duplicates,
             sample.consumers,
             kinds.values().sum::<usize>(),
