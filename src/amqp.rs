@@ -22,7 +22,8 @@ pub use connect::{ConnectError, ConnectErrorKind};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;
 pub(crate) use onward::{
-    DELAY_SUFFIX, Delay, Note, delayed_properties, parked_properties, text_header, unparked_properties,
+    DELAY_SUFFIX, Delay, Move, Note, delayed_properties, last_death, moved_properties, parked_properties,
+    renewed_properties, text_header, unparked_properties,
 };
 pub(crate) use settings::connection_settings;
 #[cfg(feature = "tls")]

@@ -148,8 +148,9 @@ impl IdempotentHandler<Arc<Script>> for Handler {
 fn expected(case: &Case) -> Settlement {
     // "Another try": all failures of this delivery are counted.
     let retry = Settlement::Retry { after: None, failures: case.retries + 1 };
-    let conflict = Settlement::Retry { after: None, failures: 1 };
-    let away = Settlement::Requeue { after: Duration::from_secs(1) };
+    // Rivals stood in the way; it is nobody's failure.
+    let conflict = Settlement::Hold { after: Duration::from_secs(1) };
+    let away = Settlement::Hold { after: Duration::from_secs(1) };
     match (case.id, case.missing) {
         (Id::Early, _) => return Settlement::Defer { after: HOUR },
         (Id::Invalid, _) => return Settlement::Park(ParkReason::InvalidId),
@@ -161,7 +162,7 @@ fn expected(case: &Case) -> Settlement {
         Says::OtherBody if case.mismatch == MismatchPolicy::Duplicate => return Settlement::Ack,
         Says::OtherBody => return Settlement::Park(ParkReason::FingerprintMismatch),
         Says::InProgress(remaining) => {
-            return Settlement::Requeue { after: remaining.min(Duration::from_secs(10)) };
+            return Settlement::Hold { after: remaining.min(Duration::from_secs(10)) };
         }
         Says::Fails(StoreErrorKind::Conflict) => return conflict,
         Says::Fails(_) => return away,
@@ -177,7 +178,7 @@ fn expected(case: &Case) -> Settlement {
         (Does::Succeeds, Ok(())) => Settlement::Ack,
         (Does::Succeeds, Err(StoreErrorKind::RolledBack)) => retry,
         (Does::Succeeds, Err(StoreErrorKind::Conflict)) => conflict,
-        (Does::Succeeds, Err(StoreErrorKind::LeaseLost)) => Settlement::Requeue { after: Duration::ZERO },
+        (Does::Succeeds, Err(StoreErrorKind::LeaseLost)) => Settlement::Hold { after: Duration::ZERO },
         (Does::Succeeds, Err(_)) => away,
     }
 }
@@ -199,7 +200,7 @@ fn check(case: &Case, seen: &Script, settlement: Settlement) {
         assert_eq!(count(&seen.handled), 0, "handled without a claim: {case:?}");
     }
     match settlement {
-        Settlement::Requeue { after } => assert!(after < CONSUMER_TIMEOUT, "{case:?}"),
+        Settlement::Hold { after } => assert!(after < CONSUMER_TIMEOUT, "{case:?}"),
         Settlement::Retry { failures, .. } => {
             assert!(failures > 0, "a failure that is not counted: {case:?}");
         }

@@ -39,10 +39,44 @@ pub(crate) struct Delay<'a> {
     pub(crate) routing_key: &'a str,
 }
 
+/// What a message says of itself that is published anew to its own queue.
+#[derive(Debug)]
+pub(crate) struct Move<'a> {
+    /// How often the broker took it back, in all.
+    pub(crate) returns: u32,
+    /// How many of them there were when it came under suspicion.
+    pub(crate) suspected: Option<u32>,
+    /// How often its handler failed, in all.
+    pub(crate) failures: u32,
+    pub(crate) at: SystemTime,
+    /// Not to be handled before.
+    pub(crate) until: Option<SystemTime>,
+    pub(crate) queue: &'a str,
+    pub(crate) exchange: &'a str,
+    pub(crate) routing_key: &'a str,
+}
+
+/// The properties of a copy for the queue that it came from. The broker counts its deliveries anew.
+pub(crate) fn moved_properties(original: &BasicProperties, moved: &Move<'_>) -> BasicProperties {
+    let mut headers = kept_headers(original, moved.queue);
+    headers.route(moved.queue, moved.exchange, moved.routing_key);
+    headers.first_seen(moved.at);
+    headers.set(reserved::DELIVERIES, AMQPValue::LongLongInt(moved.returns.into()));
+    if let Some(returns) = moved.suspected {
+        headers.set(reserved::SUSPECTED, AMQPValue::LongLongInt(returns.into()));
+    }
+    headers.not_before(moved.until);
+    if moved.failures > 0 {
+        headers.set(reserved::FAILURES, AMQPValue::LongLongInt(moved.failures.into()));
+    }
+    with(original, headers)
+}
+
 /// The properties of a parked copy.
 pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> BasicProperties {
     let mut headers = kept_headers(original, note.queue);
     headers.remove(&[reserved::FAILURES, reserved::NOT_BEFORE, reserved::UNPARKED]);
+    headers.remove(&OF_CRASHES);
     headers.text(reserved::PARKED_REASON, note.reason);
     if let Some(error) = &note.error {
         headers.text(reserved::PARKED_ERROR, error);
@@ -59,14 +93,12 @@ pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> 
 pub(crate) fn delayed_properties(original: &BasicProperties, delay: &Delay<'_>) -> BasicProperties {
     let mut headers = kept_headers(original, delay.queue);
     headers.remove(&[reserved::NOT_BEFORE]);
+    // Its handler failed and its consumer lived.
+    headers.remove(&OF_CRASHES);
     headers.route(delay.queue, delay.exchange, delay.routing_key);
     headers.first_seen(delay.at);
     headers.set(reserved::FAILURES, AMQPValue::LongLongInt(delay.failures.into()));
-    if let Some(until) = delay.until {
-        let until = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-        let until = i64::try_from(until).unwrap_or(i64::MAX);
-        headers.set(reserved::NOT_BEFORE, AMQPValue::LongLongInt(until));
-    }
+    headers.not_before(delay.until);
     with(original, headers)
 }
 
@@ -88,9 +120,39 @@ pub(crate) fn unparked_properties(
         reserved::PARKED_AT,
         reserved::PARKED_ATTEMPTS,
     ]);
+    headers.remove(&OF_CRASHES);
     headers.set(reserved::UNPARKED, AMQPValue::Timestamp(seconds(unprocessed)));
+    if let (false, Some(death)) = (headers.0.contains_key(reserved::ORIGINAL_EXCHANGE), last_death(parked)) {
+        headers.text(reserved::ORIGINAL_EXCHANGE, &death.exchange);
+        headers.text(reserved::ORIGINAL_ROUTING_KEY, &death.routing_key);
+    }
     headers.text(reserved::ORIGINAL_QUEUE, queue);
     with(parked, headers)
+}
+
+/// The properties of a copy that stays where it is, in `queue`: the broker counts its deliveries anew.
+pub(crate) fn renewed_properties(original: &BasicProperties, queue: &str) -> BasicProperties {
+    with(original, kept_headers(original, queue))
+}
+
+/// Where a message was when the broker dead-lettered it last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Death {
+    pub(crate) queue: String,
+    exchange: String,
+    routing_key: String,
+}
+
+/// The last time that the broker dead-lettered a message, by its header `x-death`: the first entry.
+pub(crate) fn last_death(properties: &BasicProperties) -> Option<Death> {
+    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
+    let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
+    let text = |name: &str| header_value(death.inner().get(name)?).as_str().map(ToOwned::to_owned);
+    let routing_key = match death.inner().get("routing-keys")? {
+        AMQPValue::FieldArray(keys) => header_value(keys.as_slice().first()?).as_str()?.to_owned(),
+        _ => return None,
+    };
+    Some(Death { queue: text("queue")?, exchange: text("exchange")?, routing_key })
 }
 
 /// A text header of a message.
@@ -111,6 +173,9 @@ pub(super) fn original_route(delivery: &Delivery) -> Option<(String, String)> {
     };
     if ours { route() } else { None }
 }
+
+/// What is said of a message that may end its consumers.
+const OF_CRASHES: [&str; 2] = [reserved::DELIVERIES, reserved::SUSPECTED];
 
 struct Kept(BTreeMap<ShortString, AMQPValue>);
 
@@ -136,6 +201,14 @@ impl Kept {
         }
     }
 
+    fn not_before(&mut self, until: Option<SystemTime>) {
+        if let Some(until) = until {
+            let until = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+            let until = i64::try_from(until).unwrap_or(i64::MAX);
+            self.set(reserved::NOT_BEFORE, AMQPValue::LongLongInt(until));
+        }
+    }
+
     fn remove(&mut self, names: &[&str]) {
         for name in names {
             self.0.remove(*name);
@@ -151,7 +224,7 @@ fn kept_headers(original: &BasicProperties, queue: &str) -> Kept {
             // RabbitMQ routes copies to the queues that CC and BCC name.
             "CC" => kept.set(reserved::ORIGINAL_CC, value.clone()),
             // Counted by a quorum queue for one copy.
-            "BCC" | "x-delivery-count" => {}
+            "BCC" | reserved::DELIVERY_COUNT | reserved::ACQUIRED_COUNT => {}
             "x-death" => {
                 if let Some(others) = deaths_elsewhere(value, queue) {
                     kept.0.insert(name.clone(), others);
@@ -267,6 +340,57 @@ mod tests {
         assert_eq!(headers.get("x-delivery-count"), None);
         assert_eq!(headers.get("tenant"), Some(&text("t-1")));
         assert_eq!(headers.get(reserved::FAILURES), Some(&AMQPValue::LongLongInt(3)));
+    }
+
+    #[test]
+    fn what_the_broker_dead_lettered_goes_back_to_where_it_was() {
+        let keys = AMQPValue::FieldArray(FieldArray::from(vec![text("debit.eu")]));
+        let entry = |queue| {
+            let fields = [("queue", text(queue)), ("exchange", text("payments")), ("routing-keys", keys.clone())];
+            AMQPValue::FieldTable(table(&fields))
+        };
+        let deaths = AMQPValue::FieldArray(FieldArray::from(vec![entry("debits"), entry("upstream")]));
+        let dead = BasicProperties::default()
+            .with_headers(table(&[("x-death", deaths), (reserved::DELIVERIES, AMQPValue::LongLongInt(9))]));
+        assert_eq!(last_death(&dead).unwrap().queue, "debits");
+        let unparked = unparked_properties(&dead, "debits", SystemTime::UNIX_EPOCH);
+        let headers = unparked.headers().as_ref().unwrap().inner();
+        assert_eq!(headers.get(reserved::ORIGINAL_EXCHANGE), Some(&text("payments")));
+        assert_eq!(headers.get(reserved::ORIGINAL_ROUTING_KEY), Some(&text("debit.eu")));
+        assert_eq!(headers.get(reserved::DELIVERIES), None);
+        for forged in [text("debits"), AMQPValue::FieldArray(FieldArray::from(vec![text("debits")]))] {
+            assert_eq!(last_death(&BasicProperties::default().with_headers(table(&[("x-death", forged)]))), None);
+        }
+    }
+
+    #[test]
+    fn copy_for_its_own_queue_is_counted_anew_and_knows_what_was() {
+        let headers = table(&[("x-delivery-count", AMQPValue::LongLongInt(15)), ("tenant", text("t-1"))]);
+        let original = BasicProperties::default().with_headers(headers).with_message_id("order-42".into());
+        let moved = Move {
+            returns: 15,
+            suspected: None,
+            failures: 0,
+            at: SystemTime::UNIX_EPOCH,
+            until: None,
+            queue: "debits",
+            exchange: "payments",
+            routing_key: "debit",
+        };
+        let first = moved_properties(&original, &moved);
+        let header = |properties: &BasicProperties, name: &str| {
+            properties.headers().as_ref().unwrap().inner().get(name).cloned()
+        };
+        assert_eq!(first.message_id(), original.message_id());
+        assert_eq!(header(&first, "x-delivery-count"), None);
+        assert_eq!(header(&first, "tenant"), Some(text("t-1")));
+        assert_eq!(header(&first, reserved::DELIVERIES), Some(AMQPValue::LongLongInt(15)));
+        assert_eq!((header(&first, reserved::SUSPECTED), header(&first, reserved::FAILURES)), (None, None));
+        let second = moved_properties(&first, &Move { returns: 17, suspected: Some(17), failures: 2, ..moved });
+        assert_eq!(header(&second, reserved::SUSPECTED), Some(AMQPValue::LongLongInt(17)));
+        assert_eq!(header(&second, reserved::FAILURES), Some(AMQPValue::LongLongInt(2)));
+        let failed = delayed_properties(&second, &delay());
+        assert_eq!((header(&failed, reserved::DELIVERIES), header(&failed, reserved::SUSPECTED)), (None, None));
     }
 
     #[test]

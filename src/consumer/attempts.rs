@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-/// Counts failed attempts of the messages that go back to their queue: no header can count there.
+use super::observe;
+use crate::message::IncomingMessage;
+
+/// Remembers the failures of messages of which no copy was made that counts them: those that are held until they are tried again.
 ///
-/// A quorum queue counts deliveries in `x-delivery-count`, also those that did not fail; a classic queue says no more than
-/// `redelivered`. So the count is kept here, for the messages that are in trouble, and starts anew when the consumer does.
+/// A quorum queue counts in `x-delivery-count` what it takes back, also what did not fail; a classic queue says no more than `redelivered`. So the count is kept here
+/// over lost connections, for the messages that are in trouble, and starts anew when the process does.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     failed: HashMap<String, u32>,
@@ -15,14 +18,22 @@ pub(crate) struct Attempts {
 const BOUND: usize = 100_000;
 
 impl Attempts {
-    /// Counts failures and returns how many there were, these included.
-    pub(crate) fn fail(&mut self, message: &str, failures: u32) -> u32 {
+    /// Remembers how often a message has failed in all.
+    pub(crate) fn remember(&mut self, name: &str, failures: u32) {
         if self.failed.len() >= BOUND {
             self.failed.clear();
         }
-        let count = self.failed.entry(message.to_owned()).or_default();
-        *count = count.saturating_add(failures);
-        *count
+        self.failed.insert(name.to_owned(), failures);
+    }
+
+    /// Tells a message that was delivered again what its copy does not know.
+    pub(crate) fn recall(&self, message: &mut IncomingMessage) {
+        if self.failed.is_empty() {
+            return;
+        }
+        if let Some(failures) = self.failed.get(&observe::name(message)).filter(|known| **known > message.failures()) {
+            message.set_failures(*failures);
+        }
     }
 
     /// Whether no message is in trouble.
@@ -30,8 +41,8 @@ impl Attempts {
         self.failed.is_empty()
     }
 
-    pub(crate) fn forget(&mut self, message: &str) {
-        self.failed.remove(message);
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.failed.remove(name);
     }
 }
 
@@ -40,10 +51,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_counted_per_message_until_forgotten() {
+    fn failures_are_remembered_per_message_until_forgotten() {
         let mut attempts = Attempts::default();
-        assert_eq!((attempts.fail("a", 1), attempts.fail("b", 1), attempts.fail("a", 2)), (1, 1, 3));
+        let recalled = |attempts: &Attempts, mut message: IncomingMessage| {
+            attempts.recall(&mut message);
+            message.failures()
+        };
+        let message = IncomingMessage::new("").with_message_id("a");
+        attempts.remember("a", 3);
+        attempts.remember("b", 1);
+        assert_eq!(recalled(&attempts, message.clone()), 3);
+        assert_eq!(recalled(&attempts, message.clone().with_header("x-idempotency-failures", 5)), 5);
+        assert_eq!(recalled(&attempts, IncomingMessage::new("").with_message_id("c")), 0);
         attempts.forget("a");
-        assert_eq!(attempts.fail("a", 1), 1);
+        assert_eq!(recalled(&attempts, message), 0);
+        assert!(!attempts.is_empty());
     }
 }

@@ -4,6 +4,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use super::{
     delay::{Delays, Redelivery},
+    delivery_limit::DeliveryLimit,
     error::{ConsumeError, ConsumeErrorKind},
     park::ParkingTarget,
     runner::Runner,
@@ -75,6 +76,9 @@ impl IdempotentConsumer {
                 prefetch: 256,
                 prefetch_bytes: None,
                 exclusive: false,
+                single_active: false,
+                delivery_limit: Some(20),
+                consumer_timeout: Some(Duration::from_secs(30 * 60)),
                 priority: 0,
                 workers: 1,
                 batch: 64,
@@ -133,6 +137,9 @@ pub(crate) struct Options {
     pub(crate) prefetch: u16,
     pub(crate) prefetch_bytes: Option<usize>,
     pub(crate) exclusive: bool,
+    pub(crate) single_active: bool,
+    pub(crate) delivery_limit: Option<u32>,
+    pub(crate) consumer_timeout: Option<Duration>,
     pub(crate) priority: i32,
     pub(crate) workers: usize,
     pub(crate) batch: usize,
@@ -153,6 +160,26 @@ impl Options {
     /// How often the handler may fail in one delivery.
     pub(crate) fn failures_each(&self) -> u32 {
         self.immediate_retries.saturating_add(1)
+    }
+
+    /// Whether a subscription begins with one delivery at a time, until it is known what comes. That takes a second subscription, which another consumer could
+    /// come before.
+    pub(crate) fn begins_cautiously(&self) -> bool {
+        !self.exclusive && !self.single_active
+    }
+
+    /// How the broker's count is watched.
+    pub(crate) fn watched(&self) -> DeliveryLimit {
+        let failures = match self.redelivery {
+            Redelivery::DelayedRetry => self.max_attempts.div_ceil(self.failures_each()),
+            Redelivery::Delayed | Redelivery::Held => 0,
+        };
+        DeliveryLimit::new(self.delivery_limit, failures, self.begins_cautiously())
+    }
+
+    /// How long a delivery may be here before it is published anew: four fifths of the time that the broker allows.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.consumer_timeout.map(|limit| limit / 5 * 4)
     }
 
     fn redelivery_time(&self) -> Duration {
@@ -237,6 +264,36 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
+    /// States that the queue has `x-single-active-consumer`. The consumer then subscribes once and for all, as each new subscription may hand over to another consumer:
+    /// [`prefetch_bytes`](Self::prefetch_bytes) is ignored, and a message that ends its consumers is not parked for it, because its neighbours cannot be told from it.
+    pub fn single_active(mut self) -> Self {
+        self.options.single_active = true;
+        self
+    }
+
+    /// The delivery limit of the queue: how often the broker takes a message back before it removes it. Default 20, as quorum queues have it since RabbitMQ 4.0; `None` for
+    /// a queue without one.
+    ///
+    /// A lost connection takes back all that was delivered on it, so messages come near the limit without having failed. One that does
+    /// (within a quarter of it) is published anew to its queue, with a confirm, and acked: the broker counts the copy from nought, and never decides. Say here
+    /// what the queue was declared with, or a policy sets, if it is less than 20. A limit of 0 or 1 leaves no room for that: what is lost with such a connection is removed.
+    ///
+    /// The consumer's user needs the right to write to the default exchange, as for delays and parking.
+    pub fn delivery_limit(mut self, limit: impl Into<Option<u32>>) -> Self {
+        self.options.delivery_limit = limit.into();
+        self
+    }
+
+    /// How long the broker lets a consumer hold a message unacknowledged (its setting `consumer_timeout`, or the queue's `x-consumer-timeout`): after that it takes back all that
+    /// the consumer has, and counts it. Default 30 minutes, as RabbitMQ's; `None` if there is no such limit.
+    ///
+    /// What waits here for four fifths of that is published anew to its queue, with a confirm, and acked. The prefetch follows the time that a message
+    /// takes, so that the last one of the window has its turn in half of it. A handler that takes longer by itself goes on; what it commits is found by the next delivery.
+    pub fn consumer_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.options.consumer_timeout = limit.into();
+        self
+    }
+
     /// Consumers with a higher priority get messages first, as long as they have room (RabbitMQ's consumer priorities, `x-priority`). Default 0.
     pub fn priority(mut self, priority: i32) -> Self {
         self.options.priority = priority;
@@ -244,6 +301,9 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// How many unsettled deliveries the broker may send ahead (`basic.qos`). Default 256; at least 1.
+    ///
+    /// A consumer begins with one, and subscribes anew with this count when something was delivered that had not been taken back again and again: what ends the
+    /// process should not take its neighbours with it. See also [`delivery_limit`](Self::delivery_limit) and [`consumer_timeout`](Self::consumer_timeout).
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.options.prefetch = messages.max(1);
         self
@@ -253,7 +313,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     ///
     /// RabbitMQ bounds by count only. So the consumer begins with few messages, as if each had a mebibyte, and subscribes anew on its channel when the
     /// count that fits the largest recent bodies is another one. Bodies that suddenly grow exceed the bound once, by what is on its way. Not for queues
-    /// with `x-single-active-consumer`, where each new subscription may hand over to another consumer.
+    /// with `x-single-active-consumer`; see [`single_active`](Self::single_active).
     pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
         self.options.prefetch_bytes = Some(bytes);
         self
@@ -340,7 +400,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// Consumes until `shutdown` completes: then takes no more messages, lets the handlers that run finish, settles, and
     /// returns. Unsettled deliveries go back to the queue.
     ///
-    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out.
+    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out. While the store is away, the deliveries that are here stay here,
+    /// unacknowledged; only shutdown, a lost channel and the broker's own consumer timeout give them back.
     ///
     /// # Errors
     ///

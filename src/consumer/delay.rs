@@ -15,14 +15,22 @@ pub enum Redelivery {
     ///
     /// A delay queue is named `<queue>.retry.<milliseconds>` and declared when it is first needed: a quorum queue with `x-message-ttl`, that
     /// dead-letters to the consumed queue with the strategy `at-least-once`, so that the broker keeps a message that it cannot bring back
-    /// (RabbitMQ 3.10 or later). The consumer's user needs the right to declare it. Where it cannot be used the message is held
-    /// and requeued.
+    /// (RabbitMQ 3.10 or later). The consumer's user needs the right to declare it. Where it cannot be used the message is [held](Self::Held).
     #[default]
     Delayed,
-    /// It is held in the consumer until its delay is over, and then given back with `basic.reject`. It takes a place in the prefetch window
-    /// meanwhile, and its failures are counted by this consumer only: the count starts anew when the process does. Not for delays near the
-    /// broker's consumer timeout (30 minutes by default), which closes the channel of whoever holds a message for longer.
-    Requeue,
+    /// It is held in the consumer, unacknowledged, until its delay is over, and then handled again. It takes a place in the prefetch window
+    /// meanwhile, and its failures are counted by this consumer only: the count starts anew when the process does. A delay that is longer than the broker lets a consumer hold a
+    /// message ([`consumer_timeout`](super::ConsumerBuilder::consumer_timeout)) is made of several.
+    Held,
+    /// It is given back with `basic.reject`, and the broker holds it: the delayed retries of quorum queues, RabbitMQ 4.3 or later. No delay queues and no copies; the
+    /// broker counts, in `x-delivery-count`.
+    ///
+    /// The queue must be declared for it, as [`WorkQueue::delayed_retry`](super::WorkQueue::delayed_retry) does: with `x-delayed-retry-type` `failed` or `all`, `x-delayed-retry-min` and
+    /// `x-delayed-retry-max`, or a policy. A consumer of an older broker does not start. The delays are the queue's: [`retry_delays`](super::ConsumerBuilder::retry_delays) is for a
+    /// handler's own [`retry_after`](crate::HandlerError::retry_after) only, which is kept by a delay queue. A message is parked after as many deliveries as
+    /// [`max_attempts`](super::ConsumerBuilder::max_attempts) come to, or near the queue's [`delivery_limit`](super::ConsumerBuilder::delivery_limit). A lost connection counts as a
+    /// failed delivery here, as the broker counts it.
+    DelayedRetry,
 }
 
 /// How much longer each delay is than the one before.

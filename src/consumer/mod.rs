@@ -1,11 +1,14 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
-//! `settle.rs` is the table from outcome to AMQP, `runner.rs` the loop around it, `inbox.rs` what waits, `settling.rs` what is done on the channel. `delay.rs` and `park.rs` say
-//! where messages go that failed, `onward.rs` brings them there, and `unpark.rs` back.
+//! `settle.rs` is the table from outcome to AMQP, `settler.rs` does what it says. `runner.rs` subscribes again and again, `consumption.rs` is the loop over one subscription,
+//! `inbox.rs` what waits, `settling.rs` what is done on the channel. `delivery_limit.rs` judges what comes by the broker's count. `delay.rs` and `park.rs` say where messages
+//! go that failed, `onward.rs` brings them there, and `unpark.rs` back.
 
 mod attempts;
 mod builder;
+mod consumption;
 mod delay;
+mod delivery_limit;
 mod error;
 mod inbox;
 mod observe;
@@ -15,6 +18,7 @@ mod prefetch;
 mod runner;
 mod session;
 mod settle;
+mod settler;
 mod settling;
 mod size;
 mod status;

@@ -88,6 +88,12 @@ pub(super) fn passed_on(scope: &str, reason: Option<&'static str>) {
     }
 }
 
+/// A message was published anew to its own queue, for the broker's limits.
+#[cfg(feature = "metrics")]
+pub(super) fn published_anew(scope: &str) {
+    metrics::counter!("idempotent_consumer_moved_total", "scope" => scope.to_owned()).increment(1);
+}
+
 /// Counters and a histogram through the `metrics` facade, once for each batch.
 #[cfg(feature = "metrics")]
 pub(super) fn record(scope: &str, outcomes: &[Outcome], took: std::time::Duration) {
@@ -137,6 +143,7 @@ mod tests {
             record("ledger", &outcomes, Duration::from_secs(2));
             record("ledger", &outcomes[..1], Duration::from_secs(1));
             passed_on("ledger", None);
+            published_anew("ledger");
             passed_on("ledger", Some("rejected"));
             passed_on("ledger", Some("rejected"));
         });
@@ -148,6 +155,7 @@ mod tests {
             ("idempotent_consumer_deliveries_total ledger duplicate republished", 1.0),
             ("idempotent_consumer_deliveries_total ledger missing_id ", 1.0),
             ("idempotent_consumer_deliveries_total ledger processed ", 3.0),
+            ("idempotent_consumer_moved_total ledger", 1.0),
             ("idempotent_consumer_parked_total ledger rejected", 2.0),
         ];
         assert_eq!(recorded.values(), expected.map(|(name, value)| (name.to_owned(), value)).into());

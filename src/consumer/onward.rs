@@ -1,20 +1,32 @@
 //! Publishing deliveries onward, confirmed: only then may the original be acked.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
     types::{FieldTable, ShortString, ShortStringError},
 };
-use tokio::sync::{Mutex, OnceCell};
+use tokio::{
+    sync::{Mutex, OnceCell},
+    time::Instant,
+};
 
-use super::session::declare_durable;
+use super::{
+    park::describe,
+    session::{declare_durable, ensure_queue},
+};
 use crate::{
     amqp::{self, ConnectError, ConnectOptions},
     error::BoxError,
     publisher::{Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder},
 };
+
+/// How long a queue that could not be declared is not asked for again: each time costs a connection.
+const REFUSED: Duration = Duration::from_secs(30);
 
 /// Publishes on a connection of its own, made when it is needed: a blocked publisher must not keep acks from being written.
 #[derive(Debug)]
@@ -22,8 +34,24 @@ pub(crate) struct Onward {
     name: String,
     connect: ConnectOptions,
     publisher: OnceCell<IdempotentPublisher>,
-    /// The queues that are declared, as far as we know.
-    declared: Mutex<BTreeSet<String>>,
+    queues: Mutex<Queues>,
+}
+
+/// What is known of the queues that we declare.
+#[derive(Debug, Default)]
+struct Queues {
+    declared: BTreeSet<String>,
+    /// Until when a refusal holds, and what it said.
+    refused: BTreeMap<String, (Instant, String)>,
+}
+
+/// What a queue is declared with, where there is none.
+#[derive(Debug, Clone)]
+pub(crate) enum Wanted {
+    /// Any queue of that name will do.
+    Any,
+    /// It must have these arguments.
+    With(FieldTable),
 }
 
 /// A message could not be passed on; it stays where it is.
@@ -41,7 +69,7 @@ pub(crate) enum OnwardError {
 
 impl Onward {
     pub(crate) fn new(name: String, connect: ConnectOptions) -> Self {
-        Self { name, connect, publisher: OnceCell::new(), declared: Mutex::default() }
+        Self { name, connect, publisher: OnceCell::new(), queues: Mutex::default() }
     }
 
     /// Returns when the broker has confirmed the copy.
@@ -66,31 +94,47 @@ impl Onward {
     pub(crate) async fn publish_to(
         &self,
         queue: &str,
-        arguments: &FieldTable,
+        wanted: &Wanted,
         properties: BasicProperties,
         body: Bytes,
     ) -> Result<(), OnwardError> {
-        self.declare(queue, arguments).await?;
+        self.declare(queue, wanted).await?;
         match self.publish("", queue, properties.clone(), body.clone()).await {
             Err(OnwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
-                self.declared.lock().await.remove(queue);
-                self.declare(queue, arguments).await?;
+                self.queues.lock().await.declared.remove(queue);
+                self.declare(queue, wanted).await?;
                 self.publish("", queue, properties, body).await
             }
             done => done,
         }
     }
 
-    async fn declare(&self, queue: &str, arguments: &FieldTable) -> Result<(), OnwardError> {
-        let mut declared = self.declared.lock().await;
-        if !declared.contains(queue) {
-            let connection = self.connect.open().await?;
-            let done = declare_durable(&connection, self.connect.timeout, queue, arguments.clone()).await;
-            amqp::close(&connection).await;
-            done.map_err(OnwardError::Declare)?;
-            declared.insert(queue.to_owned());
+    async fn declare(&self, queue: &str, wanted: &Wanted) -> Result<(), OnwardError> {
+        let mut queues = self.queues.lock().await;
+        if queues.declared.contains(queue) {
+            return Ok(());
         }
-        Ok(())
+        if let Some((_, said)) = queues.refused.get(queue).filter(|(until, _)| *until > Instant::now()) {
+            return Err(OnwardError::Declare(said.as_str().into()));
+        }
+        let connection = self.connect.open().await?;
+        let limit = self.connect.timeout;
+        let done = match wanted {
+            Wanted::Any => ensure_queue(&connection, limit, queue).await,
+            Wanted::With(arguments) => declare_durable(&connection, limit, queue, arguments.clone()).await,
+        };
+        amqp::close(&connection).await;
+        match done {
+            Ok(()) => {
+                queues.refused.remove(queue);
+                queues.declared.insert(queue.to_owned());
+                Ok(())
+            }
+            Err(error) => {
+                queues.refused.insert(queue.to_owned(), (Instant::now() + REFUSED, describe(&*error)));
+                Err(OnwardError::Declare(error))
+            }
+        }
     }
 
     async fn connect(&self) -> Result<IdempotentPublisher, ConnectError> {

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use lapin::{
     Channel, Connection, Consumer,
     message::Delivery,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::{
     builder::Options,
     error::{ConsumeError, ConsumeErrorKind},
+    park::describe,
 };
 use crate::{
     amqp::{self, ClosedOnDrop, ConnectOptions},
@@ -25,10 +26,12 @@ pub(crate) struct Session {
     limit: Duration,
     channel: Channel,
     pub(crate) deliveries: Consumer,
+    /// Why there is no parking queue. It is asked for again when something is to be parked.
+    pub(crate) no_parking: Option<String>,
 }
 
 impl Session {
-    /// Connects, declares the parking queue, and subscribes.
+    /// Connects, sees to the parking queue, and subscribes.
     pub(crate) async fn open(
         connect: &ConnectOptions,
         options: &Options,
@@ -36,7 +39,9 @@ impl Session {
     ) -> Result<Self, ConsumeError> {
         let connection = ClosedOnDrop::new(connect.open().await?);
         match Self::start(&connection, connect.timeout, options, prefetch).await {
-            Ok((channel, deliveries)) => Ok(Self { connection, limit: connect.timeout, channel, deliveries }),
+            Ok((channel, deliveries, no_parking)) => {
+                Ok(Self { connection, limit: connect.timeout, channel, deliveries, no_parking })
+            }
             Err(error) => {
                 amqp::close(&connection).await;
                 Err(ConsumeError::new(ConsumeErrorKind::Refused, error))
@@ -49,13 +54,16 @@ impl Session {
         limit: Duration,
         options: &Options,
         prefetch: u16,
-    ) -> Result<(Channel, Consumer), BoxError> {
-        if let Some(queue) = options.parking.queue_to_declare() {
-            ensure_queue(connection, limit, queue).await?;
+    ) -> Result<(Channel, Consumer, Option<String>), BoxError> {
+        let mut no_parking = None;
+        if let Some(queue) = options.parking.queue_to_declare()
+            && let Err(error) = ensure_queue(connection, limit, queue).await
+        {
+            no_parking = Some(format!("no parking queue {queue}: {}", describe(&*error)));
         }
         let channel = within(limit, connection.create_channel()).await?;
         let deliveries = subscribe(&channel, limit, options, prefetch).await?;
-        Ok((channel, deliveries))
+        Ok((channel, deliveries, no_parking))
     }
 
     /// Subscribes anew with another prefetch count, on the same channel: what is unsettled stays ours. Gives what came meanwhile.
@@ -84,8 +92,13 @@ impl Session {
         let _ = timeout(Duration::from_secs(2), cancel).await;
     }
 
-    /// Closes; what is unsettled goes back to the queue.
+    /// Gives back what is unsettled, and closes.
     pub(crate) async fn close(self) {
+        if self.channel.status().connected() {
+            // Closing does the same, but counts towards the delivery limit also from RabbitMQ 4.3 on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
+            let all = BasicNackOptions { multiple: true, requeue: true };
+            let _ = timeout(Duration::from_secs(2), self.channel.basic_nack(0, all)).await;
+        }
         amqp::close(&self.connection).await;
     }
 }
@@ -107,8 +120,10 @@ async fn subscribe(
     within(limit, channel.basic_consume(queue, ShortString::from(""), consuming, arguments)).await
 }
 
-/// Declares a queue that outlives the loss of a node, unless there is one of that name, of whatever kind.
-async fn ensure_queue(connection: &Connection, limit: Duration, queue: &str) -> Result<(), BoxError> {
+/// Declares a quorum queue for messages that must not be lost, unless there is a queue of that name, of whatever kind.
+///
+/// It outlives the loss of a node, and has no delivery limit: who looks at its messages and gives them back must not use them up.
+pub(super) async fn ensure_queue(connection: &Connection, limit: Duration, queue: &str) -> Result<(), BoxError> {
     // A failed passive declare closes its channel.
     let probe = within(limit, connection.create_channel()).await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -119,6 +134,12 @@ async fn ensure_queue(connection: &Connection, limit: Duration, queue: &str) -> 
     }
     let mut quorum = FieldTable::default();
     quorum.insert(ShortString::from("x-queue-type"), AMQPValue::LongString(LongString::from("quorum")));
+    let mut unlimited = quorum.clone();
+    unlimited.insert(ShortString::from("x-delivery-limit"), AMQPValue::LongLongInt(-1));
+    if declare_durable(connection, limit, queue, unlimited).await.is_ok() {
+        return Ok(());
+    }
+    // RabbitMQ 3.x takes no negative limit, and has none unless one is set.
     declare_durable(connection, limit, queue, quorum).await
 }
 

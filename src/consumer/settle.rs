@@ -11,22 +11,28 @@ use crate::idempotency::Outcome;
 pub enum Settlement {
     /// `basic.ack`: the message has taken effect, now or earlier.
     Ack,
-    /// Deliver it again after a delay: the handler failed. Passed on to a delay queue with a confirm, and then acked; or held, and given back with
-    /// `basic.reject` and requeue, which counts towards the delivery limit of a quorum queue (RabbitMQ 4.3).
+    /// Try it again after a delay: the handler failed. Pass it on to a delay queue with a confirm and then ack it; or hold it, and ask the guard again.
+    ///
+    /// Giving it back instead (`basic.nack` or `basic.reject` with requeue) counts towards the delivery limit of a quorum queue: 20 by default since RabbitMQ
+    /// 4.0, and what exceeds it is dead-lettered or, without a dead-letter exchange, deleted.
     Retry {
         /// The least delay that the handler asked for; otherwise the consumer's own.
         after: Option<Duration>,
         /// How often the handler failed in this delivery.
         failures: u32,
     },
-    /// Deliver it again after a delay, without counting a failure: the handler had asked for a longer one than the delay queues have.
+    /// Try it again after a delay, without counting a failure: the handler had asked for a longer one than the delay queues have.
     Defer {
         /// How much of it is left.
         after: Duration,
     },
-    /// Give it back: we, or somebody else, are busy with it, or the store is away. `basic.nack` with requeue, which does not count.
-    Requeue {
-        /// How long to hold it before.
+    /// Hold it unacknowledged, and ask the guard again: it is not the message's own failure. The store is away, somebody else is busy with it, a lease was lost,
+    /// or rivals stood in the way.
+    ///
+    /// Not `basic.nack` with requeue: up to RabbitMQ 4.2 each return counts towards the delivery limit of a quorum queue, and a store that is away for some
+    /// minutes would use it up.
+    Hold {
+        /// How long to wait before the guard is asked again.
         after: Duration,
     },
     /// Publish it to the parking queue with a confirm, then ack.
@@ -49,6 +55,8 @@ pub enum ParkReason {
     FingerprintMismatch,
     /// It is older than the retention, and its ID is not known.
     Indeterminate,
+    /// Its consumers died with it, again and again, the last times with nothing else in hand.
+    ConsumerDied,
 }
 
 impl ParkReason {
@@ -61,21 +69,25 @@ impl ParkReason {
             Self::InvalidId => "invalid-id",
             Self::FingerprintMismatch => "fingerprint-mismatch",
             Self::Indeterminate => "indeterminate",
+            Self::ConsumerDied => "consumer-died",
         }
     }
 }
 
-/// How long a message is held when the store is away, so that it does not spin between broker and consumer.
+/// How long to wait before a store that is away is asked again.
 const STORE_AWAY: Duration = Duration::from_secs(1);
 
-/// The longest time for which a message is held for somebody else's lease.
+/// How long rivals are left alone.
+const CONFLICT: Duration = Duration::from_secs(1);
+
+/// The longest time to wait for somebody else's lease before the guard is asked again: it may have been released.
 const LONGEST_HOLD: Duration = Duration::from_secs(10);
 
 /// What an outcome means for its delivery. Pure: no outcome but a committed effect leads to a plain ack (I1).
 pub fn settle(outcome: &Outcome) -> Settlement {
     match outcome {
         Outcome::Processed | Outcome::Duplicate(_) => Settlement::Ack,
-        Outcome::InProgress { remaining } => Settlement::Requeue { after: (*remaining).min(LONGEST_HOLD) },
+        Outcome::InProgress { remaining } => Settlement::Hold { after: (*remaining).min(LONGEST_HOLD) },
         Outcome::Retry { after, failures, .. } => Settlement::Retry { after: *after, failures: *failures },
         Outcome::TooEarly { remaining } => Settlement::Defer { after: *remaining },
         Outcome::Reject { .. } => Settlement::Park(ParkReason::Rejected),
@@ -83,9 +95,10 @@ pub fn settle(outcome: &Outcome) -> Settlement {
         Outcome::Indeterminate { .. } => Settlement::Park(ParkReason::Indeterminate),
         Outcome::MissingId => Settlement::Park(ParkReason::MissingId),
         Outcome::InvalidId { .. } => Settlement::Park(ParkReason::InvalidId),
-        Outcome::StoreUnavailable { .. } => Settlement::Requeue { after: STORE_AWAY },
         // The next claim tells what happened.
-        Outcome::LeaseLost => Settlement::Requeue { after: Duration::ZERO },
+        Outcome::StoreUnavailable { .. } => Settlement::Hold { after: STORE_AWAY },
+        Outcome::Conflict { .. } => Settlement::Hold { after: CONFLICT },
+        Outcome::LeaseLost => Settlement::Hold { after: Duration::ZERO },
     }
 }
 
@@ -107,8 +120,8 @@ mod tests {
         let table = [
             (Outcome::Processed, Settlement::Ack),
             (Outcome::Duplicate(Duplicate::new(&message, SystemTime::UNIX_EPOCH)), Settlement::Ack),
-            (Outcome::InProgress { remaining: second }, Settlement::Requeue { after: second }),
-            (Outcome::InProgress { remaining: second * 3600 }, Settlement::Requeue { after: LONGEST_HOLD }),
+            (Outcome::InProgress { remaining: second }, Settlement::Hold { after: second }),
+            (Outcome::InProgress { remaining: second * 3600 }, Settlement::Hold { after: LONGEST_HOLD }),
             (
                 Outcome::Retry { after: Some(second), failures: 3, error: "e".into() },
                 Settlement::Retry { after: Some(second), failures: 3 },
@@ -124,9 +137,10 @@ mod tests {
             (Outcome::InvalidId { error: "e".into() }, Settlement::Park(ParkReason::InvalidId)),
             (
                 Outcome::StoreUnavailable { error: StoreError::from(StoreErrorKind::OutcomeUnknown) },
-                Settlement::Requeue { after: STORE_AWAY },
+                Settlement::Hold { after: STORE_AWAY },
             ),
-            (Outcome::LeaseLost, Settlement::Requeue { after: Duration::ZERO }),
+            (Outcome::Conflict { error: "e".into() }, Settlement::Hold { after: CONFLICT }),
+            (Outcome::LeaseLost, Settlement::Hold { after: Duration::ZERO }),
         ];
         for (outcome, expected) in table {
             assert_eq!(settle(&outcome), expected, "{}", outcome.name());

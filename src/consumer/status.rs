@@ -18,12 +18,16 @@ pub struct ConsumerStatus {
     pub state: ConsumerState,
     /// Deliveries in the hands of handlers.
     pub in_hand: usize,
+    /// Deliveries that are held until they may be tried again: for another consumer's lease, or because they could not be delayed or parked.
+    pub held: usize,
     /// How many deliveries had each outcome, by [`Outcome::name`].
     pub outcomes: BTreeMap<&'static str, u64>,
     /// How many duplicates had each cause, by [`DuplicateCause::name`].
     pub duplicates: BTreeMap<&'static str, u64>,
     /// How many deliveries were passed on to a delay queue.
     pub delayed: u64,
+    /// How many were published anew to their own queue, because they came near its delivery limit or the broker's consumer timeout.
+    pub moved: u64,
     /// How many were parked, by [`ParkReason::as_str`](super::ParkReason::as_str).
     pub parked: BTreeMap<&'static str, u64>,
     /// How often it subscribed anew.
@@ -97,9 +101,11 @@ impl ConsumerMonitor {
         let status = ConsumerStatus {
             state: ConsumerState::Starting,
             in_hand: 0,
+            held: 0,
             outcomes: BTreeMap::new(),
             duplicates: BTreeMap::new(),
             delayed: 0,
+            moved: 0,
             parked: BTreeMap::new(),
             reconnects: 0,
             last_error: None,
@@ -140,12 +146,20 @@ impl ConsumerMonitor {
         self.change(|status| status.delayed += 1);
     }
 
+    pub(super) fn moved(&self) {
+        self.change(|status| status.moved += 1);
+    }
+
     pub(super) fn parked(&self, reason: &'static str) {
         self.change(|status| *status.parked.entry(reason).or_default() += 1);
     }
 
     pub(super) fn in_hand(&self, deliveries: usize) {
         self.change(|status| status.in_hand = deliveries);
+    }
+
+    pub(super) fn held(&self, deliveries: usize) {
+        self.change(|status| status.held = deliveries);
     }
 
     /// Counts a batch of outcomes at once.
@@ -167,6 +181,7 @@ pub(super) struct StoppedOnDrop(pub(super) ConsumerMonitor);
 impl Drop for StoppedOnDrop {
     fn drop(&mut self) {
         self.0.in_hand(0);
+        self.0.held(0);
         self.0.enter(ConsumerState::Stopped);
     }
 }

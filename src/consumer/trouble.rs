@@ -20,10 +20,16 @@ pub(super) struct Sessions {
 impl Sessions {
     /// A subscription ended after a while, in which so many deliveries were decided.
     pub(super) fn ended(&mut self, lasted: Duration, decided: u64) {
-        if lasted > LONG {
-            self.failures = 0;
+        if lasted > LONG || decided > 0 {
+            (self.failures, self.fruitless) = (0, 0);
+        } else {
+            self.fruitless += 1;
         }
-        if lasted > LONG || decided > 0 { self.fruitless = 0 } else { self.fruitless += 1 }
+    }
+
+    /// Whether the last one ended before anything was done.
+    pub(super) fn fruitless(&self) -> bool {
+        self.fruitless > 0
     }
 
     /// Whether something in the queue or the broker ends every subscription before anything is done.
@@ -39,7 +45,7 @@ impl Sessions {
     }
 }
 
-/// Whether the store answers; nothing is taken while it does not.
+/// Whether the store answers; while it does not nothing is taken, and it is asked by a probe only.
 #[derive(Debug, Default)]
 pub(super) struct StoreHealth {
     failures: u32,
@@ -47,22 +53,33 @@ pub(super) struct StoreHealth {
 }
 
 impl StoreHealth {
-    pub(super) fn failed(&mut self) {
+    /// It could not be asked for a message, or did not answer a probe; gives how long it is left alone.
+    pub(super) fn failed(&mut self) -> Duration {
         self.failures += 1;
-        let pause = backoff(self.failures, Duration::from_millis(200), Duration::from_secs(5));
-        self.until = Some(Instant::now() + varied(pause));
+        let pause = varied(backoff(self.failures, Duration::from_millis(200), Duration::from_secs(5)));
+        self.until = Some(Instant::now() + pause);
+        pause
     }
 
-    /// It answered; whether it was away before.
-    pub(super) fn answered(&mut self) -> bool {
-        self.until = None;
-        std::mem::take(&mut self.failures) > 0
+    /// It answered a probe.
+    pub(super) fn answered(&mut self) {
+        *self = Self::default();
     }
 
-    /// Until when nothing is to be taken.
-    pub(super) fn paused(&self) -> Option<Instant> {
-        self.until.filter(|until| *until > Instant::now())
+    /// Whether it is away, as far as we know.
+    pub(super) fn is_away(&self) -> bool {
+        self.until.is_some()
     }
+
+    /// When it is to be asked, if it is away.
+    pub(super) fn probe_at(&self) -> Option<Instant> {
+        self.until
+    }
+}
+
+/// How long a message is held that was held so often before.
+pub(super) fn holding(holds: u32) -> Duration {
+    if holds == 0 { Duration::ZERO } else { backoff(holds, Duration::from_millis(200), Duration::from_secs(10)) }
 }
 
 /// The pause after so many failures: doubling from `first` up to `longest`.
@@ -109,14 +126,23 @@ mod tests {
     }
 
     #[test]
-    fn store_that_answers_ends_the_pause() {
+    fn store_is_away_until_it_answers_a_probe() {
         let mut store = StoreHealth::default();
-        assert!(!store.answered());
-        assert_eq!(store.paused(), None);
-        store.failed();
-        assert!(store.paused().is_some());
-        assert!(store.answered());
-        assert_eq!(store.paused(), None);
+        assert!(!store.is_away());
+        assert_eq!(store.probe_at(), None);
+        let first = store.failed();
+        assert!(store.is_away() && store.probe_at().is_some() && first <= Duration::from_millis(200));
+        let longest = (0..20).map(|_| store.failed()).max().unwrap_or_default();
+        assert!(longest > Duration::from_secs(2) && longest <= Duration::from_secs(5), "{longest:?}");
+        store.answered();
+        assert!(!store.is_away());
+        assert_eq!(store.probe_at(), None);
+    }
+
+    #[test]
+    fn message_that_is_held_again_and_again_is_held_longer() {
+        let seconds = |holds| holding(holds).as_secs_f64();
+        assert_eq!([0, 1, 2, 3, 90].map(seconds), [0.0, 0.2, 0.4, 0.8, 10.0]);
     }
 
     #[test]

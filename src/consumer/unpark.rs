@@ -6,12 +6,13 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::{
     Channel,
     message::Delivery,
-    options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions},
+    options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
 use tokio::time::timeout;
 
 use super::{
+    delivery_limit::DeliveryLimit,
     error::{ConsumeError, ConsumeErrorKind},
     onward::Onward,
     park::describe,
@@ -54,6 +55,7 @@ pub struct Unpark {
     parking: String,
     queue: Option<String>,
     limit: u64,
+    delivery_limit: Option<u32>,
     assume_unprocessed: bool,
     only: Arc<dyn Fn(&IncomingMessage) -> bool + Send + Sync>,
 }
@@ -82,6 +84,7 @@ impl Unpark {
             parking: parking_queue.into(),
             queue: None,
             limit: u64::MAX,
+            delivery_limit: Some(20),
             assume_unprocessed: false,
             only: Arc::new(|_| true),
         }
@@ -89,7 +92,7 @@ impl Unpark {
 
     connection_settings!();
 
-    /// Puts them into this queue. Default: each into the one that it was consumed from, as its header says.
+    /// Puts them into this queue. Default: each into the one that it was consumed from, as its header says; or from which the broker dead-lettered it, where it did.
     pub fn to(mut self, queue: impl Into<String>) -> Self {
         self.queue = Some(queue.into());
         self
@@ -98,6 +101,16 @@ impl Unpark {
     /// Moves so many at most. Default: all that are there when it begins.
     pub fn limit(mut self, messages: u64) -> Self {
         self.limit = messages;
+        self
+    }
+
+    /// The delivery limit of the parking queue. Default 20, as quorum queues have it since RabbitMQ 4.0 unless they say otherwise; those that this crate declares have none. `None` for
+    /// a queue without one.
+    ///
+    /// A message that was looked at and stays parked is given back, which the broker counts (up to RabbitMQ 4.2). Before the limit is reached such a message is published
+    /// anew to the parking queue, with a confirm, and acked: looking never uses it up, however often. It goes to the end of the queue then.
+    pub fn delivery_limit(mut self, limit: impl Into<Option<u32>>) -> Self {
+        self.delivery_limit = limit.into();
         self
     }
 
@@ -136,12 +149,17 @@ impl Unpark {
         let onward = Onward::new(connect.name.clone().unwrap_or_default(), connect.clone());
         let connection = amqp::ClosedOnDrop::new(connect.open().await?);
         let moved = match timeout(connect.timeout, connection.create_channel()).await {
-            Ok(Ok(channel)) => self.all(&channel, &onward).await,
+            Ok(Ok(channel)) => {
+                let moved = self.all(&channel, &onward).await;
+                // Closing does the same to what is not acked, but is counted also from RabbitMQ 4.3 on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
+                let all = BasicNackOptions { multiple: true, requeue: true };
+                let _ = timeout(connect.timeout, channel.basic_nack(0, all)).await;
+                moved
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(elapsed) => Err(elapsed.into()),
         };
         onward.close(connect.timeout).await;
-        // Gives back what is not acked.
         amqp::close(&connection).await;
         moved.map_err(|error: BoxError| ConsumeError::new(ConsumeErrorKind::Refused, error))
     }
@@ -153,6 +171,7 @@ impl Unpark {
         let found = channel.queue_declare(parking.clone(), passive, FieldTable::default()).await?;
         let mut unseen = found.message_count();
         let mut chosen = 0;
+        let limit = DeliveryLimit::new(self.delivery_limit, 0, false);
         let mut moving = FuturesUnordered::new();
         loop {
             if moving.len() < IN_FLIGHT && unseen > 0 && chosen < self.limit {
@@ -162,23 +181,48 @@ impl Unpark {
                     continue;
                 };
                 let message = IncomingMessage::from(&got.delivery);
-                if (self.only)(&message) {
+                let chooses = (self.only)(&message);
+                let renew = !limit.allows_return(&message);
+                if chooses {
                     chosen += 1;
-                    moving.push(self.one(got.delivery, self.unprocessed(&message), onward));
                 } else {
                     unparked.left += 1;
+                    if !renew {
+                        continue;
+                    }
                 }
+                let unprocessed = self.unprocessed(&message);
+                let delivery = got.delivery;
+                moving.push(async move {
+                    let moved = if chooses { Some(self.one(&delivery, unprocessed, onward).await) } else { None };
+                    if renew && !matches!(moved, Some(Ok(()))) {
+                        self.renew(&delivery, onward).await;
+                    }
+                    moved
+                });
             } else {
                 match moving.next().await {
                     None => return Ok(unparked),
-                    Some(Ok(())) => unparked.moved += 1,
-                    Some(Err(error)) => {
+                    Some(None) => {}
+                    Some(Some(Ok(()))) => unparked.moved += 1,
+                    Some(Some(Err(error))) => {
                         unparked.failed += 1;
                         unparked.last_error = Some(describe(&*error));
                         // It counts as looked at, and another one may take its place.
                         chosen -= 1;
                     }
                 }
+            }
+        }
+    }
+
+    /// Publishes a message that stays parked anew to its queue, so that the broker counts its deliveries from nought.
+    async fn renew(&self, delivery: &Delivery, onward: &Onward) {
+        let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
+        match onward.publish("", &self.parking, copy, delivery.data.clone().into()).await {
+            Ok(()) => drop(delivery.acker.ack(BasicAckOptions::default()).await),
+            Err(error) => {
+                tracing::warn!(queue = %self.parking, error = describe(&error), "message not published anew; the broker counts that it was looked at");
             }
         }
     }
@@ -196,20 +240,18 @@ impl Unpark {
         }
     }
 
-    async fn one(
-        &self,
-        delivery: Delivery,
-        unprocessed: SystemTime,
-        onward: &Onward,
-    ) -> Result<(), BoxError> {
+    async fn one(&self, delivery: &Delivery, unprocessed: SystemTime, onward: &Onward) -> Result<(), BoxError> {
+        let Delivery { properties, acker, data, .. } = delivery;
+        let from = || {
+            let said = amqp::text_header(properties, reserved::ORIGINAL_QUEUE);
+            said.or_else(|| amqp::last_death(properties).map(|death| death.queue))
+        };
         let queue = match &self.queue {
             Some(queue) => queue.clone(),
-            None => amqp::text_header(&delivery.properties, reserved::ORIGINAL_QUEUE)
-                .ok_or("it does not say which queue it is from")?,
+            None => from().ok_or("it does not say which queue it is from")?,
         };
-        let copy = amqp::unparked_properties(&delivery.properties, &queue, unprocessed);
-        let Delivery { acker, data, .. } = delivery;
-        onward.publish("", &queue, copy, data.into()).await?;
+        let copy = amqp::unparked_properties(properties, &queue, unprocessed);
+        onward.publish("", &queue, copy, data.clone().into()).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
     }
@@ -221,6 +263,7 @@ impl fmt::Debug for Unpark {
             .field("parking", &self.parking)
             .field("queue", &self.queue)
             .field("limit", &self.limit)
+            .field("delivery_limit", &self.delivery_limit)
             .field("assume_unprocessed", &self.assume_unprocessed)
             .finish_non_exhaustive()
     }

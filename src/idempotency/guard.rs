@@ -24,11 +24,15 @@ use super::{
 };
 use crate::{
     error::BoxError,
-    message::{Fingerprint, IncomingMessage},
+    message::{Fingerprint, IncomingMessage, MessageId},
 };
 
 /// How long a message is left alone when a rival holds its identity and the store cannot say for how long.
 const BUSY: Duration = Duration::from_secs(1);
+
+/// The identity that a store is asked for which was away. It is released again: always the same one, so that a store that keeps something of what was
+/// released keeps it once.
+const PROBE: &str = "lapin-idempotent/probe";
 
 /// How often a message is tried in place when a rival's transaction stood in the way each time.
 const CONFLICTS: u32 = 5;
@@ -158,7 +162,8 @@ impl<S: IdempotencyStore> Guard<S> {
     /// the message may be acked as handled (I1). A panic of the handler counts as a failed attempt.
     ///
     /// When a rival's transaction stood in the way (a deadlock, a serialization failure), also if the handler returned that error, the whole
-    /// transaction is done again, up to five times: the handler runs again then, and nothing of its earlier runs was committed.
+    /// transaction is done again, up to five times: the handler runs again then, and nothing of its earlier runs was committed. After that the
+    /// outcome is [`Outcome::Conflict`].
     ///
     /// # Cancellation
     ///
@@ -191,9 +196,7 @@ impl<S: IdempotencyStore> Guard<S> {
                     tracing::debug!(conflicts, "a rival's transaction stood in the way; once more");
                     tokio::time::sleep(pause).await;
                 }
-                Attempt::Conflict(error) => {
-                    return Outcome::Retry { after: None, failures: failed + 1, error };
-                }
+                Attempt::Conflict(error) => return Outcome::Conflict { error },
             }
         }
     }
@@ -292,6 +295,20 @@ impl<S: IdempotencyStore> Guard<S> {
         match &self.gathering {
             Some(gathering) => gathering.claim(request.clone()).await,
             None => self.store.claim(std::slice::from_ref(request)).await,
+        }
+    }
+
+    /// Asks the store for something that concerns no message: whether it takes claims.
+    pub(crate) async fn probe(&self) -> Result<(), StoreError> {
+        let probe = |error| StoreError::new(StoreErrorKind::Configuration, error);
+        let message_id = MessageId::new(PROBE).map_err(probe)?;
+        let request = ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: Fingerprint::of(b"") };
+        match self.claim(&request).await {
+            Ok(Claims { session: Some(session), .. }) => self.store.release(session).await,
+            Ok(Claims { session: None, .. }) => Ok(()),
+            // Another consumer is asking the same.
+            Err(error) if matches!(error.kind(), StoreErrorKind::Busy | StoreErrorKind::Conflict) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

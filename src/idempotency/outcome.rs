@@ -8,7 +8,7 @@ use crate::{
     message::{Fingerprint, IncomingMessage},
 };
 
-/// What became of one delivery. `consumer::settle` turns it into an ack, a nack or parking.
+/// What became of one delivery. `consumer::settle` says what to do with it: ack it, hold it, try it again later, or park it.
 #[derive(Debug)]
 #[non_exhaustive]
 #[must_use = "an outcome that is not settled leaves its delivery unacknowledged"]
@@ -21,6 +21,12 @@ pub enum Outcome {
     InProgress {
         /// How long its lease still runs, unless it is renewed.
         remaining: Duration,
+    },
+    /// A rival's transaction stood in the way, each of several times in a row (a deadlock, a serialization failure). Nothing was committed, and it is not
+    /// the handler's failure.
+    Conflict {
+        /// What the store or the handler said.
+        error: BoxError,
     },
     /// The handler failed and asks for another try. Nothing was committed.
     Retry {
@@ -61,7 +67,7 @@ pub enum Outcome {
         /// What is wrong with it.
         error: BoxError,
     },
-    /// The store could not be asked, or the outcome of the commit is unknown. The delivery must come again.
+    /// The store could not be asked, or the outcome of the commit is unknown. The guard must be asked again.
     StoreUnavailable {
         /// What the store said.
         error: StoreError,
@@ -77,6 +83,7 @@ impl Outcome {
             Self::Processed => "processed",
             Self::Duplicate(_) => "duplicate",
             Self::InProgress { .. } => "in_progress",
+            Self::Conflict { .. } => "conflict",
             Self::Retry { .. } => "retry",
             Self::Reject { .. } => "reject",
             Self::FingerprintMismatch { .. } => "fingerprint_mismatch",

@@ -16,6 +16,10 @@ pub(crate) mod reserved {
     pub(crate) const ATTEMPT: &str = "x-idempotency-attempt";
     /// How often its handler failed before, over all deliveries.
     pub(crate) const FAILURES: &str = "x-idempotency-failures";
+    /// How often the broker had taken earlier copies of it back, before a consumer published it anew.
+    pub(crate) const DELIVERIES: &str = "x-idempotency-deliveries";
+    /// The value that [`DELIVERIES`] had when it came under suspicion of ending its consumers.
+    pub(crate) const SUSPECTED: &str = "x-idempotency-suspected";
     /// When a consumer first had it in trouble.
     pub(crate) const FIRST_SEEN: &str = "x-idempotency-first-seen";
     /// Before when it is not to be handled, in milliseconds since 1970-01-01 UTC.
@@ -44,6 +48,11 @@ pub(crate) mod reserved {
     pub(crate) const ORIGINAL_USER_ID: &str = "x-idempotency-original-user-id";
     /// Its header `CC`, which would route copies of the parked message.
     pub(crate) const ORIGINAL_CC: &str = "x-idempotency-original-cc";
+
+    /// What a quorum queue counts and says with each delivery.
+    pub(crate) const DELIVERY_COUNT: &str = "x-delivery-count";
+    /// The same from RabbitMQ 4.3 on, for all deliveries.
+    pub(crate) const ACQUIRED_COUNT: &str = "x-acquired-count";
 
     /// Whether a name is ours; case does not matter, so that no look-alike gets through.
     pub(crate) fn is_reserved(name: &str) -> bool {

@@ -1,4 +1,4 @@
-//! What a delivery says of its way here: the headers that our publisher, our consumer and `Unpark` leave on it.
+//! What a delivery says of its way here: the headers that our publisher, our consumer and `Unpark` leave on it, and what the broker counts.
 //!
 //! They are headers like any other, which any publisher could write: they explain and bound, and never decide whether a message is a duplicate.
 
@@ -20,8 +20,41 @@ impl IncomingMessage {
     /// How often its handler failed before, over all deliveries through the consumer's delay queues. A header like any other, so
     /// treat it as a claim.
     pub fn failures(&self) -> u32 {
-        let failures = self.header(reserved::FAILURES).and_then(HeaderValue::as_i64);
-        failures.and_then(|failures| failures.try_into().ok()).unwrap_or_default()
+        self.counted(reserved::FAILURES).unwrap_or_default()
+    }
+
+    /// How often this copy was taken back into its queue before, as a quorum queue counts it (`x-delivery-count`): the number that the broker compares with
+    /// the queue's delivery limit. `None` from classic queues, and at a first delivery.
+    ///
+    /// Up to RabbitMQ 4.2 every return counts: `basic.nack`, `basic.reject`, and a channel that ends. From 4.3 on `basic.nack` does not, and
+    /// [`acquired_count`](Self::acquired_count) has them all. When a consumer of this crate publishes a message anew, the count begins anew.
+    pub fn delivery_count(&self) -> Option<u32> {
+        self.counted(reserved::DELIVERY_COUNT)
+    }
+
+    /// How often this copy was delivered before, for whatever reason it came back (`x-acquired-count`: quorum queues from RabbitMQ 4.3 on).
+    pub fn acquired_count(&self) -> Option<u32> {
+        self.counted(reserved::ACQUIRED_COUNT)
+    }
+
+    /// How often the broker took it back, in all: this copy, and those before it that a consumer published anew.
+    pub(crate) fn returns(&self) -> u32 {
+        let before = self.counted(reserved::DELIVERIES).unwrap_or_default();
+        before.saturating_add(self.delivery_count().unwrap_or_default())
+    }
+
+    /// How many [`returns`](Self::returns) it had when it came under suspicion of ending its consumers.
+    pub(crate) fn suspected_at(&self) -> Option<u32> {
+        self.counted(reserved::SUSPECTED)
+    }
+
+    fn counted(&self, name: &str) -> Option<u32> {
+        self.header(name)?.as_i64()?.try_into().ok()
+    }
+
+    /// Counts failures that no copy was made for.
+    pub(crate) fn set_failures(&mut self, failures: u32) {
+        self.properties.headers.insert(reserved::FAILURES, failures);
     }
 
     /// Whether it was parked and then put back into its queue, by [`Unpark`](crate::consumer::Unpark). A header like any other.
@@ -66,6 +99,20 @@ mod tests {
         for forged in [HeaderValue::Int(-1), HeaderValue::Int(1), "3".into(), HeaderValue::Void] {
             assert_eq!(message.clone().with_header(reserved::ATTEMPT, forged).attempt(), None);
         }
+    }
+
+    #[test]
+    fn returns_are_those_of_all_copies() {
+        let message = IncomingMessage::new("");
+        assert_eq!((message.delivery_count(), message.returns()), (None, 0));
+        let counted = message.with_header("x-delivery-count", 4).with_header("x-acquired-count", 9);
+        assert_eq!((counted.delivery_count(), counted.acquired_count(), counted.returns()), (Some(4), Some(9), 4));
+        assert_eq!(counted.clone().with_header(reserved::DELIVERIES, 15).returns(), 19);
+        for forged in [HeaderValue::Int(-1), i64::MAX.into(), "3".into(), HeaderValue::Void] {
+            let forged = counted.clone().with_header("x-delivery-count", forged.clone()).with_header(reserved::DELIVERIES, forged);
+            assert_eq!((forged.delivery_count(), forged.returns()), (None, 0));
+        }
+        assert_eq!(counted.with_header(reserved::DELIVERIES, u32::MAX).returns(), u32::MAX);
     }
 
     #[test]

@@ -175,22 +175,23 @@ pub async fn attempts_are_counted_across_restarts() {
     delete(&client, &queue, &[50]).await;
 }
 
-pub async fn requeued_instead_of_delayed_if_wanted() {
+pub async fn held_instead_of_delayed_if_wanted() {
     let client = Client::connect(&broker()).await;
-    let queue = client.queue("requeued").await;
+    let queue = client.quorum_queue("held").await;
     client.publish(&queue, b"500", with_id("order-42")).await;
     let ledger = Ledger::create().await;
     let handler = Flaky::new(usize::MAX);
     let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |b| {
-        b.redelivery(Redelivery::Requeue)
+        b.redelivery(Redelivery::Held)
             .immediate_retries(0)
             .max_attempts(3)
             .retry_delays(millis(30), millis(30))
     });
     wait_for_parked(&client, &queue, 1).await;
     consumer.stop().await;
-    let redelivered: Vec<bool> = handler.seen().iter().map(|seen| seen.message.redelivered()).collect();
-    assert_eq!(redelivered, [false, true, true], "the same copy each time");
+    let seen: Vec<_> =
+        handler.seen().iter().map(|seen| (seen.message.redelivered(), seen.message.failures())).collect();
+    assert_eq!(seen, [(false, 0), (false, 1), (false, 2)], "the same delivery each time");
     let parked = client.get(&format!("{queue}.parked")).await.expect("parked");
     assert_eq!(header(&parked, "x-idempotency-parked-attempts").as_deref(), Some("LongLongInt(3)"));
     delete(&client, &queue, &[]).await;

@@ -120,7 +120,7 @@ pub(crate) fn main() -> ExitCode {
         publisher::cancelled_calls_leave_nothing_behind,
         redelivery::failures_are_delayed_counted_and_parked,
         redelivery::attempts_are_counted_across_restarts,
-        redelivery::requeued_instead_of_delayed_if_wanted,
+        redelivery::held_instead_of_delayed_if_wanted,
         redelivery::delayed_message_holds_nobody_up,
         redelivery::handlers_own_delay_is_kept,
         redelivery::message_that_expired_here_before_is_not_dropped_as_a_cycle,

@@ -41,12 +41,15 @@ pub async fn consumer_of_higher_priority_is_served_first() {
     let waiting = ledger.consume_with(&broker(), &queue, low.clone(), |b| b);
     let serving = ledger.consume_with(&broker(), &queue, high.clone(), |b| b.priority(5));
     eventually("both are there", async || (client.consumers(&queue).await == 2).then_some(())).await;
+    // Each begins with room for one message.
+    client.publish(&queue, b"1", with_id("first")).await;
+    serving.decided(1).await;
     for n in 0..20 {
         client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
     }
-    serving.decided(20).await;
+    serving.decided(21).await;
     serving.stop().await;
-    assert_eq!((low.runs(), high.runs()), (0, 20));
+    assert_eq!((low.runs(), high.runs()), (0, 21));
     client.publish(&queue, b"1", with_id("last")).await;
     waiting.decided(1).await;
     waiting.stop().await;

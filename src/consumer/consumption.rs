@@ -1,0 +1,361 @@
+//! The loop over one subscription: deliveries in, settlements out.
+
+use std::{convert::Infallible, future::Future, pin::Pin, time::Duration};
+
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Fuse},
+    stream::FuturesUnordered,
+};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tracing::Instrument;
+
+use super::{
+    inbox::{Inbox, Lost, Next, Unacked, Unsettled},
+    observe,
+    park::describe,
+    runner::{Carried, Runner},
+    session::Session,
+    settler::Decision,
+    settling::{Settled, Settling},
+    size::BatchSize,
+    status::ConsumerState,
+    trouble::{StoreHealth, holding},
+};
+use crate::idempotency::{Batch, IdempotencyStore, IdempotentHandler, Outcome, StoreError};
+
+/// How often the subscription is looked at while all workers are busy.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Why a session ended.
+pub(super) enum End {
+    Shutdown,
+    Lost(Lost),
+}
+
+/// One subscription, and all that is done about what it delivers. Settles only on the channel that delivered.
+pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
+    runner: &'a Runner<S, H>,
+    carried: &'a mut Carried,
+    session: Session,
+    inbox: Inbox,
+    working: FuturesUnordered<BoxFuture<'a, Done>>,
+    settling: Settling<'a>,
+    size: BatchSize,
+    store: StoreHealth,
+    probe: Option<BoxFuture<'a, Result<(), StoreError>>>,
+    /// How many messages are in the hands of handlers.
+    in_hand: usize,
+    /// Whether one of them may end this process.
+    suspect_in_hand: bool,
+    decided: u64,
+}
+
+/// A batch that has its outcomes.
+struct Done {
+    handled: Vec<(Unsettled, Outcome)>,
+    took: Duration,
+    together: bool,
+}
+
+async fn answer_of(probe: &mut Option<BoxFuture<'_, Result<(), StoreError>>>) -> Result<(), StoreError> {
+    match probe {
+        Some(probe) => probe.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ticking(period: Duration) -> Interval {
+    let mut ticking = interval(period);
+    ticking.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticking
+}
+
+impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
+    pub(super) fn new(runner: &'a Runner<S, H>, carried: &'a mut Carried, session: Session) -> Self {
+        let options = &runner.options;
+        Self {
+            inbox: Inbox::new(options.watched(), carried.survived, options.patience()),
+            runner,
+            carried,
+            session,
+            working: FuturesUnordered::new(),
+            settling: Settling::default(),
+            size: BatchSize::new(if S::BATCHES { options.batch } else { 1 }),
+            store: StoreHealth::default(),
+            probe: None,
+            in_hand: 0,
+            suspect_in_hand: false,
+            decided: 0,
+        }
+    }
+
+    /// Consumes until the session ends; gives why, and how many deliveries were decided.
+    pub(super) async fn run<F>(mut self, mut shutdown: Pin<&mut Fuse<F>>) -> (End, u64)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let runner = self.runner;
+        let mut answering = std::pin::pin!(runner.guard.answer());
+        let mut looking = ticking(LOOK);
+        let mut aging = ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
+        let end = loop {
+            if let Err(reason) = self.begin().await {
+                break End::Lost(reason);
+            }
+            let probe_at = self.store.probe_at().filter(|_| self.probe.is_none());
+            let due = self.inbox.due();
+            let idle = self.is_idle();
+            tokio::select! {
+                biased;
+                () = shutdown.as_mut() => break End::Shutdown,
+                Some(done) = self.working.next() => self.finished_and_all_that_is_ready(done),
+                never = answering.as_mut() => match never {},
+                settled = self.settling.next() => self.settled(settled),
+                answer = answer_of(&mut self.probe) => self.probed(answer),
+                () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
+                    self.probe = Some(runner.guard.probe().boxed());
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.inbox.release(Instant::now()),
+                received = self.session.deliveries.next(), if idle => {
+                    if let Err(reason) = self.inbox.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
+                        break End::Lost(reason);
+                    }
+                }
+                _ = aging.tick() => self.inbox.age(Instant::now()),
+                // While nobody is idle each delivery would wake us for nothing. But there is no other way to learn that the subscription is lost, and what
+                // waits in lapin is not judged.
+                _ = looking.tick(), if !idle => {
+                    if let Err(reason) = self.look() {
+                        break End::Lost(reason);
+                    }
+                }
+            }
+            runner.monitor.held(self.inbox.held());
+        };
+        self.drain(&end, answering).await;
+        runner.monitor.in_hand(0);
+        runner.monitor.held(0);
+        self.session.close().await;
+        (end, self.decided)
+    }
+
+    fn look(&mut self) -> Result<(), Lost> {
+        self.inbox.look(&mut self.session, &mut self.carried.prefetch, &self.carried.attempts)
+    }
+
+    /// Whether somebody is free to begin with what comes.
+    fn is_idle(&self) -> bool {
+        !self.store.is_away() && !self.suspect_in_hand && self.working.len() < self.runner.options.workers
+    }
+
+    /// Begins what can be begun.
+    async fn begin(&mut self) -> Result<(), Lost> {
+        let options = &self.runner.options;
+        let Carried { prefetch, attempts, .. } = &mut *self.carried;
+        self.inbox.adapt(&mut self.session, options, prefetch, attempts).await?;
+        if self.is_idle() && self.inbox.len() < self.size.now() {
+            self.look()?;
+        }
+        for (unsettled, aside) in self.inbox.aside() {
+            self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
+        }
+        // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
+        // meanwhile makes the next batch larger.
+        while self.is_idle()
+            && self.inbox.len() > 0
+            && (self.working.is_empty() || self.inbox.len() >= self.size.now())
+        {
+            let batch = self.inbox.take(self.size.now());
+            self.work(batch);
+        }
+        // With nothing else in hand, and nothing on its way: whatever ends this process would take it along.
+        if self.inbox.has_suspects()
+            && self.is_idle()
+            && self.working.is_empty()
+            && self.inbox.len() == 0
+            && self.settling.is_empty()
+        {
+            let suspect = self.inbox.take_suspect();
+            self.suspect_in_hand = true;
+            self.work(suspect.into_iter().collect());
+        }
+        Ok(())
+    }
+
+    fn work(&mut self, batch: Vec<Unsettled>) {
+        self.in_hand += batch.len();
+        self.runner.monitor.in_hand(self.in_hand);
+        self.working.push(self.runner.handle(batch).boxed());
+    }
+
+    /// With all that are ready as well: an ack costs the broker more than a delivery.
+    fn finished_and_all_that_is_ready(&mut self, done: Done) {
+        let (mut next, mut tags) = (Some(done), Vec::new());
+        while let Some(done) = next {
+            self.finished(done, &mut tags);
+            next = self.working.next().now_or_never().flatten();
+        }
+        self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
+    }
+
+    /// Begins to settle a batch; adds the tags of what may be acked.
+    fn finished(&mut self, done: Done, tags: &mut Vec<u64>) {
+        let Done { handled, took, together } = done;
+        let count = handled.len();
+        self.in_hand -= count;
+        self.suspect_in_hand = false;
+        self.decided += count as u64;
+        self.runner.monitor.in_hand(self.in_hand);
+        self.runner.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
+        let away = self.judge_store(&handled);
+        self.size.learn(count, took, together && !away);
+        if !away {
+            self.carried.prefetch.measured(count, took, self.runner.options.workers);
+        }
+        let mut back = Vec::new();
+        for (unsettled, outcome) in handled {
+            let away = matches!(outcome, Outcome::StoreUnavailable { .. });
+            let decision = self.runner.settler.settle(
+                unsettled,
+                &outcome,
+                &mut self.carried.attempts,
+                &mut self.settling,
+            );
+            match decision {
+                Decision::Ack(tag) => tags.push(tag),
+                Decision::Begun => {}
+                Decision::Hold { unsettled, .. } if away => back.extend(self.refused(unsettled, count)),
+                Decision::Hold { unsettled, after } => self.hold(unsettled, after, Next::Handle),
+            }
+        }
+        self.inbox.put_back(back);
+    }
+
+    /// A message for which the store could not be asked keeps its place, and the store is probed. If it happens again to the same one alone though the probe was answered, it is
+    /// the message that the store refuses, and it must not hold up the others.
+    fn refused(&mut self, mut unsettled: Unsettled, together_with: usize) -> Option<Unsettled> {
+        if together_with > 1 {
+            return Some(unsettled);
+        }
+        unsettled.delivery.refusals += 1;
+        if unsettled.delivery.refusals < 3 {
+            return Some(unsettled);
+        }
+        let after = holding(unsettled.delivery.refusals);
+        self.hold(unsettled, after, Next::Handle);
+        None
+    }
+
+    fn hold(&mut self, unsettled: Unsettled, after: Duration, next: Next) {
+        let now = Instant::now();
+        // Whatever the delay, it is looked at again before the broker takes it back.
+        let until = now.checked_add(after).unwrap_or_else(|| now + Duration::from_hours(24 * 365));
+        self.inbox.hold(unsettled, until, next);
+    }
+
+    fn settled(&mut self, settled: Settled) {
+        match settled {
+            Settled::Written => {}
+            Settled::Away(tag) => {
+                self.inbox.window.settled(tag);
+                self.settling.ack(self.session.channel(), self.inbox.window.handled([]));
+            }
+            Settled::Stays(unsettled) => self.inbox.put_back([unsettled]),
+            Settled::Held { unsettled, after, next } => {
+                let failures = unsettled.message.failures();
+                if failures > 0 {
+                    self.carried.attempts.remember(&observe::name(&unsettled.message), failures);
+                }
+                self.hold(unsettled, after, next);
+            }
+        }
+    }
+
+    /// Whether the outcomes of a batch say that the store could not be asked. Then nothing is taken until it answers a probe.
+    fn judge_store(&mut self, handled: &[(Unsettled, Outcome)]) -> bool {
+        let error = handled.iter().find_map(|(_, outcome)| match outcome {
+            Outcome::StoreUnavailable { error } => Some(error),
+            _ => None,
+        });
+        let Some(error) = error else { return false };
+        if !self.store.is_away() {
+            self.store_failed(error);
+        }
+        true
+    }
+
+    fn store_failed(&mut self, error: &StoreError) {
+        let (error, pause) = (describe(error), self.store.failed());
+        tracing::warn!(queue = %self.runner.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
+        self.runner.monitor.failed(&error);
+        self.runner.monitor.enter(ConsumerState::StoreAway);
+    }
+
+    fn probed(&mut self, answer: Result<(), StoreError>) {
+        self.probe = None;
+        match answer {
+            Ok(()) => {
+                self.store.answered();
+                self.runner.monitor.enter(ConsumerState::Consuming);
+            }
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    /// Lets those that are at work finish.
+    async fn drain(&mut self, end: &End, mut answering: Pin<&mut impl Future<Output = Infallible>>) {
+        let monitor = &self.runner.monitor;
+        let shutting_down = matches!(end, End::Shutdown);
+        match end {
+            End::Shutdown => {
+                monitor.enter(ConsumerState::Draining);
+                self.session.cancel().await;
+            }
+            // Nothing comes any more, though handlers may go on for a while.
+            End::Lost(reason) => {
+                monitor.failed(reason);
+                monitor.enter(ConsumerState::Reconnecting);
+            }
+        }
+        // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
+        // nowhere, and are not waited for.
+        let limit = Instant::now() + self.runner.options.drain_timeout;
+        let drained = timeout_at(limit, async {
+            loop {
+                let done = tokio::select! {
+                    biased;
+                    done = self.working.next() => done,
+                    never = answering.as_mut() => match never {},
+                };
+                let (Some(done), mut tags) = (done, Vec::new()) else { break };
+                self.finished(done, &mut tags);
+                self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
+            }
+            if shutting_down {
+                self.settling.finish().await;
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!(queue = %self.runner.options.queue, "handlers did not finish in time; their messages go back");
+        }
+    }
+}
+
+impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
+    /// Lets the guard decide about a batch.
+    async fn handle(&self, batch: Vec<Unsettled>) -> Done {
+        let started = Instant::now();
+        let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
+            batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
+        let span = observe::span(&self.options.queue, self.guard.scope().as_str(), &messages);
+        let Batch { outcomes, together } =
+            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
+        observe::finish(&span, &messages, &outcomes);
+        #[cfg(feature = "metrics")]
+        observe::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
+        let unsettled = messages.into_iter().zip(deliveries);
+        let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
+        Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }
+    }
+}

@@ -1,0 +1,300 @@
+//! What follows from an outcome, and from the broker's count of a delivery.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::{
+    attempts::Attempts,
+    builder::Options,
+    delay::{self, Delays, Redelivery, Wait},
+    delivery_limit::DeliveryLimit,
+    inbox::{Aside, Next, Parking, Unsettled},
+    observe,
+    onward::{Onward, OnwardError, Wanted},
+    park::{ParkingTarget, bounded, describe},
+    settle::{ParkReason, Settlement, settle},
+    settling::{Settled, Settling, ack, reject},
+    status::ConsumerMonitor,
+    trouble::holding,
+};
+use crate::{
+    amqp::{ConnectOptions, Delay, Move, Note, delayed_properties, moved_properties, parked_properties},
+    idempotency::Outcome,
+};
+
+/// How soon a message is tried again to be published anew that could not be before the broker's consumer timeout.
+const MOVE_AGAIN: Duration = Duration::from_secs(30);
+
+/// What an outcome leads to.
+pub(crate) enum Decision {
+    /// The delivery of this tag may be acked.
+    Ack(u64),
+    /// It is being passed on.
+    Begun,
+    /// It stays here for a while.
+    Hold { unsettled: Unsettled, after: Duration },
+}
+
+/// Settles deliveries, over all sessions of a consumer.
+pub(crate) struct Settler {
+    options: Options,
+    scope: String,
+    delays: Delays,
+    limit: DeliveryLimit,
+    onward: Onward,
+    monitor: ConsumerMonitor,
+}
+
+impl Settler {
+    pub(crate) fn new(
+        options: Options,
+        scope: &str,
+        connect: ConnectOptions,
+        monitor: ConsumerMonitor,
+    ) -> Self {
+        let (delays, limit) = (options.delays(), options.watched());
+        let onward = Onward::new(format!("{scope} (parking)"), connect);
+        Self { options, scope: scope.to_owned(), delays, limit, onward, monitor }
+    }
+
+    pub(crate) async fn close(&self) {
+        self.onward.close(self.options.drain_timeout).await;
+    }
+
+    /// Turns an outcome into what is done about its delivery; what is to be published is begun.
+    pub(crate) fn settle<'a>(
+        &'a self,
+        mut unsettled: Unsettled,
+        outcome: &Outcome,
+        attempts: &mut Attempts,
+        settling: &mut Settling<'a>,
+    ) -> Decision {
+        tracing::debug!(message_id = %observe::name(&unsettled.message), outcome = outcome.name(), "delivery decided");
+        self.options.on_outcome.call(&unsettled.message, outcome);
+        let settlement = settle(outcome);
+        // It has an end, good or bad.
+        if !attempts.is_empty() && matches!(settlement, Settlement::Ack | Settlement::Park(_)) {
+            attempts.forget(&observe::name(&unsettled.message));
+        }
+        let error = error_text(outcome);
+        match settlement {
+            Settlement::Ack => Decision::Ack(unsettled.delivery.tag),
+            Settlement::Hold { after } => {
+                let after = after.max(holding(unsettled.delivery.holds));
+                unsettled.delivery.holds += 1;
+                Decision::Hold { unsettled, after }
+            }
+            Settlement::Defer { after } if self.options.redelivery == Redelivery::Held => {
+                Decision::Hold { unsettled, after }
+            }
+            Settlement::Defer { after } => {
+                let failures = unsettled.message.failures();
+                self.delay(unsettled, failures, self.delays.rest(after), settling);
+                Decision::Begun
+            }
+            Settlement::Retry { after, failures } => {
+                let failed = self.failed(&unsettled, failures);
+                let name = observe::name(&unsettled.message);
+                if self.exhausted(&unsettled, failed) {
+                    attempts.forget(&name);
+                    let parking = Parking { reason: ParkReason::AttemptsExhausted, error, attempts: failed };
+                    self.park(unsettled, parking, settling);
+                    return Decision::Begun;
+                }
+                tracing::warn!(message_id = name, failures = failed, error, "handler failed; to be tried again");
+                self.again(unsettled, &name, failed, after, attempts, settling)
+            }
+            Settlement::Park(reason) => {
+                let attempts = unsettled.message.failures().saturating_add(1);
+                self.park(unsettled, Parking { reason, error, attempts }, settling);
+                Decision::Begun
+            }
+        }
+    }
+
+    /// How often a message has failed, in all.
+    fn failed(&self, unsettled: &Unsettled, failures: u32) -> u32 {
+        let message = &unsettled.message;
+        let counted = match self.options.redelivery {
+            // By the broker, which counts deliveries.
+            Redelivery::DelayedRetry => {
+                message.delivery_count().unwrap_or_default().saturating_mul(self.options.failures_each())
+            }
+            Redelivery::Delayed | Redelivery::Held => 0,
+        };
+        message.failures().saturating_add(counted).saturating_add(failures)
+    }
+
+    fn exhausted(&self, unsettled: &Unsettled, failed: u32) -> bool {
+        failed >= self.options.max_attempts
+            || (self.options.redelivery == Redelivery::DelayedRetry && !self.limit.allows_return(&unsettled.message))
+    }
+
+    /// Sees to it that a message whose handler failed is tried again after a while.
+    fn again<'a>(
+        &'a self,
+        unsettled: Unsettled,
+        name: &str,
+        failed: u32,
+        least: Option<Duration>,
+        attempts: &mut Attempts,
+        settling: &mut Settling<'a>,
+    ) -> Decision {
+        let wait = self.delays.after(failed.div_ceil(self.options.failures_each()), least);
+        match self.options.redelivery {
+            Redelivery::DelayedRetry if least.is_none() => {
+                settling.begin(async move {
+                    reject(&unsettled.delivery.acker).await;
+                    Settled::Away(unsettled.delivery.tag)
+                });
+                Decision::Begun
+            }
+            Redelivery::Held => {
+                let mut unsettled = unsettled;
+                unsettled.message.set_failures(failed);
+                // A lost connection takes the message back as it was.
+                attempts.remember(name, failed);
+                Decision::Hold { unsettled, after: wait.wanted }
+            }
+            Redelivery::Delayed | Redelivery::DelayedRetry => {
+                self.delay(unsettled, failed, wait, settling);
+                Decision::Begun
+            }
+        }
+    }
+
+    /// What is done about a delivery without asking the guard.
+    pub(crate) fn set_aside<'a>(&'a self, unsettled: Unsettled, aside: Aside, settling: &mut Settling<'a>) {
+        match aside {
+            Aside::Move { suspected, wait } => settling.begin(self.publish_anew(unsettled, suspected, wait)),
+            Aside::Park(parking) => self.park(unsettled, parking, settling),
+        }
+    }
+
+    /// Publishes a message to its own queue, and acks the delivery: the broker's count of it begins anew.
+    async fn publish_anew(&self, mut unsettled: Unsettled, suspected: bool, wait: Duration) -> Settled {
+        let (queue, message, now) = (&self.options.queue, &unsettled.message, SystemTime::now());
+        let returns = message.returns();
+        let moved = Move {
+            returns,
+            suspected: message.suspected_at().or(suspected.then_some(returns)),
+            failures: message.failures(),
+            at: now,
+            until: if wait.is_zero() { None } else { now.checked_add(wait) },
+            queue,
+            exchange: message.exchange(),
+            routing_key: message.routing_key(),
+        };
+        let copy = moved_properties(&unsettled.delivery.properties, &moved);
+        match self.onward.publish("", queue, copy, message.body().clone()).await {
+            Ok(()) => {
+                tracing::debug!(message_id = %observe::name(message), returns, suspected, "published anew, for the broker's limits");
+                self.monitor.moved();
+                #[cfg(feature = "metrics")]
+                observe::published_anew(&self.scope);
+                ack(&unsettled.delivery.acker).await;
+                Settled::Away(unsettled.delivery.tag)
+            }
+            Err(error) => {
+                self.not_passed_on(&error, "message not published anew; it stays, and is counted by the broker");
+                if unsettled.delivery.leaves.is_some() {
+                    unsettled.delivery.leaves = Some(Instant::now() + MOVE_AGAIN);
+                }
+                Settled::Stays(unsettled)
+            }
+        }
+    }
+
+    /// Publishes a message to a delay queue, then acks the delivery. Where that cannot be, it waits here.
+    fn delay<'a>(&'a self, unsettled: Unsettled, failures: u32, wait: Wait, settling: &mut Settling<'a>) {
+        settling.begin(async move {
+            let mut unsettled = unsettled;
+            let (queue, message, now) = (&self.options.queue, &unsettled.message, SystemTime::now());
+            let delay = Delay {
+                failures,
+                at: now,
+                until: (wait.wanted > wait.step).then(|| now + wait.wanted),
+                queue,
+                exchange: message.exchange(),
+                routing_key: message.routing_key(),
+            };
+            let (name, wanted) = (delay::name(queue, wait.step), Wanted::With(delay::arguments(queue, wait.step)));
+            let copy = delayed_properties(&unsettled.delivery.properties, &delay);
+            match self.onward.publish_to(&name, &wanted, copy, message.body().clone()).await {
+                Ok(()) => {
+                    self.monitor.delayed();
+                    #[cfg(feature = "metrics")]
+                    observe::passed_on(&self.scope, None);
+                    ack(&unsettled.delivery.acker).await;
+                    Settled::Away(unsettled.delivery.tag)
+                }
+                Err(error) => {
+                    self.not_passed_on(&error, "message not delayed; it waits here");
+                    unsettled.message.set_failures(failures);
+                    Settled::Held { unsettled, after: wait.wanted, next: Next::Handle }
+                }
+            }
+        });
+    }
+
+    /// Publishes a message to the parking queue, then acks the delivery. Where that cannot be, it stays here until it can.
+    fn park<'a>(&'a self, unsettled: Unsettled, parking: Parking, settling: &mut Settling<'a>) {
+        settling.begin(async move {
+            let mut unsettled = unsettled;
+            let (queue, message) = (&self.options.queue, &unsettled.message);
+            let note = Note {
+                reason: parking.reason.as_str(),
+                error: parking.error.as_deref().map(bounded),
+                attempts: parking.attempts,
+                at: SystemTime::now(),
+                scope: &self.scope,
+                queue,
+                exchange: message.exchange(),
+                routing_key: message.routing_key(),
+            };
+            let copy = parked_properties(&unsettled.delivery.properties, &note);
+            let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
+            let (reason, body) = (parking.reason.as_str(), message.body().clone());
+            let parked = match self.options.parking.queue_to_declare() {
+                Some(queue) => self.onward.publish_to(queue, &Wanted::Any, copy, body).await,
+                None => self.onward.publish(exchange, routing_key, copy, body).await,
+            };
+            match parked {
+                Ok(()) => {
+                    tracing::warn!(queue, reason, "message parked");
+                    self.monitor.parked(reason);
+                    #[cfg(feature = "metrics")]
+                    observe::passed_on(&self.scope, Some(reason));
+                    ack(&unsettled.delivery.acker).await;
+                    Settled::Away(unsettled.delivery.tag)
+                }
+                Err(error) => {
+                    self.not_passed_on(&error, "message not parked; it stays here until it can be");
+                    let after = holding(unsettled.delivery.holds.max(2));
+                    unsettled.delivery.holds += 1;
+                    Settled::Held { unsettled, after, next: Next::Park(parking) }
+                }
+            }
+        });
+    }
+
+    fn not_passed_on(&self, error: &OnwardError, what: &str) {
+        let error = describe(error);
+        tracing::error!(queue = %self.options.queue, error, "{what}");
+        self.monitor.failed(&error);
+    }
+}
+
+/// What a parked message says of its failure.
+fn error_text(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Retry { error, .. } | Outcome::Reject { error } | Outcome::InvalidId { error } => {
+            Some(describe(&**error))
+        }
+        Outcome::FingerprintMismatch { stored, found } => {
+            Some(format!("the ID was completed with body {stored}, this body is {found}"))
+        }
+        _ => None,
+    }
+}
