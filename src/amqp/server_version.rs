@@ -42,7 +42,7 @@ pub struct ServerVersion {
 
 impl ServerVersion {
     /// As brokers write it: `4.3.6`, `4.1.0-rc.1`, `3.13.7+build.1`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '.');
         let major = parts.next()?.parse().ok()?;
         let (minor, patch) = (leading_number(parts.next()?)?, parts.next());

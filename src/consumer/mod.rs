@@ -1,7 +1,7 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
 //! `settle.rs` is the table from outcome to AMQP, `runner.rs` the loop around it, `inbox.rs` what waits, `settling.rs` what is done on the channel. `delay.rs` and `park.rs` say
-//! where messages go that failed, `onward.rs` brings them there, and `unpark.rs` back.
+//! where messages go that failed, `onward.rs` brings them there, and `unpark.rs` back. `work_queue.rs` declares the queue in the first place.
 
 mod attempts;
 mod builder;
@@ -21,6 +21,7 @@ mod status;
 mod trouble;
 mod unpark;
 mod window;
+mod work_queue;
 
 pub use builder::{ConsumerBuilder, IdempotentConsumer};
 pub use delay::Redelivery;
@@ -28,3 +29,4 @@ pub use error::{ConsumeError, ConsumeErrorKind};
 pub use settle::{ParkReason, Settlement, settle};
 pub use status::{ConsumerMonitor, ConsumerState, ConsumerStatus};
 pub use unpark::{Unpark, Unparked};
+pub use work_queue::{DeclareError, DeclaredQueue, Difference, WorkQueue};
