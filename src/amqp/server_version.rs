@@ -136,7 +136,10 @@ fn version_in(frame: &[u8]) -> Result<ServerVersion, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use lapin::types::{LongString, ShortString};
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -196,5 +199,67 @@ mod tests {
         assert!(version_in(&start).unwrap_err().contains("no RabbitMQ"));
         *start.last_mut().unwrap() = 0;
         assert!(version_in(&start).unwrap_err().contains("connection.start"));
+    }
+
+    /// A peer that answers a protocol header with `answer`, or with nothing, and keeps the connection.
+    async fn peer(answer: Option<Vec<u8>>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut header = [0; 8];
+                tokio::io::AsyncReadExt::read_exact(&mut client, &mut header).await.unwrap();
+                assert_eq!(header, *PROTOCOL_HEADER);
+                if let Some(answer) = &answer {
+                    tokio::io::AsyncWriteExt::write_all(&mut client, answer).await.unwrap();
+                }
+                kept.push(client);
+            }
+        });
+        format!("amqp://{address}")
+    }
+
+    /// The first frame of a broker.
+    fn start(product: &str, version: &str) -> Vec<u8> {
+        let mut table = Vec::new();
+        for (name, value) in [("product", product), ("version", version)] {
+            table.push(u8::try_from(name.len()).unwrap());
+            table.extend(name.bytes().chain([b'S']));
+            table.extend(u32::try_from(value.len()).unwrap().to_be_bytes());
+            table.extend(value.bytes());
+        }
+        let mut method = vec![0, 10, 0, 10, 0, 9];
+        method.extend(u32::try_from(table.len()).unwrap().to_be_bytes().into_iter().chain(table));
+        method.extend([0; 8]);
+        let size = u32::try_from(method.len()).unwrap().to_be_bytes();
+        [1, 0, 0].into_iter().chain(size).chain(method).chain([0xce]).collect()
+    }
+
+    async fn asked(uris: &[String]) -> Result<ServerVersion, ConnectErrorKind> {
+        let mut connect = ConnectOptions::new(uris.iter().map(String::as_str)).unwrap();
+        connect.timeout = Duration::from_secs(1);
+        server_version(&connect).await.map_err(|error| error.kind())
+    }
+
+    #[tokio::test]
+    async fn what_does_not_answer_is_passed_over_in_time() {
+        let broker = peer(Some(start("RabbitMQ", "4.3.6"))).await;
+        let silent = peer(None).await;
+        let web = peer(Some(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
+        let other = peer(Some(start("LavinMQ", "2.4.0"))).await;
+        // Nobody listens there any more.
+        let gone =
+            format!("amqp://{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap());
+        for (uri, expected) in [
+            (&broker, Ok(version(4, 3, 6))),
+            (&silent, Err(ConnectErrorKind::TimedOut)),
+            (&web, Err(ConnectErrorKind::Protocol)),
+            (&other, Err(ConnectErrorKind::Protocol)),
+            (&gone, Err(ConnectErrorKind::Unreachable)),
+        ] {
+            assert_eq!(asked(std::slice::from_ref(uri)).await, expected, "{uri}");
+        }
+        assert_eq!(asked(&[silent, web, other, gone, broker]).await, Ok(version(4, 3, 6)));
     }
 }

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use lapin::{
     Connection, ConnectionProperties,
     message::BasicGetMessage,
-    options::{BasicGetOptions, BasicRejectOptions, QueueDeclareOptions},
+    options::{BasicConsumeOptions, BasicGetOptions, BasicRejectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use lapin_idempotent::consumer::{DeclareError, DeclaredQueue, Unpark, WorkQueue};
@@ -298,8 +299,27 @@ pub async fn consumer_timeout_is_the_queues_own_or_refused() {
             };
             assert_eq!(differences(&plain, &queue), expected.into_iter().collect());
             delete(&client, &queue).await;
+            // Before, the broker looks once a minute.
+            if plain.version >= (4, 3) {
+                held_for_too_long_comes_back(&client, &queue).await;
+            }
         }
         Err(DeclareError::TooOld { needs: (3, 12), version, .. }) => assert!(version < (3, 12)),
         Err(error) => panic!("{error:?}"),
     }
+}
+
+async fn held_for_too_long_comes_back(client: &Client, queue: &str) {
+    let work = WorkQueue::new(broker(), queue).consumer_timeout(Duration::from_millis(500));
+    assert!(work.declare().await.expect("declare").created);
+    client.publish(queue, b"1", with_id("held")).await;
+    let holding = Client::connect(&broker()).await;
+    let (tag, options) = ("".into(), BasicConsumeOptions::default());
+    let consumer = holding.channel.basic_consume(queue.into(), tag, options, FieldTable::default());
+    let mut consumer = consumer.await.expect("consume");
+    let held = consumer.next().await.expect("a delivery").expect("a delivery");
+    let back = eventually("it is taken back", async || get(client, queue).await).await;
+    assert!(back.redelivered && held.data == back.data);
+    drop(consumer);
+    delete(client, queue).await;
 }
