@@ -3,6 +3,7 @@
 mod connect;
 mod credentials;
 mod onward;
+mod server_version;
 mod settings;
 #[cfg(feature = "tls")]
 mod tls;
@@ -25,6 +26,8 @@ pub(crate) use onward::{
     DELAY_SUFFIX, Delay, Move, Note, delayed_properties, last_death, moved_properties, parked_properties,
     renewed_properties, text_header, unparked_properties,
 };
+pub use server_version::ServerVersion;
+pub(crate) use server_version::server_version;
 pub(crate) use settings::connection_settings;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]

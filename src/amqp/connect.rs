@@ -1,6 +1,6 @@
 //! Opening connections, each step under a deadline.
 
-use std::{fmt, io, ops::Deref, sync::Arc, time::Duration};
+use std::{fmt, future::Future, io, ops::Deref, sync::Arc, time::Duration};
 
 use lapin::{
     Connection, ConnectionProperties, ErrorKind,
@@ -86,12 +86,26 @@ impl ConnectOptions {
 
     /// Tries every endpoint once, in random order; the error is the last one's.
     pub(crate) async fn open(&self) -> Result<Arc<Connection>, ConnectError> {
+        self.first(|endpoint| self.attempt(endpoint)).await.map(Arc::new)
+    }
+
+    /// What comes of the first endpoint with which `attempt` succeeds, each within the time for connecting.
+    pub(super) async fn first<'a, T, F>(
+        &'a self,
+        attempt: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, ConnectError>
+    where
+        F: Future<Output = Result<T, ConnectError>>,
+    {
         let mut endpoints: Vec<&Endpoint> = self.endpoints.iter().collect();
         fastrand::shuffle(&mut endpoints);
         let mut last = ConnectError::from(InvalidUri::Missing);
         for endpoint in endpoints {
-            match self.open_one(endpoint).await {
-                Ok(connection) => return Ok(Arc::new(connection)),
+            let outcome = timeout(self.timeout, attempt(endpoint)).await.unwrap_or_else(|elapsed| {
+                Err(ConnectError::new(ConnectErrorKind::TimedOut, endpoint, elapsed.into()))
+            });
+            match outcome {
+                Ok(first) => return Ok(first),
                 Err(error) => {
                     tracing::debug!(%endpoint, error = %error, "connection attempt failed");
                     last = error;
@@ -101,11 +115,20 @@ impl ConnectOptions {
         Err(last)
     }
 
-    async fn open_one(&self, endpoint: &Endpoint) -> Result<Connection, ConnectError> {
-        let opened = timeout(self.timeout, self.attempt(endpoint)).await;
-        opened.unwrap_or_else(|elapsed| {
-            Err(ConnectError::new(ConnectErrorKind::TimedOut, endpoint, elapsed.into()))
-        })
+    /// What `amqps://` verifies the broker with.
+    #[cfg(feature = "tls")]
+    pub(super) async fn tls_config(&self) -> Result<OwnedTLSConfig, ConnectError> {
+        match &self.tls {
+            Some(tls) => tls.load().await,
+            None => Ok(OwnedTLSConfig::default()),
+        }
+    }
+
+    /// Nothing, without TLS.
+    #[cfg(not(feature = "tls"))]
+    #[expect(clippy::unused_async, reason = "the same as with TLS")]
+    pub(super) async fn tls_config(&self) -> Result<OwnedTLSConfig, ConnectError> {
+        Ok(OwnedTLSConfig::default())
     }
 
     async fn attempt(&self, endpoint: &Endpoint) -> Result<Connection, ConnectError> {
@@ -114,13 +137,7 @@ impl ConnectOptions {
             uri.authority.userinfo.username = credentials.username;
             uri.authority.userinfo.password = credentials.password;
         }
-        #[cfg(feature = "tls")]
-        let tls = match &self.tls {
-            Some(tls) => tls.load().await?,
-            None => OwnedTLSConfig::default(),
-        };
-        #[cfg(not(feature = "tls"))]
-        let tls = OwnedTLSConfig::default();
+        let tls = self.tls_config().await?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         uri.query.frame_max.get_or_insert(self.frame_max);
         let mut properties = ConnectionProperties::default()
@@ -174,12 +191,19 @@ pub(crate) async fn close(connection: &Connection) {
         timeout(CLOSE_TIMEOUT, connection.close(200, ShortString::from("closed by the application"))).await;
 }
 
-fn classify(error: &lapin::Error) -> ConnectErrorKind {
+/// What a broken stream says of the connection.
+pub(super) fn classify_io(error: &io::Error) -> ConnectErrorKind {
     match error.kind() {
         // rustls reports a certificate that it does not accept, or that is not accepted, as invalid data.
-        ErrorKind::IOError(error) if error.kind() == io::ErrorKind::InvalidData => ConnectErrorKind::Tls,
-        ErrorKind::IOError(_)
-        | ErrorKind::MissingHeartbeatError
+        io::ErrorKind::InvalidData => ConnectErrorKind::Tls,
+        _ => ConnectErrorKind::Unreachable,
+    }
+}
+
+fn classify(error: &lapin::Error) -> ConnectErrorKind {
+    match error.kind() {
+        ErrorKind::IOError(error) => classify_io(error),
+        ErrorKind::MissingHeartbeatError
         | ErrorKind::InvalidConnectionState(_)
         | ErrorKind::InvalidChannelState(..) => ConnectErrorKind::Unreachable,
         // RabbitMQ answers wrong credentials with ACCESS_REFUSED, a missing virtual host with NOT_ALLOWED.
@@ -201,7 +225,7 @@ pub struct ConnectError {
 }
 
 impl ConnectError {
-    fn new(kind: ConnectErrorKind, endpoint: &Endpoint, source: BoxError) -> Self {
+    pub(super) fn new(kind: ConnectErrorKind, endpoint: &Endpoint, source: BoxError) -> Self {
         Self { kind, endpoint: Some(endpoint.to_string()), source }
     }
 

@@ -19,7 +19,7 @@ use super::{
     trouble::Sessions,
 };
 use crate::{
-    amqp::ConnectOptions,
+    amqp::{ConnectOptions, ServerVersion, server_version},
     idempotency::{Guard, IdempotencyStore, IdempotentHandler},
 };
 
@@ -31,6 +31,11 @@ pub(crate) struct Runner<S: IdempotencyStore, H> {
     pub(super) settler: Settler,
     pub(super) monitor: ConsumerMonitor,
 }
+
+/// The broker cannot do what is asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("delayed retries need RabbitMQ 4.3 or later, and this is {0}: with `Redelivery::Delayed` the consumer delays by itself")]
+struct NoDelayedRetries(ServerVersion);
 
 /// What outlives a session.
 pub(crate) struct Carried {
@@ -114,7 +119,11 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         if self.options.redelivery != Redelivery::DelayedRetry {
             return Ok(());
         }
-        Ok(())
+        let version = server_version(&self.connect).await?;
+        if version >= (4, 3) {
+            return Ok(());
+        }
+        Err(ConsumeError::new(ConsumeErrorKind::Invalid, NoDelayedRetries(version)))
     }
 
     fn lost(&self, reason: &str, failing: bool) {

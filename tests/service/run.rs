@@ -39,6 +39,8 @@ mod tls;
 
 #[path = "unpark.rs"]
 mod unpark;
+#[path = "work_queue.rs"]
+mod work_queue;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,7 @@ use libtest_mimic::Arguments;
 
 use support::trials::{there, trial};
 
+#[expect(clippy::too_many_lines, reason = "it is a list")]
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let Ok(there) = there(&["AMQP_URL"]) else { return ExitCode::FAILURE };
@@ -139,6 +142,14 @@ pub(crate) fn main() -> ExitCode {
         unpark::unparked_message_takes_effect_once,
         unpark::unparked_message_is_handled_as_long_as_its_effect_is_known,
         unpark::unpark_moves_what_is_chosen_and_loses_nothing,
+        work_queue::declared_twice_is_fine,
+        work_queue::what_the_broker_takes_out_is_parked,
+        work_queue::what_the_broker_takes_out_waits_for_the_parking_queue,
+        work_queue::queue_that_differs_is_left_alone_and_told,
+        work_queue::question_about_a_queue_never_creates_it,
+        work_queue::missing_rights_are_told_by_what_to_do,
+        work_queue::delayed_retry_is_the_brokers_own_or_refused,
+        work_queue::consumer_timeout_is_the_queues_own_or_refused,
     }
     #[cfg(feature = "tls")]
     trials! {

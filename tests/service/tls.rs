@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lapin_idempotent::{
     IdempotentPublisher, OutgoingMessage,
     amqp::{ConnectError, ConnectErrorKind, TlsOptions},
+    consumer::{DeclareError, WorkQueue},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair};
 use tokio::{
@@ -115,6 +116,16 @@ pub async fn broker_is_verified_by_authority_and_name() {
     let publisher = proxy.connect(trusting()).await.expect("a trusted authority");
     publisher.publish_idempotent(OutgoingMessage::to("", &queue).body("x")).await.expect("published");
     client.delete(&queue).await;
+    // The version is asked for on a connection of its own.
+    let work = unique("tls-work");
+    let declare = async |options| WorkQueue::new(&proxy.url, &work).tls(options).declare().await;
+    declare(trusting()).await.expect("a trusted authority");
+    client.delete(&work).await;
+    client.delete(&format!("{work}.parked")).await;
+    match declare(TlsOptions::new()).await {
+        Err(DeclareError::Connect(error)) => assert_eq!(error.kind(), ConnectErrorKind::Tls, "{error:?}"),
+        other => panic!("nobody knows this authority: {other:?}"),
+    }
 
     let stranger = proxy.connect(TlsOptions::new()).await.expect_err("nobody knows this authority");
     assert_eq!(stranger.kind(), ConnectErrorKind::Tls, "{stranger:?}");
