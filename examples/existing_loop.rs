@@ -76,7 +76,8 @@ async fn main() -> Result<(), BoxError> {
                 eprintln!("parked: {}", reason.as_str());
                 let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
                 let (queue, properties) = ("payments.debit.parked".into(), delivery.properties.clone());
-                let sent = channel.basic_publish("".into(), queue, mandatory, &delivery.data, properties).await?;
+                let sent =
+                    channel.basic_publish("".into(), queue, mandatory, &delivery.data, properties).await?;
                 let confirmation = sent.await?;
                 if confirmation.is_ack() && confirmation.take_message().is_none() {
                     delivery.ack(BasicAckOptions::default()).await?;

@@ -24,6 +24,7 @@ use crate::{
 /// What is the same for all stores.
 pub(crate) struct Work {
     abort: bool,
+    abort_on: Option<String>,
     sleep: Duration,
     fail_first: u32,
     runs: AtomicU32,
@@ -33,6 +34,7 @@ impl Work {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             abort: options.abort_at == Some(AbortAt::Effect),
+            abort_on: options.abort_on.clone(),
             sleep: Duration::from_millis(options.sleep_ms),
             fail_first: options.fail_first,
             runs: AtomicU32::new(0),
@@ -47,8 +49,9 @@ impl Work {
         Ok(())
     }
 
-    async fn after_effect(&self) {
-        if self.abort {
+    async fn after_effect(&self, message: &IncomingMessage) {
+        let on_this = self.abort_on.is_some() && self.abort_on.as_deref() == message.raw_message_id();
+        if self.abort || on_this {
             std::process::abort();
         }
         tokio::time::sleep(self.sleep).await;
@@ -70,7 +73,7 @@ impl InSession {
 impl<DB: Effects> IdempotentHandler<Aborting<SqlStore<DB>>> for InSession {
     async fn handle(&self, message: &IncomingMessage, tx: &mut Transaction<'static, DB>) -> HandlerResult {
         DB::add(tx, &self.insert, &name(message)).await?;
-        self.work.after_effect().await;
+        self.work.after_effect(message).await;
         // Undoes the effect, if it fails.
         self.work.run()
     }
@@ -96,7 +99,7 @@ where
         // Nothing would undo the effect.
         self.work.run()?;
         self.effects.write(&name(message)).await?;
-        self.work.after_effect().await;
+        self.work.after_effect(message).await;
         Ok(())
     }
 }

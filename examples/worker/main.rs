@@ -116,6 +116,9 @@ where
     if let Some(attempts) = options.max_attempts {
         consumer = consumer.max_attempts(attempts);
     }
+    if let Some(limit) = options.delivery_limit {
+        consumer = consumer.delivery_limit(limit);
+    }
     if options.abort_at == Some(AbortAt::Ack) {
         // Then the next message comes only after the broker has read the ack.
         consumer = consumer.prefetch(1).workers(1);

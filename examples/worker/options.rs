@@ -67,6 +67,12 @@ pub(crate) struct Options {
     /// Where the process aborts, with its first message in hand
     #[arg(long, value_name = "POINT")]
     pub(crate) abort_at: Option<AbortAt>,
+    /// The process aborts when its handler gets the message with this ID
+    #[arg(long, value_name = "ID")]
+    pub(crate) abort_on: Option<String>,
+    /// The delivery limit of the queue [default: the crate's]
+    #[arg(long, value_name = "RETURNS")]
+    pub(crate) delivery_limit: Option<u32>,
     /// What happens to a message without an ID
     #[arg(long, value_name = "POLICY", default_value = "park")]
     pub(crate) missing_id: MissingId,

@@ -145,7 +145,9 @@ pub(crate) struct Death {
 
 /// The last time that the broker dead-lettered a message, by its header `x-death`: the first entry.
 pub(crate) fn last_death(properties: &BasicProperties) -> Option<Death> {
-    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
+    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else {
+        return None;
+    };
     let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
     let text = |name: &str| header_value(death.inner().get(name)?).as_str().map(ToOwned::to_owned);
     let routing_key = match death.inner().get("routing-keys")? {
@@ -346,7 +348,8 @@ mod tests {
     fn what_the_broker_dead_lettered_goes_back_to_where_it_was() {
         let keys = AMQPValue::FieldArray(FieldArray::from(vec![text("debit.eu")]));
         let entry = |queue| {
-            let fields = [("queue", text(queue)), ("exchange", text("payments")), ("routing-keys", keys.clone())];
+            let fields =
+                [("queue", text(queue)), ("exchange", text("payments")), ("routing-keys", keys.clone())];
             AMQPValue::FieldTable(table(&fields))
         };
         let deaths = AMQPValue::FieldArray(FieldArray::from(vec![entry("debits"), entry("upstream")]));
@@ -359,7 +362,10 @@ mod tests {
         assert_eq!(headers.get(reserved::ORIGINAL_ROUTING_KEY), Some(&text("debit.eu")));
         assert_eq!(headers.get(reserved::DELIVERIES), None);
         for forged in [text("debits"), AMQPValue::FieldArray(FieldArray::from(vec![text("debits")]))] {
-            assert_eq!(last_death(&BasicProperties::default().with_headers(table(&[("x-death", forged)]))), None);
+            assert_eq!(
+                last_death(&BasicProperties::default().with_headers(table(&[("x-death", forged)]))),
+                None
+            );
         }
     }
 
@@ -386,11 +392,15 @@ mod tests {
         assert_eq!(header(&first, "tenant"), Some(text("t-1")));
         assert_eq!(header(&first, reserved::DELIVERIES), Some(AMQPValue::LongLongInt(15)));
         assert_eq!((header(&first, reserved::SUSPECTED), header(&first, reserved::FAILURES)), (None, None));
-        let second = moved_properties(&first, &Move { returns: 17, suspected: Some(17), failures: 2, ..moved });
+        let second =
+            moved_properties(&first, &Move { returns: 17, suspected: Some(17), failures: 2, ..moved });
         assert_eq!(header(&second, reserved::SUSPECTED), Some(AMQPValue::LongLongInt(17)));
         assert_eq!(header(&second, reserved::FAILURES), Some(AMQPValue::LongLongInt(2)));
         let failed = delayed_properties(&second, &delay());
-        assert_eq!((header(&failed, reserved::DELIVERIES), header(&failed, reserved::SUSPECTED)), (None, None));
+        assert_eq!(
+            (header(&failed, reserved::DELIVERIES), header(&failed, reserved::SUSPECTED)),
+            (None, None)
+        );
     }
 
     #[test]

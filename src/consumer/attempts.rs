@@ -31,7 +31,9 @@ impl Attempts {
         if self.failed.is_empty() {
             return;
         }
-        if let Some(failures) = self.failed.get(&observe::name(message)).filter(|known| **known > message.failures()) {
+        if let Some(failures) =
+            self.failed.get(&observe::name(message)).filter(|known| **known > message.failures())
+        {
             message.set_failures(*failures);
         }
     }

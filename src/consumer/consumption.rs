@@ -98,7 +98,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         let runner = self.runner;
         let mut answering = std::pin::pin!(runner.guard.answer());
         let mut looking = ticking(LOOK);
-        let mut aging = ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
+        let mut aging =
+            ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
         let end = loop {
             if let Err(reason) = self.begin().await {
                 break End::Lost(reason);

@@ -51,7 +51,9 @@ impl DeliveryLimit {
 
     /// Whether the broker may take it back once more, and there is still time to publish it anew.
     pub(crate) fn allows_return(&self, message: &IncomingMessage) -> bool {
-        self.threshold.is_none_or(|threshold| message.delivery_count().unwrap_or_default().saturating_add(1) < threshold)
+        self.threshold.is_none_or(|threshold| {
+            message.delivery_count().unwrap_or_default().saturating_add(1) < threshold
+        })
     }
 
     /// What the count of a delivery means in a process that survived so many lost connections.
@@ -63,7 +65,9 @@ impl DeliveryLimit {
         let explained = survived.saturating_add(self.failures);
         let suspected_at = message.suspected_at();
         match suspected_at {
-            Some(before) if self.alone && returns.saturating_sub(before).saturating_sub(explained) >= CONVICTED => {
+            Some(before)
+                if self.alone && returns.saturating_sub(before).saturating_sub(explained) >= CONVICTED =>
+            {
                 return Judgement::Park;
             }
             None if returns.saturating_sub(explained) >= SUSPECTED => {
@@ -123,10 +127,14 @@ mod tests {
     #[test]
     fn suspect_is_handled_alone_and_parked_when_it_comes_back_often() {
         let watch = DeliveryLimit::new(Some(20), 0, true);
-        let suspect = |count| message(count).with_header(reserved::DELIVERIES, 3).with_header(reserved::SUSPECTED, 3);
-        for (count, judgement) in
-            [(0, Judgement::HandleAlone), (2, Judgement::HandleAlone), (3, Judgement::Park), (9, Judgement::Park)]
-        {
+        let suspect =
+            |count| message(count).with_header(reserved::DELIVERIES, 3).with_header(reserved::SUSPECTED, 3);
+        for (count, judgement) in [
+            (0, Judgement::HandleAlone),
+            (2, Judgement::HandleAlone),
+            (3, Judgement::Park),
+            (9, Judgement::Park),
+        ] {
             assert_eq!(watch.judge(&suspect(count), 0), judgement, "{count}");
         }
         assert_eq!(watch.judge(&suspect(3), 1), Judgement::HandleAlone);

@@ -155,7 +155,9 @@ impl Inbox {
                 let returns = unsettled.message.returns();
                 let parking = Parking {
                     reason: ParkReason::ConsumerDied,
-                    error: Some(format!("it was taken back {returns} times, the last times with nothing else in hand")),
+                    error: Some(format!(
+                        "it was taken back {returns} times, the last times with nothing else in hand"
+                    )),
                     attempts: returns,
                 };
                 self.aside.push((unsettled, Aside::Park(parking)));

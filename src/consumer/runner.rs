@@ -34,7 +34,9 @@ pub(crate) struct Runner<S: IdempotencyStore, H> {
 
 /// The broker cannot do what is asked of it.
 #[derive(Debug, thiserror::Error)]
-#[error("delayed retries need RabbitMQ 4.3 or later, and this is {0}: with `Redelivery::Delayed` the consumer delays by itself")]
+#[error(
+    "delayed retries need RabbitMQ 4.3 or later, and this is {0}: with `Redelivery::Delayed` the consumer delays by itself"
+)]
 struct NoDelayedRetries(ServerVersion);
 
 /// What outlives a session.
@@ -77,7 +79,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                 }
                 let started = Instant::now();
                 self.monitor.enter(ConsumerState::Consuming);
-                let (end, decided) = Consumption::new(&self, &mut carried, session).run(shutdown.as_mut()).await;
+                let (end, decided) =
+                    Consumption::new(&self, &mut carried, session).run(shutdown.as_mut()).await;
                 match end {
                     End::Shutdown => break,
                     End::Lost(reason) => {

@@ -6,7 +6,9 @@ use futures_util::StreamExt;
 use lapin::{
     Channel, Connection, Consumer,
     message::Delivery,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions},
+    options::{
+        BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+    },
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
 use tokio::time::timeout;
@@ -123,7 +125,11 @@ async fn subscribe(
 /// Declares a quorum queue for messages that must not be lost, unless there is a queue of that name, of whatever kind.
 ///
 /// It outlives the loss of a node, and has no delivery limit: who looks at its messages and gives them back must not use them up.
-pub(super) async fn ensure_queue(connection: &Connection, limit: Duration, queue: &str) -> Result<(), BoxError> {
+pub(super) async fn ensure_queue(
+    connection: &Connection,
+    limit: Duration,
+    queue: &str,
+) -> Result<(), BoxError> {
     // A failed passive declare closes its channel.
     let probe = within(limit, connection.create_channel()).await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };

@@ -102,7 +102,12 @@ impl Settler {
                     self.park(unsettled, parking, settling);
                     return Decision::Begun;
                 }
-                tracing::warn!(message_id = name, failures = failed, error, "handler failed; to be tried again");
+                tracing::warn!(
+                    message_id = name,
+                    failures = failed,
+                    error,
+                    "handler failed; to be tried again"
+                );
                 self.again(unsettled, &name, failed, after, attempts, settling)
             }
             Settlement::Park(reason) => {
@@ -128,7 +133,8 @@ impl Settler {
 
     fn exhausted(&self, unsettled: &Unsettled, failed: u32) -> bool {
         failed >= self.options.max_attempts
-            || (self.options.redelivery == Redelivery::DelayedRetry && !self.limit.allows_return(&unsettled.message))
+            || (self.options.redelivery == Redelivery::DelayedRetry
+                && !self.limit.allows_return(&unsettled.message))
     }
 
     /// Sees to it that a message whose handler failed is tried again after a while.
@@ -197,7 +203,10 @@ impl Settler {
                 Settled::Away(unsettled.delivery.tag)
             }
             Err(error) => {
-                self.not_passed_on(&error, "message not published anew; it stays, and is counted by the broker");
+                self.not_passed_on(
+                    &error,
+                    "message not published anew; it stays, and is counted by the broker",
+                );
                 if unsettled.delivery.leaves.is_some() {
                     unsettled.delivery.leaves = Some(Instant::now() + MOVE_AGAIN);
                 }
@@ -219,7 +228,8 @@ impl Settler {
                 exchange: message.exchange(),
                 routing_key: message.routing_key(),
             };
-            let (name, wanted) = (delay::name(queue, wait.step), Wanted::With(delay::arguments(queue, wait.step)));
+            let (name, wanted) =
+                (delay::name(queue, wait.step), Wanted::With(delay::arguments(queue, wait.step)));
             let copy = delayed_properties(&unsettled.delivery.properties, &delay);
             match self.onward.publish_to(&name, &wanted, copy, message.body().clone()).await {
                 Ok(()) => {

@@ -79,7 +79,11 @@ impl StoreHealth {
 
 /// How long a message is held that was held so often before.
 pub(super) fn holding(holds: u32) -> Duration {
-    if holds == 0 { Duration::ZERO } else { backoff(holds, Duration::from_millis(200), Duration::from_secs(10)) }
+    if holds == 0 {
+        Duration::ZERO
+    } else {
+        backoff(holds, Duration::from_millis(200), Duration::from_secs(10))
+    }
 }
 
 /// The pause after so many failures: doubling from `first` up to `longest`.

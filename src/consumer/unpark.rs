@@ -194,7 +194,8 @@ impl Unpark {
                 let unprocessed = self.unprocessed(&message);
                 let delivery = got.delivery;
                 moving.push(async move {
-                    let moved = if chooses { Some(self.one(&delivery, unprocessed, onward).await) } else { None };
+                    let moved =
+                        if chooses { Some(self.one(&delivery, unprocessed, onward).await) } else { None };
                     if renew && !matches!(moved, Some(Ok(()))) {
                         self.renew(&delivery, onward).await;
                     }
@@ -240,7 +241,12 @@ impl Unpark {
         }
     }
 
-    async fn one(&self, delivery: &Delivery, unprocessed: SystemTime, onward: &Onward) -> Result<(), BoxError> {
+    async fn one(
+        &self,
+        delivery: &Delivery,
+        unprocessed: SystemTime,
+        onward: &Onward,
+    ) -> Result<(), BoxError> {
         let Delivery { properties, acker, data, .. } = delivery;
         let from = || {
             let said = amqp::text_header(properties, reserved::ORIGINAL_QUEUE);

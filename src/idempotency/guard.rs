@@ -302,7 +302,8 @@ impl<S: IdempotencyStore> Guard<S> {
     pub(crate) async fn probe(&self) -> Result<(), StoreError> {
         let probe = |error| StoreError::new(StoreErrorKind::Configuration, error);
         let message_id = MessageId::new(PROBE).map_err(probe)?;
-        let request = ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: Fingerprint::of(b"") };
+        let request =
+            ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: Fingerprint::of(b"") };
         match self.claim(&request).await {
             Ok(Claims { session: Some(session), .. }) => self.store.release(session).await,
             Ok(Claims { session: None, .. }) => Ok(()),

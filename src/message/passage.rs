@@ -106,10 +106,16 @@ mod tests {
         let message = IncomingMessage::new("");
         assert_eq!((message.delivery_count(), message.returns()), (None, 0));
         let counted = message.with_header("x-delivery-count", 4).with_header("x-acquired-count", 9);
-        assert_eq!((counted.delivery_count(), counted.acquired_count(), counted.returns()), (Some(4), Some(9), 4));
+        assert_eq!(
+            (counted.delivery_count(), counted.acquired_count(), counted.returns()),
+            (Some(4), Some(9), 4)
+        );
         assert_eq!(counted.clone().with_header(reserved::DELIVERIES, 15).returns(), 19);
         for forged in [HeaderValue::Int(-1), i64::MAX.into(), "3".into(), HeaderValue::Void] {
-            let forged = counted.clone().with_header("x-delivery-count", forged.clone()).with_header(reserved::DELIVERIES, forged);
+            let forged = counted
+                .clone()
+                .with_header("x-delivery-count", forged.clone())
+                .with_header(reserved::DELIVERIES, forged);
             assert_eq!((forged.delivery_count(), forged.returns()), (None, 0));
         }
         assert_eq!(counted.with_header(reserved::DELIVERIES, u32::MAX).returns(), u32::MAX);

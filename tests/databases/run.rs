@@ -23,6 +23,8 @@ mod examples;
 mod flow;
 #[path = "leases.rs"]
 mod leases;
+#[path = "limits.rs"]
+mod limits;
 #[path = "outages.rs"]
 mod outages;
 #[path = "processes.rs"]
@@ -113,6 +115,8 @@ pub(crate) fn main() -> ExitCode {
         leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
         leases::no_transaction_is_open_during_the_handler;
         leases::batches_of_leases_are_claimed_and_completed_in_order<Postgres, MySql, Sqlite>;
+        limits::database_that_is_down_loses_and_parks_nothing;
+        limits::message_that_ends_its_consumers_is_parked_and_no_other;
         outages::server_stopped_for_20_seconds_nothing_acked_meanwhile;
         outages::batch_asks_a_store_that_is_away_once;
         outages::frozen_server_is_an_error_in_time<Postgres, MySql>;

@@ -42,7 +42,7 @@ pub async fn single_active_consumer_is_followed_by_the_next_one_effect_each() {
     let flow = Flow::start(&broker(), &queue, 500).await;
     let start = || {
         let handler = Insert { dawdle: Duration::from_millis(2), ..table.insert() };
-        Running::start(consumer(&table, &broker(), &queue), handler)
+        Running::start(consumer(&table, &broker(), &queue).single_active(), handler)
     };
     let mut active = start();
     active.decided(200).await;

@@ -21,6 +21,8 @@ mod faults;
 mod guard;
 #[path = "interop.rs"]
 mod interop;
+#[path = "limits.rs"]
+mod limits;
 #[path = "options.rs"]
 mod options;
 #[path = "parking.rs"]
@@ -29,6 +31,8 @@ mod parking;
 mod publisher;
 #[path = "redelivery.rs"]
 mod redelivery;
+#[path = "returns.rs"]
+mod returns;
 #[path = "status.rs"]
 mod status;
 #[path = "subscription.rs"]
@@ -104,6 +108,16 @@ pub(crate) fn main() -> ExitCode {
         options::messages_go_over_the_connection_that_is_up,
         options::credentials_come_from_a_provider_at_every_connect,
         options::nacked_messages_wait_for_room_and_fail_alone,
+        limits::deleted_parking_queue_is_declared_anew,
+        limits::delayed_retries_of_the_broker_are_used_where_it_has_them,
+        limits::failing_message_that_cannot_be_delayed_is_parked_after_its_attempts,
+        limits::held_failures_do_not_spend_the_limit,
+        limits::identity_that_is_busy_elsewhere_loses_and_parks_nothing,
+        limits::lease_whose_owner_died_is_waited_for,
+        limits::message_near_the_limit_is_published_anew,
+        limits::message_that_cannot_be_parked_is_held_until_it_can_be,
+        limits::store_that_hangs_loses_and_parks_nothing,
+        limits::store_that_is_away_loses_and_parks_nothing,
         parking::parking_outlives_the_node_that_it_began_on,
         parking::reject_is_parked_with_its_reason,
         parking::same_id_with_another_body_is_parked,
@@ -131,6 +145,10 @@ pub(crate) fn main() -> ExitCode {
         redelivery::ack_behind_a_delayed_copy_lost_one_effect,
         redelivery::confirm_of_a_delayed_copy_lost_one_effect,
         redelivery::deleted_delay_queue_is_declared_anew,
+        returns::consumer_that_may_not_declare_loses_nothing,
+        returns::consumer_timeout_loses_and_doubles_nothing,
+        returns::lost_connections_lose_double_and_park_nothing,
+        returns::memory_alarm_loses_and_parks_nothing_that_did_not_fail,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
         status::lost_subscription_shows_until_there_is_another,
@@ -141,6 +159,7 @@ pub(crate) fn main() -> ExitCode {
         subscription::dropped_consumer_leaves_no_subscription,
         unpark::unparked_message_takes_effect_once,
         unpark::unparked_message_is_handled_as_long_as_its_effect_is_known,
+        unpark::looking_at_parked_messages_never_uses_them_up,
         unpark::unpark_moves_what_is_chosen_and_loses_nothing,
         work_queue::declared_twice_is_fine,
         work_queue::what_the_broker_takes_out_is_parked,

@@ -14,11 +14,12 @@ use lapin_idempotent::{
 };
 
 use super::{
+    limits::limited,
     redelivery::{Flaky, delete, millis, wait_for_parked},
     support::{
-        amqp::{Client, with_id},
+        amqp::{Client, header, with_id},
         broker, eventually,
-        ledger::Ledger,
+        ledger::{Debit, Ledger},
     },
 };
 
@@ -129,4 +130,55 @@ pub async fn unpark_moves_what_is_chosen_and_loses_nothing() {
         client.delete(queue).await;
     }
     assert!(unpark().run().await.is_err(), "no such queue");
+}
+
+/// What is looked at and left is never used up, in the parking queue that a consumer declares and in an existing one with a limit.
+pub async fn looking_at_parked_messages_never_uses_them_up() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("looked-at").await;
+    let ours = format!("{queue}.parked");
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume(&broker(), &queue, Debit::default());
+    let theirs = client.queue_with("looked-at-limited", limited(20)).await;
+    let small = client.queue_with("looked-at-small", limited(5)).await;
+    let mut headers = FieldTable::default();
+    for (name, value) in [("reason", "rejected"), ("error", "an error"), ("scope", "ledger")] {
+        headers.insert(format!("x-idempotency-parked-{name}").into(), AMQPValue::LongString(value.into()));
+    }
+    headers.insert("x-idempotency-original-queue".into(), AMQPValue::LongString("test.nowhere".into()));
+    for n in 0..3 {
+        let id = with_id(&format!("order-{n}"));
+        client.publish(&queue, b"-1", id.clone()).await;
+        for parking in [&theirs, &small] {
+            client.publish(parking, b"-1", id.clone().with_headers(headers.clone())).await;
+        }
+    }
+    wait_for_parked(&client, &queue, 3).await;
+    consumer.stop().await;
+    for (parking, limit) in [(&ours, Some(20)), (&theirs, Some(20)), (&small, Some(5))] {
+        for run in 0..30 {
+            let there = async || (client.ready(parking).await == 3).then_some(());
+            eventually("all are there again", there).await;
+            let unpark = Unpark::new(broker(), parking).delivery_limit(limit);
+            // In turn: none is chosen, and none can be put back.
+            let unparked = match run % 2 {
+                0 => unpark.only(|_| false).run().await.expect("unpark"),
+                _ => unpark.to("test.no.such.queue").run().await.expect("unpark"),
+            };
+            let left = if run % 2 == 0 { unparked.left } else { unparked.failed };
+            assert_eq!((unparked.moved, left), (0, 3), "run {run} on {parking}: {unparked:?}");
+        }
+        eventually("they are there", async || (client.ready(parking).await == 3).then_some(())).await;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            let parked = client.get(parking).await.expect("parked");
+            assert_eq!(parked.data, b"-1");
+            assert_eq!(header(&parked, "x-idempotency-parked-reason").as_deref(), Some("rejected"));
+            ids.extend(parked.properties.message_id().as_ref().map(ToString::to_string));
+        }
+        ids.sort();
+        assert_eq!(ids, ["order-0", "order-1", "order-2"]);
+        client.delete(parking).await;
+    }
+    client.delete(&queue).await;
 }

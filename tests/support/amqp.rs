@@ -39,16 +39,16 @@ impl Client {
 
     pub async fn queue_with(&self, name: &str, arguments: FieldTable) -> String {
         let name = unique(name);
-        self.declare_with(&name, arguments).await;
+        self.declare_as(&name, arguments).await;
         name
     }
 
-    /// Declares a durable queue, again if it was deleted.
+    /// Declares a durable queue of this name, again if it was deleted.
     pub async fn declare(&self, queue: &str) {
-        self.declare_with(queue, FieldTable::default()).await;
+        self.declare_as(queue, FieldTable::default()).await;
     }
 
-    async fn declare_with(&self, queue: &str, arguments: FieldTable) {
+    pub async fn declare_as(&self, queue: &str, arguments: FieldTable) {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         self.channel.queue_declare(queue.into(), options, arguments).await.expect("declare");
     }
