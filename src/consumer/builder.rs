@@ -42,7 +42,7 @@ pub struct IdempotentConsumer;
 impl IdempotentConsumer {
     /// Starts to set up a consumer of `queue` whose effects are guarded by `store`.
     ///
-    /// The queue must exist. URI parameters are those of
+    /// The queue must exist; [`WorkQueue`](super::WorkQueue) declares one as it is recommended. URI parameters are those of
     /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
     pub fn builder<S: IdempotencyStore>(
         uri: impl AsRef<str>,

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{
     builder::Options,
     error::{ConsumeError, ConsumeErrorKind},
-    park::describe,
+    park::{UNLIMITED, describe},
 };
 use crate::{
     amqp::{self, ClosedOnDrop, ConnectOptions},
@@ -140,12 +140,7 @@ pub(super) async fn ensure_queue(
     }
     let mut quorum = FieldTable::default();
     quorum.insert(ShortString::from("x-queue-type"), AMQPValue::LongString(LongString::from("quorum")));
-    let mut unlimited = quorum.clone();
-    unlimited.insert(ShortString::from("x-delivery-limit"), AMQPValue::LongLongInt(-1));
-    if declare_durable(connection, limit, queue, unlimited).await.is_ok() {
-        return Ok(());
-    }
-    // RabbitMQ 3.x takes no negative limit, and has none unless one is set.
+    quorum.insert(ShortString::from("x-delivery-limit"), AMQPValue::LongLongInt(UNLIMITED));
     declare_durable(connection, limit, queue, quorum).await
 }
 

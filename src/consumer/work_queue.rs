@@ -25,12 +25,12 @@ const NAME_BYTES: usize = 255;
 ///
 /// `<queue>` becomes a quorum queue. What the broker itself takes out of it, such as a message that came back more often than the
 /// [delivery limit](Self::delivery_limit), is not deleted, but dead-lettered at least once to `<queue>.parked`: a quorum queue without a limit, in which a consumer
-/// parks its messages, too. What the broker brought there does not say which queue it is from: bring it back with [`Unpark::to`](super::Unpark::to).
+/// parks its messages, too. [`Unpark`](super::Unpark) brings both back.
 ///
 /// | | `<queue>` | `<queue>.parked` |
 /// |---|---|---|
 /// | `x-queue-type` | `quorum` | `quorum` |
-/// | `x-delivery-limit` | 20 | -1 from 4.0 on; before, there is none by default |
+/// | `x-delivery-limit` | 20 | 2,147,483,647, which is none (-1 would remove messages on 3.x) |
 /// | `x-dead-letter-exchange`, `-routing-key` | the default exchange, `<queue>.parked` | |
 /// | `x-dead-letter-strategy` | `at-least-once` | |
 /// | `x-overflow` | `reject-publish`, which `at-least-once` needs | |
@@ -101,8 +101,8 @@ impl WorkQueue {
 
     /// How often a message may come back before the broker takes it out and parks it. Default 20; `None`: as often as it will.
     ///
-    /// It is a last resort against messages that take their consumers down. Up to 4.2 all returns count, those of a lost connection for each message that it held;
-    /// from 4.3 on `basic.nack` does not. With [`Redelivery::Requeue`](super::Redelivery::Requeue) each delay is a return.
+    /// It is a last resort, for other consumers than this crate's, and for messages that take their consumers down. Up to 4.2 all returns count, those of a lost connection for each
+    /// message that it held; from 4.3 on `basic.nack` does not. Tell it to the consumer, too: [`ConsumerBuilder::delivery_limit`](super::ConsumerBuilder::delivery_limit).
     pub fn delivery_limit(mut self, returns: impl Into<Option<u32>>) -> Self {
         self.options.delivery_limit = returns.into();
         self
@@ -149,7 +149,7 @@ impl WorkQueue {
         }
         let version = amqp::server_version(&connect).await?;
         let queue = Declaration::of_work(&self.queue, &parking, &self.options, version)?;
-        let parking = Declaration::of_parking(&parking, version);
+        let parking = Declaration::of_parking(&parking);
         let connection = ClosedOnDrop::new(connect.open().await?);
         let declaring = Declaring { connection: &connection, limit: connect.timeout };
         let declared = declaring.both(&queue, &parking, version).await;

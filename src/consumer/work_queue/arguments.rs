@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lapin::types::{AMQPValue, LongString};
 
-use super::error::DeclareError;
+use super::{super::park::UNLIMITED, error::DeclareError};
 use crate::amqp::ServerVersion;
 
 pub(super) const TYPE: &str = "x-queue-type";
@@ -100,7 +100,7 @@ impl Declaration {
         work.text("x-dead-letter-routing-key", parking);
         work.text("x-dead-letter-strategy", "at-least-once");
         work.text("x-overflow", "reject-publish");
-        work.limit(options.delivery_limit, version);
+        work.limit(options.delivery_limit);
         if let Some((min, max)) = options.delayed_retry {
             needs("delayed_retry", (4, 3))?;
             work.text("x-delayed-retry-type", "failed");
@@ -114,9 +114,9 @@ impl Declaration {
         Ok(work)
     }
 
-    pub(super) fn of_parking(queue: &str, version: ServerVersion) -> Self {
+    pub(super) fn of_parking(queue: &str) -> Self {
         let mut parking = Self::quorum(queue, Role::Parking);
-        parking.limit(None, version);
+        parking.limit(None);
         parking
     }
 
@@ -130,13 +130,8 @@ impl Declaration {
         self.arguments.insert(name.to_owned(), Value::Number(millis.into()));
     }
 
-    fn limit(&mut self, limit: Option<u32>, version: ServerVersion) {
-        let limit = match limit {
-            Some(limit) => limit.into(),
-            // Since then there is a limit by default.
-            None if version >= (4, 0) => -1,
-            None => return,
-        };
+    fn limit(&mut self, limit: Option<u32>) {
+        let limit = limit.map_or(UNLIMITED, Into::into);
         self.arguments.insert(LIMIT.to_owned(), Value::Number(limit));
     }
 }
@@ -174,17 +169,12 @@ mod tests {
         assert!(declared.durable && !declared.auto_delete);
     }
 
+    /// Every version takes it, and none reaches it.
     #[test]
-    fn no_limit_is_said_where_there_is_one_by_default() {
+    fn no_limit_is_a_very_large_one() {
         let unlimited = Options { delivery_limit: None, ..Options::default() };
-        for (on, expected) in
-            [("3.13.7", None), ("4.0.0", Some(Value::Number(-1))), ("4.3.6", Some(Value::Number(-1)))]
-        {
-            let parking = Declaration::of_parking("orders.parked", version(on));
-            let work = work(&unlimited, on).unwrap();
-            for declared in [parking, work] {
-                assert_eq!(declared.arguments.get(LIMIT), expected.as_ref(), "{on}: {declared:?}");
-            }
+        for declared in [Declaration::of_parking("orders.parked"), work(&unlimited, "4.3.6").unwrap()] {
+            assert_eq!(declared.arguments[LIMIT], Value::Number(2_147_483_647), "{declared:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::super::park::UNLIMITED;
 use super::arguments::{Declaration, LIMIT, Role, TIMEOUT, TYPE, Value};
 use crate::amqp::ServerVersion;
 
@@ -134,6 +135,11 @@ fn limit(role: Role, current: &Current, version: ServerVersion) -> String {
         Current::Is(_) | Current::Unknown => return "another limit applies".to_owned(),
     };
     match (role, limit) {
+        // RabbitMQ 3.x takes a negative limit for one.
+        (_, Some(limit)) if limit < 0 && version < (4, 0) => {
+            "a message that is given back once is taken out".to_owned()
+        }
+        (_, Some(UNLIMITED..)) => "there is no limit".to_owned(),
         (Role::Work, Some(limit)) if limit >= 0 => {
             format!("{own}the broker takes a message out that came back more than {limit} times")
         }
@@ -153,7 +159,7 @@ mod tests {
         let version = ServerVersion::parse(on).unwrap();
         let wanted = match role {
             Role::Work => Declaration::of_work("q", "q.parked", &Options::default(), version).unwrap(),
-            Role::Parking => Declaration::of_parking("q.parked", version),
+            Role::Parking => Declaration::of_parking("q.parked"),
         };
         Difference::new(&wanted, setting, current, version).to_string()
     }
@@ -172,9 +178,13 @@ mod tests {
             "q: x-delivery-limit is 5; recommended 20: the broker takes a message out that came back more than 5 times"
         );
         assert!(work(LIMIT, Current::Is(Value::Number(-1)), "4.0.5").ends_with("for ever"));
+        assert!(
+            work(LIMIT, Current::Is(Value::Number(-1)), "3.13.7").ends_with("given back once is taken out")
+        );
+        assert!(work(LIMIT, Current::Is(Value::Number(UNLIMITED)), "4.3.6").ends_with("there is no limit"));
         assert_eq!(
             parking(LIMIT, Current::Unset, "4.3.6"),
-            "q.parked: x-delivery-limit is none; recommended -1: the broker's own limit of 20 applies: \
+            "q.parked: x-delivery-limit is none; recommended 2147483647: the broker's own limit of 20 applies: \
              a parked message that was taken and given back more than 20 times is dropped, unless a policy says otherwise"
         );
         assert!(
