@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{
     consuming::{consumer, delete},
-    database::{Table, server::Server},
+    database::{Kind, Table, server::Server, short},
     support::{
         amqp::{Client, header, with_id},
         broker,
@@ -80,7 +80,8 @@ pub async fn message_that_ends_its_consumers_is_parked_and_no_other() {
     const MESSAGES: i64 = 300;
     const STARTS: u32 = 60;
     join_all([2, 20].map(|limit| async move {
-        let table = Table::<Postgres>::create().await;
+        // The worker creates the tables.
+        let table = Table::<Postgres>::open(&Postgres::url(), &short("ids"), &short("eff")).await;
         let client = Client::connect(&broker()).await;
         let queue = client.queue_with("killer", limited(limit)).await;
         for n in 0..MESSAGES {
@@ -117,11 +118,13 @@ pub async fn message_that_ends_its_consumers_is_parked_and_no_other() {
                 deaths += 1;
                 worker = Worker::start(&arguments);
             }
-            if table.effects().await.1 == MESSAGES - 1 && client.ready(&queue).await == 0 {
-                // The parking queue is there from the first start on.
-                if client.ready(&parking).await == 1 {
-                    break;
-                }
+            // Queues and tables are there when one has died.
+            if deaths > 0
+                && client.ready(&queue).await == 0
+                && client.ready(&parking).await == 1
+                && table.effects().await.1 == MESSAGES - 1
+            {
+                break;
             }
             sleep(Duration::from_millis(50)).await;
         }
