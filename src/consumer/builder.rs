@@ -1,11 +1,11 @@
 //! How a consumer is set up.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
-    delay::{Delays, Redelivery},
-    delivery_limit::DeliveryLimit,
+    delay::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
+    options::{Hook, Options},
     park::ParkingTarget,
     runner::Runner,
     status::{ConsumerMonitor, StoppedOnDrop},
@@ -129,84 +129,6 @@ pub struct ConsumerBuilder<S> {
     options: Options,
 }
 
-/// What the runner needs to know.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) queue: String,
-    pub(crate) parking: ParkingTarget,
-    pub(crate) prefetch: u16,
-    pub(crate) prefetch_bytes: Option<usize>,
-    pub(crate) exclusive: bool,
-    pub(crate) single_active: bool,
-    pub(crate) delivery_limit: Option<u32>,
-    pub(crate) consumer_timeout: Option<Duration>,
-    pub(crate) priority: i32,
-    pub(crate) workers: usize,
-    pub(crate) batch: usize,
-    pub(crate) redelivery: Redelivery,
-    pub(crate) immediate_retries: u32,
-    pub(crate) max_attempts: u32,
-    pub(crate) first_delay: Duration,
-    pub(crate) longest_delay: Duration,
-    pub(crate) drain_timeout: Duration,
-    pub(crate) on_outcome: Hook,
-}
-
-impl Options {
-    pub(crate) fn delays(&self) -> Delays {
-        Delays::new(self.first_delay, self.longest_delay)
-    }
-
-    /// How often the handler may fail in one delivery.
-    pub(crate) fn failures_each(&self) -> u32 {
-        self.immediate_retries.saturating_add(1)
-    }
-
-    /// Whether a subscription begins with one delivery at a time, until it is known what comes. That takes a second subscription, which another consumer could
-    /// come before.
-    pub(crate) fn begins_cautiously(&self) -> bool {
-        !self.exclusive && !self.single_active
-    }
-
-    /// How the broker's count is watched.
-    pub(crate) fn watched(&self) -> DeliveryLimit {
-        let failures = match self.redelivery {
-            Redelivery::DelayedRetry => self.max_attempts.div_ceil(self.failures_each()),
-            Redelivery::Delayed | Redelivery::Held => 0,
-        };
-        DeliveryLimit::new(self.delivery_limit, failures, self.begins_cautiously())
-    }
-
-    /// How long a delivery may be here before it is published anew: four fifths of the time that the broker allows.
-    pub(crate) fn patience(&self) -> Option<Duration> {
-        self.consumer_timeout.map(|limit| limit / 5 * 4)
-    }
-
-    fn redelivery_time(&self) -> Duration {
-        self.delays().total(self.max_attempts, self.failures_each())
-    }
-}
-
-type OutcomeFn = dyn Fn(&IncomingMessage, &Outcome) + Send + Sync;
-
-/// The application's observer, if there is one.
-#[derive(Clone, Default)]
-pub(crate) struct Hook(Option<Arc<OutcomeFn>>);
-
-impl Hook {
-    pub(crate) fn call(&self, message: &IncomingMessage, outcome: &Outcome) {
-        if let Some(observe) = &self.0 {
-            observe(message, outcome);
-        }
-    }
-}
-
-impl fmt::Debug for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Hook(set)" } else { "Hook(none)" })
-    }
-}
-
 impl<S: IdempotencyStore> ConsumerBuilder<S> {
     connection_settings!();
 
@@ -285,16 +207,17 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// How long the broker lets a consumer hold a message unacknowledged (its setting `consumer_timeout`, or the queue's `x-consumer-timeout`): after that it takes back all that
-    /// the consumer has, and counts it. Default 30 minutes, as RabbitMQ's; `None` if there is no such limit.
+    /// the consumer has, and counts it. Default 30 minutes, as RabbitMQ's; at least 1 s; `None` if there is no such limit.
     ///
     /// What waits here for four fifths of that is published anew to its queue, with a confirm, and acked. The prefetch follows the time that a message
     /// takes, so that the last one of the window has its turn in half of it. A handler that takes longer by itself goes on; what it commits is found by the next delivery.
     pub fn consumer_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.options.consumer_timeout = limit.into();
+        self.options.consumer_timeout = limit.into().map(|limit| limit.max(Duration::from_secs(1)));
         self
     }
 
-    /// Consumers with a higher priority get messages first, as long as they have room (RabbitMQ's consumer priorities, `x-priority`). Default 0.
+    /// Consumers with a higher priority get messages first, as long as they have room (RabbitMQ's consumer priorities, `x-priority`); at their start for one message, see
+    /// [`prefetch`](Self::prefetch). Default 0.
     pub fn priority(mut self, priority: i32) -> Self {
         self.options.priority = priority;
         self

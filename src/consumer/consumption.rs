@@ -226,8 +226,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             match decision {
                 Decision::Ack(tag) => tags.push(tag),
                 Decision::Begun => {}
-                Decision::Hold { unsettled, .. } if away => back.extend(self.refused(unsettled, count)),
-                Decision::Hold { unsettled, after } => self.hold(unsettled, after, Next::Handle),
+                Decision::Hold { unsettled, .. } if away => back.extend(self.refused(*unsettled, count)),
+                Decision::Hold { unsettled, after } => self.hold(*unsettled, after, Next::Handle),
             }
         }
         self.inbox.put_back(back);

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{FutureExt, StreamExt};
@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::{
     attempts::Attempts,
-    builder::Options,
     delivery_limit::{DeliveryLimit, Judgement},
+    options::Options,
     park::describe,
     prefetch::Prefetch,
     session::Session,
@@ -55,6 +55,14 @@ pub(crate) struct Parking {
     pub(crate) reason: ParkReason,
     pub(crate) error: Option<String>,
     pub(crate) attempts: u32,
+    /// When that was decided: since then nobody here knows whether a copy of it took effect.
+    pub(crate) at: SystemTime,
+}
+
+impl Parking {
+    pub(crate) fn new(reason: ParkReason, error: Option<String>, attempts: u32) -> Self {
+        Self { reason, error, attempts, at: SystemTime::now() }
+    }
 }
 
 /// What is done about a message that has no turn here, or not now.
@@ -140,7 +148,9 @@ impl Inbox {
         let (mut message, properties, acker) = amqp::incoming(delivery);
         attempts.recall(&mut message);
         let judgement = self.limit.judge(&message, self.survived);
-        prefetch.took(bytes, !matches!(judgement, Judgement::Handle | Judgement::Move { suspected: false }));
+        let harmless = matches!(judgement, Judgement::Handle | Judgement::Move { suspected: false });
+        // A suspect that waits for its turn gets it when nothing else is left: few others may come meanwhile.
+        prefetch.took(bytes, !harmless || self.has_suspects());
         self.window.deliver(tag);
         let leaves = self.patience.and_then(|patience| Instant::now().checked_add(patience));
         let delivery = Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0 };
@@ -153,13 +163,9 @@ impl Inbox {
             }
             Judgement::Park => {
                 let returns = unsettled.message.returns();
-                let parking = Parking {
-                    reason: ParkReason::ConsumerDied,
-                    error: Some(format!(
-                        "it was taken back {returns} times, the last times with nothing else in hand"
-                    )),
-                    attempts: returns,
-                };
+                let error =
+                    format!("it was taken back {returns} times, the last times with nothing else in hand");
+                let parking = Parking::new(ParkReason::ConsumerDied, Some(error), returns);
                 self.aside.push((unsettled, Aside::Park(parking)));
             }
         }

@@ -13,6 +13,7 @@ mod error;
 mod inbox;
 mod observe;
 mod onward;
+mod options;
 mod park;
 mod prefetch;
 mod runner;

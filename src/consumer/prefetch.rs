@@ -83,8 +83,11 @@ impl Prefetch {
     pub(crate) fn measured(&mut self, messages: usize, took: Duration, workers: usize) {
         let parts = u32::try_from(messages.saturating_mul(workers)).unwrap_or(u32::MAX);
         let each = took / parts.max(1);
-        self.time =
-            if self.time.is_zero() { each } else { self.time - self.time / SMOOTHING + each / SMOOTHING };
+        self.time = if self.time.is_zero() {
+            each
+        } else {
+            self.time.saturating_sub(self.time / SMOOTHING) + each / SMOOTHING
+        };
     }
 
     /// The count to subscribe with anew, if the present one is far off.

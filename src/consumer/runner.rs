@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     attempts::Attempts,
-    builder::Options,
     consumption::{Consumption, End},
     delay::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
+    options::Options,
     park::describe,
     prefetch::Prefetch,
     session::Session,

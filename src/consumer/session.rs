@@ -14,8 +14,8 @@ use lapin::{
 use tokio::time::timeout;
 
 use super::{
-    builder::Options,
     error::{ConsumeError, ConsumeErrorKind},
+    options::Options,
     park::{UNLIMITED, describe},
 };
 use crate::{

@@ -6,12 +6,12 @@ use tokio::time::Instant;
 
 use super::{
     attempts::Attempts,
-    builder::Options,
     delay::{self, Delays, Redelivery, Wait},
     delivery_limit::DeliveryLimit,
     inbox::{Aside, Next, Parking, Unsettled},
     observe,
     onward::{Onward, OnwardError, Wanted},
+    options::Options,
     park::{ParkingTarget, bounded, describe},
     settle::{ParkReason, Settlement, settle},
     settling::{Settled, Settling, ack, reject},
@@ -33,7 +33,7 @@ pub(crate) enum Decision {
     /// It is being passed on.
     Begun,
     /// It stays here for a while.
-    Hold { unsettled: Unsettled, after: Duration },
+    Hold { unsettled: Box<Unsettled>, after: Duration },
 }
 
 /// Settles deliveries, over all sessions of a consumer.
@@ -83,10 +83,10 @@ impl Settler {
             Settlement::Hold { after } => {
                 let after = after.max(holding(unsettled.delivery.holds));
                 unsettled.delivery.holds += 1;
-                Decision::Hold { unsettled, after }
+                Decision::Hold { unsettled: Box::new(unsettled), after }
             }
             Settlement::Defer { after } if self.options.redelivery == Redelivery::Held => {
-                Decision::Hold { unsettled, after }
+                Decision::Hold { unsettled: Box::new(unsettled), after }
             }
             Settlement::Defer { after } => {
                 let failures = unsettled.message.failures();
@@ -98,7 +98,7 @@ impl Settler {
                 let name = observe::name(&unsettled.message);
                 if self.exhausted(&unsettled, failed) {
                     attempts.forget(&name);
-                    let parking = Parking { reason: ParkReason::AttemptsExhausted, error, attempts: failed };
+                    let parking = Parking::new(ParkReason::AttemptsExhausted, error, failed);
                     self.park(unsettled, parking, settling);
                     return Decision::Begun;
                 }
@@ -112,7 +112,7 @@ impl Settler {
             }
             Settlement::Park(reason) => {
                 let attempts = unsettled.message.failures().saturating_add(1);
-                self.park(unsettled, Parking { reason, error, attempts }, settling);
+                self.park(unsettled, Parking::new(reason, error, attempts), settling);
                 Decision::Begun
             }
         }
@@ -161,7 +161,7 @@ impl Settler {
                 unsettled.message.set_failures(failed);
                 // A lost connection takes the message back as it was.
                 attempts.remember(name, failed);
-                Decision::Hold { unsettled, after: wait.wanted }
+                Decision::Hold { unsettled: Box::new(unsettled), after: wait.wanted }
             }
             Redelivery::Delayed | Redelivery::DelayedRetry => {
                 self.delay(unsettled, failed, wait, settling);
@@ -257,7 +257,7 @@ impl Settler {
                 reason: parking.reason.as_str(),
                 error: parking.error.as_deref().map(bounded),
                 attempts: parking.attempts,
-                at: SystemTime::now(),
+                at: parking.at,
                 scope: &self.scope,
                 queue,
                 exchange: message.exchange(),

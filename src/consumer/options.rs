@@ -1,0 +1,88 @@
+//! What a consumer was set up with.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{
+    delay::{Delays, Redelivery},
+    delivery_limit::DeliveryLimit,
+    park::ParkingTarget,
+};
+use crate::{idempotency::Outcome, message::IncomingMessage};
+
+/// What the runner needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) queue: String,
+    pub(crate) parking: ParkingTarget,
+    pub(crate) prefetch: u16,
+    pub(crate) prefetch_bytes: Option<usize>,
+    pub(crate) exclusive: bool,
+    pub(crate) single_active: bool,
+    pub(crate) delivery_limit: Option<u32>,
+    pub(crate) consumer_timeout: Option<Duration>,
+    pub(crate) priority: i32,
+    pub(crate) workers: usize,
+    pub(crate) batch: usize,
+    pub(crate) redelivery: Redelivery,
+    pub(crate) immediate_retries: u32,
+    pub(crate) max_attempts: u32,
+    pub(crate) first_delay: Duration,
+    pub(crate) longest_delay: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) on_outcome: Hook,
+}
+
+impl Options {
+    pub(crate) fn delays(&self) -> Delays {
+        Delays::new(self.first_delay, self.longest_delay)
+    }
+
+    /// How often the handler may fail in one delivery.
+    pub(crate) fn failures_each(&self) -> u32 {
+        self.immediate_retries.saturating_add(1)
+    }
+
+    /// Whether a subscription begins with one delivery at a time, until it is known what comes. That takes a second subscription, which another consumer could
+    /// come before.
+    pub(crate) fn begins_cautiously(&self) -> bool {
+        !self.exclusive && !self.single_active
+    }
+
+    /// How the broker's count is watched.
+    pub(crate) fn watched(&self) -> DeliveryLimit {
+        let failures = match self.redelivery {
+            Redelivery::DelayedRetry => self.max_attempts.div_ceil(self.failures_each()),
+            Redelivery::Delayed | Redelivery::Held => 0,
+        };
+        DeliveryLimit::new(self.delivery_limit, failures, self.begins_cautiously())
+    }
+
+    /// How long a delivery may be here before it is published anew: four fifths of the time that the broker allows.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.consumer_timeout.map(|limit| limit / 5 * 4)
+    }
+
+    pub(super) fn redelivery_time(&self) -> Duration {
+        self.delays().total(self.max_attempts, self.failures_each())
+    }
+}
+
+type OutcomeFn = dyn Fn(&IncomingMessage, &Outcome) + Send + Sync;
+
+/// The application's observer, if there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Hook(pub(super) Option<Arc<OutcomeFn>>);
+
+impl Hook {
+    pub(crate) fn call(&self, message: &IncomingMessage, outcome: &Outcome) {
+        if let Some(observe) = &self.0 {
+            observe(message, outcome);
+        }
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Hook(set)" } else { "Hook(none)" })
+    }
+}
