@@ -1,7 +1,8 @@
 //! The protocol as a model, checked exhaustively: every order of steps, and every choice of faults up to a budget.
 //!
 //! `cargo test --test model`; with `-- --nocapture` it prints the number of states, and how each mutant goes wrong. `MODEL_FAULTS=4` allows one
-//! fault more than the three of the default run (two in the worlds with two messages): ten times the states and the time.
+//! fault more than the three of the default run (two in the worlds with two messages): ten times the states and the time. Two
+//! consumers with a delivery limit stay at three, for that world did not end within eight minutes.
 //!
 //! # The delivery limit
 //!
@@ -91,7 +92,10 @@ fn late_answers_of_two_messages() {
 
 #[test]
 fn delivery_limit_and_two_consumers() {
-    assert!(holds(Protocol { limit: Some(Limit { returns: 1, margin: 0, losses: 1 }), ..world() }) > 1000);
+    let faults = world().faults.min(3);
+    assert!(
+        holds(Protocol { faults, limit: Some(Limit { returns: 1, margin: 0, losses: 1 }), ..world() }) > 1000
+    );
 }
 
 #[test]
