@@ -269,6 +269,9 @@ impl PostgresStore {
     /// covers, are in the default partition, from which rows are deleted. A purge drops all partitions that are due, whatever its limit, and
     /// counts their rows by the server's statistics. Uniqueness holds over all partitions, because the ID decides
     /// which one it is in.
+    ///
+    /// The hours may be changed later, and processes with different ones may work side by side: the partitions that are there stay as they
+    /// are, and new ones fill the gaps between them.
     #[must_use]
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
         let texts = Postgres::texts(self.table().clone(), Some(u32::from(hours.get())));

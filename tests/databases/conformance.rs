@@ -61,7 +61,7 @@ pub async fn of_leases<K: Kind>() {
 }
 
 pub async fn of_partitions() {
-    let table = super::retention::partitioned().await;
+    let table = super::partitions::partitioned(&Postgres::url()).await;
     let hours = NonZero::new(1).unwrap();
     let open = async || open(&table).await.partitioned(hours);
     let capabilities = transactions::<Postgres>();

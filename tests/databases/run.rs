@@ -27,6 +27,8 @@ mod leases;
 mod limits;
 #[path = "outages.rs"]
 mod outages;
+#[path = "partitions.rs"]
+mod partitions;
 #[path = "processes.rs"]
 mod processes;
 #[path = "reconnects.rs"]
@@ -122,6 +124,9 @@ pub(crate) fn main() -> ExitCode {
         outages::frozen_server_is_an_error_in_time<Postgres, MySql>;
         outages::server_that_is_not_there_is_an_error_that_says_so<Postgres, MySql>;
         outages::passwords_are_never_printed<Postgres, MySql>;
+        partitions::made_ahead_and_dropped_when_all_is_old;
+        partitions::identity_is_unique_everywhere;
+        partitions::the_present_has_one_whatever_the_width_was;
         processes::two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>;
         processes::zombie_whose_lease_ran_out_cannot_complete<Postgres, MySql, Sqlite>;
         processes::zombie_whose_transaction_was_ended_cannot_commit;
@@ -133,8 +138,6 @@ pub(crate) fn main() -> ExitCode {
         retention::late_duplicate_is_handled_once_more_only_after_the_purge<Postgres, MySql, Sqlite>;
         retention::purge_skips_what_others_hold<Postgres, MySql>;
         retention::sweeper_keeps_the_young_and_stops_on_request<Postgres, MySql, Sqlite>;
-        retention::partitions_are_made_ahead_and_dropped_when_all_is_old;
-        retention::partitioned_identity_is_unique_everywhere;
         retention::message_older_than_the_retention_is_not_judged_by_a_missing_record<Postgres, MySql, Sqlite>;
         retention::consumer_does_not_start_with_a_retention_that_is_too_short;
         schema::missing_parts_are_named_with_the_sql_to_run<Postgres, MySql, Sqlite>;

@@ -2,7 +2,7 @@
 
 use super::{
     mutants::Mutant,
-    protocol::{Action, MAX_ATTEMPTS, Protocol, Store},
+    protocol::{Action, Limit, MAX_ATTEMPTS, Protocol, Store},
     state::{Broken, Consumer, Copy, Fate, Id, Item, Phase, Place, State},
 };
 
@@ -15,7 +15,8 @@ impl Protocol {
                 let ready = state.copies.iter().filter(|copy| copy.place == Place::Ready).count();
                 actions.extend((1..=ready.min(self.batch)).map(|count| Action::Deliver(index, count)));
             }
-            Phase::Delivered if self.waits(state, consumer, index) => actions.push(Action::Busy(index)),
+            // Or it gives up, holds the message and asks again, which comes to the same.
+            Phase::Delivered if self.waits(state, consumer, index) => {}
             Phase::Delivered => actions.push(Action::Claim(index)),
             Phase::Claimed => {
                 actions.push(Action::Handle(index));
@@ -30,23 +31,30 @@ impl Protocol {
             }
             Phase::Handled | Phase::HalfCommitted => {
                 actions.push(Action::Complete(index));
-                if faults && consumer.phase == Phase::Handled {
+                if faults && consumer.phase == Phase::Handled && !state.away {
                     actions.push(Action::CompleteUnknown(index, true));
                     actions.push(Action::CompleteUnknown(index, false));
                 }
             }
             Phase::Settling => {
                 for (number, item) in consumer.items.iter().enumerate() {
-                    if item.fate != Fate::Settled {
-                        actions.push(Action::Settle(index, number));
-                        if faults && item.attached && item.fate != Fate::Requeue {
+                    if matches!(item.fate, Fate::Settled | Fate::Hold) {
+                        continue;
+                    }
+                    actions.push(Action::Settle(index, number));
+                    if faults && item.attached && item.fate != Fate::Requeue {
+                        if self.may_lose_channel(state, index) {
                             actions.push(Action::SettleLost(index, number));
+                        }
+                        // A refused move changes nothing: it is tried again, and the message is not handled before.
+                        if !matches!(item.fate, Fate::Ack | Fate::MoveOn) {
+                            actions.push(Action::PassRefused(index, number));
                         }
                     }
                 }
             }
         }
-        if faults && consumer.phase != Phase::Idle {
+        if faults && consumer.phase != Phase::Idle && self.may_lose_channel(state, index) {
             if consumer.items.iter().chain(&consumer.alone).any(|item| item.attached) {
                 actions.push(Action::Cut(index));
             }
@@ -64,20 +72,44 @@ impl Protocol {
     }
 
     pub(super) fn deliver(&self, state: &mut State, index: usize, count: usize) {
-        let mut items = Vec::new();
+        let (mut items, mut near) = (Vec::new(), Vec::new());
         for copy in state.copies.iter_mut().filter(|copy| copy.place == Place::Ready).take(count) {
             copy.place = Place::Unacked(index);
-            items.push(Item { copy: copy.clone(), attached: true, fate: Fate::Undecided });
+            if self.is_near_limit(copy) {
+                near.push(Item::new(copy, Fate::MoveOn));
+            } else {
+                items.push(Item::new(copy, Fate::Undecided));
+            }
         }
-        state.consumers[index] = Consumer { items, phase: Phase::Delivered, alone: Vec::new() };
+        state.consumers[index] = if near.is_empty() {
+            Consumer { items, phase: Phase::Delivered, alone: Vec::new() }
+        } else {
+            Consumer { items: near, phase: Phase::Settling, alone: items }
+        };
         if self.mutant(Mutant::AckFirst) {
             let numbers: Vec<u8> = state.consumers[index].items.iter().map(|item| item.copy.number).collect();
             state.copies.retain(|copy| !numbers.contains(&copy.number));
         }
     }
 
+    fn is_near_limit(&self, copy: &Copy) -> bool {
+        let near = |limit: Limit| copy.returns + limit.margin >= limit.returns;
+        let blind = self.mutant(Mutant::LimitNotWatched) || self.mutant(Mutant::NackWhileStoreAway);
+        self.limit.is_some_and(near) && !blind
+    }
+
     /// `guard.rs` and `batch.rs`: what the claim says of each message, and what follows from it.
     pub(super) fn claim(&self, state: &mut State, index: usize) {
+        let numbers: Vec<u8> = state.consumers[index].items.iter().map(|item| item.copy.number).collect();
+        for number in numbers {
+            state.take_up(index, number);
+        }
+        if state.away {
+            let nacks = self.mutant(Mutant::NackWhileStoreAway);
+            let fate = if nacks { Fate::Requeue } else { Fate::Hold };
+            state.consumers[index].items.iter_mut().for_each(|item| item.fate = fate);
+            return state.settling(index);
+        }
         let mut consumer = std::mem::take(&mut state.consumers[index]);
         let mut seen: Vec<Id> = Vec::new();
         for item in &mut consumer.items {
@@ -90,7 +122,7 @@ impl Protocol {
             } else if record.done && !blind {
                 Fate::Ack
             } else if record.holder.is_some_and(|holder| holder != index) {
-                Fate::Requeue
+                Fate::Hold
             } else if state.old && !vouched && !self.mutant(Mutant::NoAgeGate) {
                 // `Guard::too_old`: a missing record says nothing any more.
                 Fate::Park(false)
@@ -105,13 +137,13 @@ impl Protocol {
             };
             seen.push(id);
         }
-        consumer.phase = if consumer.items.iter().any(|item| matches!(item.fate, Fate::Acquired(_))) {
-            Phase::Claimed
-        } else {
-            Phase::Settling
-        };
+        let acquired = consumer.items.iter().any(|item| matches!(item.fate, Fate::Acquired(_)));
         state.consumers[index] = consumer;
-        state.settle_copies(index);
+        if acquired {
+            state.consumers[index].phase = Phase::Claimed;
+        } else {
+            state.settling(index);
+        }
     }
 
     /// Effects that are not part of a transaction happen in the handler.
@@ -131,13 +163,15 @@ impl Protocol {
         }
     }
 
-    /// `IdempotencyStore::release`: a rollback, or a compare-and-delete on the token.
+    /// `IdempotencyStore::release`: a rollback, or a compare-and-delete on the token. While the store is away, a lease is left to run out.
     pub(super) fn release(&self, state: &mut State, index: usize) {
         for item in state.consumers[index].items.clone() {
             if let Fate::Acquired(token) = item.fate {
                 let record = &mut state.records[item.copy.id];
                 let ours = record.holder == Some(index) && record.token == token;
-                if ours {
+                if ours && state.away {
+                    record.orphaned = true;
+                } else if ours {
                     record.holder = None;
                 } else if self.mutant(Mutant::ReleaseWithoutToken) && record.holder.is_some() {
                     record.holder = None;
@@ -209,11 +243,10 @@ impl Protocol {
         for item in &mut consumer.items {
             if matches!(item.fate, Fate::Acquired(_)) {
                 // I1: an ack follows a commit that is known.
-                item.fate = if known && !lost { Fate::Ack } else { Fate::Requeue };
+                item.fate = if known && !lost { Fate::Ack } else { Fate::Hold };
             }
         }
-        consumer.phase = Phase::Settling;
-        state.settle_copies(index);
+        state.settling(index);
     }
 
     /// Whether the claim was lost before.
@@ -243,21 +276,20 @@ impl Protocol {
 }
 
 impl State {
-    /// `Guard::copy_of`: copies inside a batch follow the first one once its fate is known.
-    fn settle_copies(&mut self, index: usize) {
+    /// The fates are known. `Guard::copy_of`: copies inside a batch follow the first one.
+    fn settling(&mut self, index: usize) {
         let consumer = &mut self.consumers[index];
-        if consumer.phase != Phase::Settling {
-            return;
-        }
+        consumer.phase = Phase::Settling;
         for at in 0..consumer.items.len() {
             if consumer.items[at].fate == Fate::Undecided {
                 let id = consumer.items[at].copy.id;
                 let first = consumer.items.iter().find(|item| item.copy.id == id).map(|item| item.fate);
                 consumer.items[at].fate = match first {
                     Some(Fate::Ack) => Fate::Ack,
-                    _ => Fate::Requeue,
+                    _ => Fate::Hold,
                 };
             }
         }
+        self.next(index);
     }
 }

@@ -1,6 +1,6 @@
 //! Ways to get the protocol wrong. The model must catch each of them; some are what other libraries ship.
 
-use super::protocol::{Protocol, Store};
+use super::protocol::{LIMIT, Protocol, Store};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
@@ -50,10 +50,16 @@ pub enum Mutant {
     UnparkVouchesBlindly,
     /// After a reconnect, deliveries of the old channel are settled on the new one.
     SettledOnAnotherChannel,
+    /// While the store is away, messages are given back; the broker counts, and nobody looks.
+    NackWhileStoreAway,
+    /// A message that was given back almost too often is published anew, and acked before that is confirmed.
+    AckBeforeMovedOn,
+    /// Nobody looks how often a message was given back.
+    LimitNotWatched,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::AckFirst,
         Self::IdThenEffect,
         Self::EffectThenId,
@@ -77,6 +83,9 @@ impl Mutant {
         Self::AckBeforePassedOn,
         Self::UnparkVouchesBlindly,
         Self::SettledOnAnotherChannel,
+        Self::NackWhileStoreAway,
+        Self::AckBeforeMovedOn,
+        Self::LimitNotWatched,
     ];
 
     /// The smallest world that shows it.
@@ -86,15 +95,20 @@ impl Mutant {
             self,
             Self::BatchAckedWhenOneFailed | Self::SettledOnAnotherChannel | Self::LateConfirmTakenByTag
         );
+        let limited =
+            matches!(self, Self::NackWhileStoreAway | Self::AckBeforeMovedOn | Self::LimitNotWatched);
+        let three =
+            matches!(self, Self::UnparkVouchesBlindly | Self::ReleaseWithoutToken | Self::LimitNotWatched);
         Protocol {
             store: if leases { Store::Leases } else { Store::Transactions },
             messages: if two { 2 } else { 1 },
             consumers: if leases { 2 } else { 1 },
             batch: if self == Self::BatchAckedWhenOneFailed { 2 } else { 1 },
-            faults: if matches!(self, Self::UnparkVouchesBlindly | Self::ReleaseWithoutToken) {
-                3
-            } else {
-                2
+            faults: match self {
+                // The store goes away once.
+                Self::NackWhileStoreAway => 1,
+                _ if three => 3,
+                _ => 2,
             },
             late: matches!(
                 self,
@@ -103,6 +117,7 @@ impl Mutant {
                     | Self::NewIdAfterRestart
                     | Self::ForgottenOnceQuiet
             ),
+            limit: limited.then_some(LIMIT),
             mutant: Some(self),
         }
     }

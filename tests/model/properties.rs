@@ -4,7 +4,7 @@ use stateright::{Model, Property};
 
 use super::{
     protocol::{Protocol, Store},
-    state::{Broken, Place, State, Verdict},
+    state::{Broken, Consumer, Copy, Fate, Place, State, Verdict},
 };
 
 type Condition = fn(&Protocol, &State) -> bool;
@@ -18,7 +18,7 @@ fn sometimes(name: &'static str, condition: Condition) -> Property<Protocol> {
     Property::sometimes(name, condition)
 }
 
-pub fn all(late: bool) -> Vec<Property<Protocol>> {
+pub fn all(world: &Protocol) -> Vec<Property<Protocol>> {
     let mut all = vec![
         always("a confirmed message has taken effect, or a copy of it is in the broker (I1)", |_, state| {
             nothing_lost(state)
@@ -59,7 +59,28 @@ pub fn all(late: bool) -> Vec<Property<Protocol>> {
             state.effects[0] == 1 && state.copies.iter().any(|copy| copy.failures > 0)
         }),
     ];
-    if late {
+    if world.limit.is_some() {
+        all.extend([
+            sometimes("a copy is moved on, and its original not acked yet", |_, state| {
+                let on_the_way = |copy: &Copy| {
+                    copy.failures == 0 && matches!(copy.place, Place::Ready | Place::Unacked(_))
+                };
+                // There is nothing else to ack an original for.
+                let acks = |consumer: &Consumer| consumer.items.iter().any(|item| item.fate == Fate::Ack);
+                state.effects[0] == 0
+                    && state.copies.iter().all(on_the_way)
+                    && state.consumers.iter().any(acks)
+            }),
+            sometimes("another loss would have the broker delete a copy", |model, state| {
+                let full = |copy: &Copy| model.limit.is_some_and(|limit| copy.returns == limit.returns);
+                state.copies.iter().any(|copy| match copy.place {
+                    Place::Unacked(index) => full(copy) && model.may_lose_channel(state, index),
+                    _ => false,
+                })
+            }),
+        ]);
+    }
+    if world.late {
         all.extend([
             sometimes("a message that the publisher failed with takes effect", |_, state| {
                 state.publishers[0].verdict == Some(Verdict::Failed(true)) && state.effects[0] == 1

@@ -19,6 +19,20 @@ pub enum Store {
     Leases,
 }
 
+/// A queue that deletes what was given back too often: quorum queues have a delivery limit.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// What is given back once more is deleted.
+    pub returns: u8,
+    /// A copy whose count is as near to that is moved on.
+    pub margin: u8,
+    /// The environment's part: how many channels in a row may take a copy away before a consumer has taken it up. The protocol
+    /// can promise something up to `margin + 1`.
+    pub losses: u8,
+}
+
+pub(super) const LIMIT: Limit = Limit { returns: 2, margin: 1, losses: 2 };
+
 /// A bounded world.
 #[derive(Debug, Clone)]
 pub struct Protocol {
@@ -29,6 +43,8 @@ pub struct Protocol {
     pub faults: u8,
     /// Whether attempts outlive their time: late answers, deadlines, frozen publishers.
     pub late: bool,
+    /// Without one, the broker counts nothing.
+    pub limit: Option<Limit>,
     pub mutant: Option<Mutant>,
 }
 
@@ -56,10 +72,8 @@ pub enum Action {
 
     /// `consumer/runner.rs`: takes what is there, up to the batch.
     Deliver(usize, usize),
-    /// `IdempotencyStore::claim`.
+    /// `IdempotencyStore::claim`; of what is held, once more.
     Claim(usize),
-    /// `guard.rs`, `StoreErrorKind::Busy`: a rival's transaction was waited for in vain.
-    Busy(usize),
     /// `IdempotentHandler::handle` returns `Ok`.
     Handle(usize),
     /// A fault: it returns an error, for this item.
@@ -72,14 +86,17 @@ pub enum Action {
     Settle(usize, usize),
     /// A fault: the ack, or the confirm of a passed-on copy, is lost with its connection.
     SettleLost(usize, usize),
+    /// A fault: a delay queue or the parking queue refuses it, and so it is held.
+    PassRefused(usize, usize),
     /// A fault: the connection is cut while the consumer works on.
     Cut(usize),
     /// A fault: the process is killed, and starts again.
     Die(usize),
     /// A fault: every connection ends, those of the publisher too; what is confirmed is still there.
     BrokerRestarts,
-    /// A fault: every transaction that is open is rolled back.
-    DatabaseRestarts,
+    /// A fault: every transaction that is open is rolled back, and the store answers nobody.
+    StoreGoesAway,
+    StoreComesBack,
 
     /// The TTL of a delay queue is over.
     Return(u8),
@@ -108,7 +125,7 @@ impl Protocol {
         } else {
             state.old = true;
             // What was known when a message was parked, or put back, is as old.
-            for copy in &mut state.copies {
+            for copy in state.all_copies() {
                 copy.vouched = false;
                 if let Place::Parked(failed) = &mut copy.place {
                     *failed = false;
@@ -147,6 +164,7 @@ impl Model for Protocol {
             late: Vec::new(),
             zombies: Vec::new(),
             faults: self.faults,
+            away: false,
             old: false,
             broken: None,
         }]
@@ -164,14 +182,17 @@ impl Model for Protocol {
                 _ => {}
             }
         }
-        if state.faults > 0 {
-            if state.copies.iter().any(|copy| matches!(copy.place, Place::Unacked(_))) {
-                actions.push(Action::BrokerRestarts);
-            }
-            if self.store == Store::Transactions && state.records.iter().any(|record| record.holder.is_some())
-            {
-                actions.push(Action::DatabaseRestarts);
-            }
+        if state.faults > 0
+            && state.copies.iter().any(|copy| matches!(copy.place, Place::Unacked(_)))
+            && (0..self.consumers).all(|index| self.may_lose_channel(state, index))
+        {
+            actions.push(Action::BrokerRestarts);
+        }
+        let asks = |consumer: &Consumer| !matches!(consumer.phase, Phase::Idle | Phase::Settling);
+        if state.away {
+            actions.push(Action::StoreComesBack);
+        } else if state.faults > 0 && state.consumers.iter().any(asks) {
+            actions.push(Action::StoreGoesAway);
         }
         if self.store == Store::Leases {
             for (id, record) in state.records.iter().enumerate() {
@@ -180,7 +201,7 @@ impl Model for Protocol {
                 }
             }
         }
-        if state.faults > 0 && !state.old && state.records.iter().any(|record| record.done) {
+        if state.faults > 0 && !state.away && !state.old && state.records.iter().any(|record| record.done) {
             actions.push(Action::Purge);
         }
     }
@@ -194,10 +215,11 @@ impl Model for Protocol {
             | Action::Retire
             | Action::DeadlineComes(_)
             | Action::BrokerRestarts
-            | Action::DatabaseRestarts
+            | Action::StoreGoesAway
             | Action::Fail(..)
             | Action::CompleteUnknown(..)
             | Action::SettleLost(..)
+            | Action::PassRefused(..)
             | Action::Cut(_)
             | Action::Die(_)
             | Action::Unpark(_)
@@ -222,27 +244,33 @@ impl Model for Protocol {
             Action::DeadlineComes(message) => self.deadline_comes(&mut state, message),
             Action::Deliver(index, count) => self.deliver(&mut state, index, count),
             Action::Claim(index) => self.claim(&mut state, index),
-            Action::Busy(index) => {
-                let consumer = &mut state.consumers[index];
-                consumer.items.iter_mut().for_each(|item| item.fate = Fate::Requeue);
-                consumer.phase = Phase::Settling;
-            }
             Action::Handle(index) => self.handle(&mut state, index),
             Action::Fail(index, item) => self.fail(&mut state, index, item),
-            Action::Complete(index) => self.complete(&mut state, index, true, true),
+            Action::Complete(index) => {
+                let there = !state.away;
+                self.complete(&mut state, index, there, there);
+            }
             Action::CompleteUnknown(index, happens) => self.complete(&mut state, index, happens, false),
             Action::Settle(index, item) => self.settle(&mut state, index, item, true),
             Action::SettleLost(index, item) => self.settle(&mut state, index, item, false),
-            Action::Cut(index) => state.cut(index),
+            Action::PassRefused(index, item) => {
+                state.consumers[index].items[item].fate = Fate::Hold;
+                state.next(index);
+            }
+            Action::Cut(index) => self.cut(&mut state, index),
             Action::Die(index) => self.die(&mut state, index),
             Action::BrokerRestarts => {
-                (0..self.consumers).for_each(|index| state.cut(index));
+                (0..self.consumers).for_each(|index| self.cut(&mut state, index));
                 Self::retire(&mut state);
                 state.late.clear();
             }
-            Action::DatabaseRestarts => {
-                (0..self.consumers).for_each(|index| self.lose_transaction(&mut state, index));
+            Action::StoreGoesAway => {
+                if self.store == Store::Transactions {
+                    (0..self.consumers).for_each(|index| self.lose_transaction(&mut state, index));
+                }
+                state.away = true;
             }
+            Action::StoreComesBack => state.away = false,
             Action::Return(number) => {
                 state.copies.iter_mut().find(|copy| copy.number == number)?.place = Place::Ready;
             }
@@ -276,6 +304,6 @@ impl Model for Protocol {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties::all(self.late)
+        properties::all(self)
     }
 }

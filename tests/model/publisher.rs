@@ -163,6 +163,8 @@ impl State {
             id,
             place,
             redelivered: false,
+            returns: 0,
+            losses: 0,
             failures: 0,
             vouched: false,
         });

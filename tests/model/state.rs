@@ -26,6 +26,8 @@ pub struct State {
     pub zombies: Vec<(Message, Id)>,
     /// Faults that may still happen.
     pub faults: u8,
+    /// Whether the store is away: what asks it is told so, and nothing becomes of it.
+    pub away: bool,
     /// Whether every message is older than the retention.
     pub old: bool,
     /// What must never happen, noted by the transition that did it.
@@ -98,6 +100,10 @@ pub struct Copy {
     pub id: Id,
     pub place: Place,
     pub redelivered: bool,
+    /// `x-delivery-count`: how often it was given back, where the broker has a limit for that.
+    pub returns: u8,
+    /// How often of these in a row its channel was lost, and no consumer had taken it up.
+    pub losses: u8,
     /// The header `x-idempotency-failures`.
     pub failures: u8,
     /// The header `x-idempotency-unparked`: within the retention, it was known not to have taken effect.
@@ -132,6 +138,13 @@ pub struct Item {
     pub fate: Fate,
 }
 
+impl Item {
+    /// Of a copy that is delivered. Its counts are the broker's.
+    pub fn new(copy: &Copy, fate: Fate) -> Self {
+        Self { copy: Copy { returns: 0, losses: 0, ..copy.clone() }, attached: true, fate }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Phase {
     #[default]
@@ -152,7 +165,12 @@ pub enum Fate {
     /// Acquired, under this token.
     Acquired(u8),
     Ack,
+    /// To be kept, and asked about again.
+    Hold,
+    /// A mutant's: to be given back.
     Requeue,
+    /// To be published anew to its own queue, where its count begins at 0, then acked.
+    MoveOn,
     /// To be passed on to a delay queue, then acked.
     Delay,
     /// To be passed on to the parking queue, then acked; whether because its handler failed.
@@ -186,16 +204,6 @@ impl State {
         // The smallest that is free: states that differ in a name only are one.
         copy.number = (0..=u8::MAX).find(|number| !taken.contains(number)).unwrap_or_default();
         self.copies.push(copy);
-    }
-
-    /// The consumer's channel is gone: what it has not settled is delivered again.
-    pub fn give_back_all(&mut self, consumer: usize) {
-        for copy in &mut self.copies {
-            if copy.place == Place::Unacked(consumer) {
-                copy.place = Place::Ready;
-                copy.redelivered = true;
-            }
-        }
     }
 
     /// Forgets what makes no difference any more: states that differ in nothing else are one.
@@ -237,10 +245,14 @@ impl State {
 
     /// Nobody looks at this flag but a mutant.
     pub fn forget_redelivered(&mut self) {
+        self.all_copies().for_each(|copy| copy.redelivered = false);
+    }
+
+    /// The broker's, and what consumers have of them in hand.
+    pub fn all_copies(&mut self) -> impl Iterator<Item = &mut Copy> {
         let consumers = self.consumers.iter_mut();
         let items = consumers.flat_map(|consumer| consumer.items.iter_mut().chain(&mut consumer.alone));
-        let copies = self.copies.iter_mut().chain(items.map(|item| &mut item.copy));
-        copies.for_each(|copy| copy.redelivered = false);
+        self.copies.iter_mut().chain(items.map(|item| &mut item.copy))
     }
 
     pub fn broken(&mut self, broken: Broken) {

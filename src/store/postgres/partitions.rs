@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgExecutor, PgPool, Row};
 
 use super::{LOCK, Limits, TableName, Texts, micros};
 use crate::{message::MessageId, store::sql::Dialect};
@@ -21,15 +21,29 @@ pub(super) fn default_of(table: &TableName) -> TableName {
 }
 
 /// A span of seconds since 1970; the end is not in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Span {
     start: i64,
     end: i64,
 }
 
 impl Span {
-    fn overlaps(self, other: Self) -> bool {
-        self.start < other.end && other.start < self.end
+    /// The parts of it that none of the others has.
+    fn without(self, others: &[Self]) -> Vec<Self> {
+        let mut others = others.to_vec();
+        others.sort_unstable();
+        let (mut parts, mut start) = (Vec::new(), self.start);
+        for other in others {
+            let end = other.start.min(self.end);
+            if start < end {
+                parts.push(Self { start, end });
+            }
+            start = start.max(other.end);
+        }
+        if start < self.end {
+            parts.push(Self { start, end: self.end });
+        }
+        parts
     }
 
     fn partition_of(self, table: &TableName) -> TableName {
@@ -50,6 +64,13 @@ fn wanted(now: i64, hours: u32) -> impl Iterator<Item = Span> {
     (first..first + 4).map(move |n| Span { start: n * width, end: (n + 1) * width })
 }
 
+/// What is missing of them. Partitions of another width, from before it was changed, stay; those that are made now fill the gaps between.
+fn missing(now: i64, hours: u32, existing: &[Span], horizon: i64) -> Vec<Span> {
+    let gaps = wanted(now, hours).flat_map(|span| span.without(existing));
+    // Not one that would be dropped again at once.
+    gaps.filter(|gap| gap.end >= horizon).collect()
+}
+
 /// Creates the partitions that will be needed, and drops those that are not; returns how many rows went with them, by the
 /// server's statistics.
 pub(super) async fn maintain(
@@ -64,11 +85,12 @@ pub(super) async fn maintain(
     let old = retention
         .map_or(i64::MAX / 2, |retention| i64::try_from(retention.as_secs()).unwrap_or(i64::MAX / 2));
     let horizon = now - old;
-    // Not one that would be dropped again at once.
-    for span in wanted(now, hours).filter(|span| span.end >= horizon) {
-        if !existing.iter().any(|(other, _)| span.overlaps(*other)) {
-            create(pool, texts, limits, span).await?;
-        }
+    let missing = |existing: &[(Span, u64)]| {
+        let spans: Vec<Span> = existing.iter().map(|(span, _)| *span).collect();
+        missing(now, hours, &spans, horizon)
+    };
+    if !missing(&existing).is_empty() {
+        create(pool, texts, limits, missing).await?;
     }
     let Some(retention) = retention else { return Ok(0) };
     let mut dropped = 0;
@@ -81,13 +103,13 @@ pub(super) async fn maintain(
 }
 
 /// The partitions but the default one, each with the rows that the statistics count in it.
-async fn partitions(pool: &PgPool, texts: &Texts) -> Result<Vec<(Span, u64)>, sqlx::Error> {
+async fn partitions(executor: impl PgExecutor<'_>, texts: &Texts) -> Result<Vec<(Span, u64)>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT relname::text, COALESCE(pg_stat_get_live_tuples(pg_class.oid), 0) FROM pg_inherits \
          JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = to_regclass($1)",
     )
     .bind(&texts.quoted)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
@@ -98,13 +120,28 @@ async fn partitions(pool: &PgPool, texts: &Texts) -> Result<Vec<(Span, u64)>, sq
     Ok(found)
 }
 
-/// Creates a partition, and moves what the default one holds of its span: an attached partition must find nothing of its own there.
-async fn create(pool: &PgPool, texts: &Texts, limits: &Limits, span: Span) -> Result<(), sqlx::Error> {
+/// Creates the partitions that are still missing once nobody else makes any.
+async fn create(
+    pool: &PgPool,
+    texts: &Texts,
+    limits: &Limits,
+    missing: impl Fn(&[(Span, u64)]) -> Vec<Span> + Send + Sync,
+) -> Result<(), sqlx::Error> {
+    let mut transaction = pool.begin_with(AssertSqlSafe(sqlx::Postgres::begin(limits))).await?;
+    let lock = format!("SELECT pg_advisory_xact_lock({LOCK})");
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
+    for span in missing(&partitions(&mut *transaction, texts).await?) {
+        sqlx::raw_sql(AssertSqlSafe(creation(texts, span))).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await
+}
+
+/// Makes a partition, and moves what the default one holds of its span: an attached partition must find nothing of its own there.
+fn creation(texts: &Texts, span: Span) -> String {
     let partition = span.partition_of(&texts.table).quoted('"');
     let (table, default) = (&texts.quoted, default_of(&texts.table).quoted('"'));
     let (start, end) = (span.start * 1000, span.end * 1000);
     let statements = [
-        format!("SELECT pg_advisory_xact_lock({LOCK})"),
         format!(
             "CREATE TABLE IF NOT EXISTS {partition} (LIKE {table} INCLUDING CONSTRAINTS INCLUDING INDEXES)"
         ),
@@ -116,20 +153,7 @@ async fn create(pool: &PgPool, texts: &Texts, limits: &Limits, span: Span) -> Re
         ),
         format!("ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ({start}) TO ({end})"),
     ];
-    let mut transaction = pool.begin_with(AssertSqlSafe(sqlx::Postgres::begin(limits))).await?;
-    sqlx::raw_sql(AssertSqlSafe(statements[0].as_str())).execute(&mut *transaction).await?;
-    // Another process may have made it while we waited.
-    let attached: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = to_regclass($1) AND inhrelid = to_regclass($2))",
-    )
-    .bind(table)
-    .bind(&partition)
-    .fetch_one(&mut *transaction)
-    .await?;
-    if !attached {
-        sqlx::raw_sql(AssertSqlSafe(statements[1..].join("; "))).execute(&mut *transaction).await?;
-    }
-    transaction.commit().await
+    statements.join("; ")
 }
 
 /// Drops a partition unless something in it is younger than the retention.
@@ -184,13 +208,54 @@ mod tests {
         assert_eq!(Span::read(&table, "processed_messages2_1_2"), None);
     }
 
+    const WIDTHS: [u32; 8] = [1, 2, 5, 24, 31, 168, 744, 65_535];
+
+    /// Each half hour of two days, and a second to either side of it: a day ends, a month, a year, and February of a leap year.
+    fn starts() -> impl Iterator<Item = i64> {
+        let days = [1_795_564_800_i64, 1_709_164_800, 1_798_675_200, 1_774_742_400, 1_792_886_400];
+        let halves = days.into_iter().flat_map(|day| (0..96).map(move |half| day + half * 1800));
+        halves.flat_map(|half| half - 1..=half + 1)
+    }
+
     #[test]
     fn wanted_spans_touch_and_hold_the_present() {
-        for hours in [1, 24, 168] {
-            let spans: Vec<Span> = wanted(1_766_000_000, hours).collect();
+        for (now, hours) in starts().flat_map(|now| WIDTHS.map(|hours| (now, hours))) {
+            let spans: Vec<Span> = wanted(now, hours).collect();
             assert!(spans.windows(2).all(|pair| pair[0].end == pair[1].start));
-            assert!(spans[1].start <= 1_766_000_000 && 1_766_000_000 < spans[1].end);
+            assert!(spans[1].start <= now && now < spans[1].end);
         }
+    }
+
+    #[test]
+    fn what_is_wanted_is_covered_once_whatever_the_width_was_before() {
+        for (now, before) in starts().flat_map(|now| WIDTHS.map(|before| (now, before))) {
+            for (after, later) in WIDTHS.into_iter().flat_map(|after| [0, 1, 40].map(|later| (after, later)))
+            {
+                let mut spans: Vec<Span> = wanted(now, before).collect();
+                let now = now + later * 3600;
+                spans.extend(missing(now, after, &spans, i64::MIN));
+                spans.sort_unstable();
+                let of = (now, before, after);
+                assert!(
+                    spans.windows(2).all(|pair| pair[0].end <= pair[1].start),
+                    "{of:?} overlap: {spans:?}"
+                );
+                let left: Vec<_> = wanted(now, after).flat_map(|span| span.without(&spans)).collect();
+                assert_eq!(left, [], "{of:?}: nothing covers these");
+                assert_eq!(missing(now, after, &spans, i64::MIN), [], "{of:?}: made once");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gap_that_is_over_is_left() {
+        let hour = |start: i64| Span { start: start * 3600, end: (start + 1) * 3600 };
+        let gaps = |horizon: i64| missing(30 * 3600 + 1, 10, &[hour(22), hour(24), hour(30)], horizon * 3600);
+        let all = [(20, 22), (23, 24), (25, 30), (31, 40), (40, 50), (50, 60)]
+            .map(|(start, end)| Span { start: start * 3600, end: end * 3600 });
+        assert_eq!(gaps(0), all);
+        assert_eq!(gaps(24), all[1..]);
+        assert_eq!(gaps(25), all[2..]);
     }
 
     #[test]
