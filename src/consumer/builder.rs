@@ -373,6 +373,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             guard = guard.handler_timeout(limit);
         }
         guard.store().check().await?;
-        Runner::new(guard, handler, connect, self.options, self.monitor).run(shutdown).await
+        // On the heap: it is large, and would be a part of every future that awaits it.
+        Box::pin(Runner::new(guard, handler, connect, self.options, self.monitor).run(shutdown)).await
     }
 }

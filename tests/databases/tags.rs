@@ -121,6 +121,11 @@ impl Seen {
 
     fn settle(&mut self, place: (usize, u16), tag: u64, multiple: bool, ack: bool) {
         let open = self.open.entry(place).or_default();
+        // With `multiple`, all that are outstanding (AMQP 0-9-1, basic.nack); to give them back, and never to ack them.
+        if (tag, multiple, ack) == (0, true, false) {
+            open.clear();
+            return;
+        }
         if !open.contains(&tag) {
             self.wrong.push(format!("{place:?} has no delivery {tag}"));
             return;
