@@ -46,6 +46,8 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     probe: Option<BoxFuture<'a, Result<(), StoreError>>>,
     /// How many messages are in the hands of handlers.
     in_hand: usize,
+    /// How many are held, as the monitor knows it.
+    held: usize,
     /// Whether one of them may end this process.
     suspect_in_hand: bool,
     decided: u64,
@@ -85,6 +87,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             store: StoreHealth::default(),
             probe: None,
             in_hand: 0,
+            held: 0,
             suspect_in_hand: false,
             decided: 0,
         }
@@ -132,7 +135,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                     }
                 }
             }
-            runner.monitor.held(self.inbox.held());
+            if self.inbox.held() != self.held {
+                self.held = self.inbox.held();
+                runner.monitor.held(self.held);
+            }
         };
         self.drain(&end, answering).await;
         runner.monitor.in_hand(0);
