@@ -16,6 +16,26 @@ use super::support::{
     node::Node,
 };
 
+/// What the tests that kill a node stand on: a queue that is declared right before is there again, with what was confirmed.
+pub async fn what_is_synced_outlives_a_kill() {
+    let node = Node::start().await;
+    for _ in 0..3 {
+        let client = Client::connect(node.url()).await;
+        let queues = [client.queue("synced").await, client.quorum_queue("synced").await];
+        node.sync().await;
+        for queue in &queues {
+            client.publish(queue, b"x", with_id("m")).await;
+        }
+        node.kill().await;
+        node.start_again().await;
+        let client = Client::connect(node.url()).await;
+        for queue in &queues {
+            eventually("the message is there again", async || (client.ready(queue).await == 1).then_some(()))
+                .await;
+        }
+    }
+}
+
 const MESSAGES: i64 = 2000;
 const WINDOW: i64 = 128;
 
