@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use futures_util::StreamExt;
-use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, RetryPolicy};
+use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, RetryPolicy, consumer::ConsumerState};
 
 use super::support::{
     DEADLINE,
@@ -46,6 +46,8 @@ pub async fn in_the_middle_of_2000_publishes_none_lost_none_doubled() {
     let ledger = Ledger::create().await;
     let handler = Debit::default();
     let consumer = ledger.consume(node.url(), &queue, handler.clone());
+    // One whose first connection fails gives up.
+    consumer.until(ConsumerState::Consuming).await;
     let publisher = IdempotentPublisher::builder(node.url())
         .max_in_flight(usize::try_from(WINDOW).expect("window"))
         .retry(RetryPolicy::default().max_elapsed(DEADLINE))
