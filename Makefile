@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos fuzz lint bench docs clean up down services-down cargo
+.PHONY: help demo test test-matrix test-broker-versions chaos fuzz lint bench docs clean up down services-down cargo
 
 ARGS ?=
 FUZZ_SECONDS ?= 15
@@ -10,13 +10,13 @@ FUZZ_SECONDS ?= 15
 WITH_SERVICES = environment=$$(scripts/services env); eval "$$environment";
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 up: cargo ## Start RabbitMQ and the databases (installs them on Debian and Ubuntu), or find them
 	@scripts/services up
 
 down: ## Stop what `up` started
-	@scripts/services down
+	@scripts/suite each scripts/services down
 
 services-down: down
 
@@ -33,6 +33,21 @@ test: up ## All tests, with real servers; none is left out
 		cargo test --all-features; \
 	fi
 
+# Each suite has a turn, also after one that failed. Nothing of this needs nextest; without it, a filter is left out.
+NEXTEST = $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+IN_SUITES = failed=; for suite in $(1); do echo "== $$suite"; \
+	REQUIRE_SERVICES=1 RUST_BACKTRACE=0 scripts/suite cargo $$suite $(2) || failed+=" $$suite"; \
+	done; if [ -n "$$failed" ]; then echo "tests failed among the servers of$$failed" >&2; exit 1; fi
+
+test-matrix: cargo ## All tests among the servers of each Debian suite, or of one: SERVERS=debian13 (debian12, debian-sid)
+	@scripts/services prerequisites
+	@$(call IN_SUITES,$(or $(SERVERS),$$(scripts/suite list)),$(if $(NEXTEST),nextest run,test --tests) --all-features --no-fail-fast)
+
+test-broker-versions: cargo ## The tests that depend on the broker's version, among the servers of the newer Debian suites
+	@scripts/services prerequisites
+	@$(call IN_SUITES,$(or $(SERVERS),$$(scripts/suite list | sed 1d)),$(if $(NEXTEST),nextest run --profile broker-versions,test \
+		--test service --test chaos --test databases) --all-features --no-fail-fast)
+
 chaos: cargo ## Kills, cuts, freezes and starts everything again, and counts: MINUTES=20 SEED=1 MESSAGES=100000 OUT=folder
 	@scripts/services install rabbitmq postgres
 	@cargo test --all-features --test chaos -- run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
@@ -48,14 +63,14 @@ fuzz: cargo ## Fuzz what reads foreign bytes, each target for FUZZ_SECONDS (15);
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz
 
-bench: up ## Throughput against raw lapin, in one run; writes target/bench/
-	@$(WITH_SERVICES) cargo bench --all-features
+bench: up ## Throughput against raw lapin, in one run; writes target/bench/. A short one: ARGS="500 1" (messages, rounds)
+	@$(WITH_SERVICES) cargo bench --all-features -- $(ARGS)
 
 docs: cargo ## Build the documentation
 	cargo doc --all-features --no-deps
 
 clean: cargo ## Stop the servers and remove what they hold and what was built
-	@scripts/services clean
+	@scripts/suite each scripts/services clean
 	cargo clean
 
 cargo:

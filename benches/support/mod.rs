@@ -77,7 +77,7 @@ pub(crate) fn child() -> Option<(String, String, usize)> {
 pub(crate) async fn once(messages: usize, run: impl Future<Output = impl Into<Took>>) {
     // Resets the peak of the resident set, see proc(5).
     let _ = fs::write("/proc/self/clear_refs", "5");
-    let measured = || [cpu(), cpu_of(&["beam.smp"]), cpu_of(&["postgres", "redis-server"])];
+    let measured = || [cpu(), cpu_of(&["beam.smp"]), cpu_of(&["postgres", "redis-server", "valkey-server"])];
     let before = measured();
     let run: Took = run.await.into();
     let after = measured();
@@ -290,7 +290,7 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) async fn declare(amqp: &str, kind: &str) -> Self {
         // Small frames: lapin's buffers are 64 times as large, and this connection is not what is measured.
-        let uri = format!("{amqp}?frame_max=4096");
+        let uri = format!("{amqp}?frame_max=8192");
         let connection = Connection::connect(&uri, ConnectionProperties::default()).await.expect("connect");
         let channel = connection.create_channel().await.expect("channel");
         let name = format!("bench.{kind}.{}", uuid::Uuid::new_v4().simple());

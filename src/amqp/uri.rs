@@ -198,9 +198,9 @@ fn query(url: &Url) -> Result<AMQPQueryString, InvalidUri> {
                 Ok(seconds @ 1..) => query.heartbeat = Some(seconds),
                 _ => return Err(InvalidUri::ParameterValue("heartbeat")),
             },
-            // 4096 is AMQP 0-9-1's frame-min-size.
+            // AMQP 0-9-1 allows 4096, but RabbitMQ 4.1 and later refuse a connection with less than this.
             "frame_max" => match value.parse() {
-                Ok(bytes @ 4096..) => query.frame_max = Some(bytes),
+                Ok(bytes @ 8192..) => query.frame_max = Some(bytes),
                 _ => return Err(InvalidUri::ParameterValue("frame_max")),
             },
             "channel_max" => match value.parse() {
@@ -239,6 +239,11 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_frame_that_every_broker_takes_is_taken() {
+        assert_eq!(parsed("amqp://h?frame_max=8192").query.frame_max, Some(8192));
+    }
+
+    #[test]
     fn a_missing_or_empty_path_is_the_default_virtual_host() {
         for text in ["amqp://localhost", "amqp://localhost/", "amqp://localhost/%2f"] {
             assert_eq!(parsed(text).vhost, "/", "{text}");
@@ -258,7 +263,7 @@ mod tests {
             ("amqp://h?connection_timeout=5", InvalidUri::UnknownParameter("connection_timeout".into())),
             ("amqp://h?heartbeat=0", InvalidUri::ParameterValue("heartbeat")),
             ("amqp://h?heartbeat=soon", InvalidUri::ParameterValue("heartbeat")),
-            ("amqp://h?frame_max=1", InvalidUri::ParameterValue("frame_max")),
+            ("amqp://h?frame_max=8191", InvalidUri::ParameterValue("frame_max")),
             ("amqp://h/a/b", InvalidUri::VirtualHost),
             ("amqp://h/#x", InvalidUri::Fragment),
             ("amqp://h/a@b", InvalidUri::MisplacedAt),

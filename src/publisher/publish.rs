@@ -60,8 +60,9 @@ struct Inner {
 impl IdempotentPublisher {
     /// Starts to set up a publisher for a broker URI, such as `amqp://user:password@host:5672/vhost`.
     ///
-    /// Query parameters: `heartbeat` (seconds, default 10), `frame_max` (bytes, default 32,768; headers have to fit into one),
-    /// `channel_max`, `auth_mechanism`. A parameter that would be ignored is an error.
+    /// Query parameters: `heartbeat` (seconds, default 10), `frame_max` (bytes, default 32,768; headers have to fit into one; RabbitMQ
+    /// 4.1 and later refuse less than 8,192, and so does this), `channel_max`, `auth_mechanism`. A parameter that would be
+    /// ignored is an error.
     pub fn builder(uri: impl AsRef<str>) -> PublisherBuilder {
         PublisherBuilder::new([uri.as_ref()])
     }

@@ -45,7 +45,7 @@ impl Stage {
     /// A quorum queue that outlives any one node.
     pub async fn queue(&self) -> String {
         let queue = Client::connect(self.nodes()[0]).await.quorum_queue("chaos").await;
-        // A node that is killed before Mnesia's log is written can start again without it.
+        // A node that is killed before can start again without it.
         for node in self.cluster.nodes() {
             node.sync().await;
         }

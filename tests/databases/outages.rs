@@ -85,7 +85,7 @@ pub async fn batch_asks_a_store_that_is_away_once() {
 }
 
 pub async fn frozen_server_is_an_error_in_time<K: Kind>() {
-    let server = Server::start(if K::NAME == "MySQL" { "mariadb" } else { "postgres" }, &[]).await;
+    let server = Server::start(if K::NAME == "MySQL" { "mysql" } else { "postgres" }, &[]).await;
     let table = Table::<K>::create_on(server.url()).await;
     let store =
         table.store.clone().lock_timeout(Duration::from_secs(1)).statement_timeout(Duration::from_secs(1));

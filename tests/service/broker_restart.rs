@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use futures_util::StreamExt;
-use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, RetryPolicy};
+use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, RetryPolicy, consumer::ConsumerState};
 
 use super::support::{
     DEADLINE,
@@ -15,6 +15,26 @@ use super::support::{
     ledger::{Debit, Ledger},
     node::Node,
 };
+
+/// What the tests that kill a node stand on: a queue that is declared right before is there again, with what was confirmed.
+pub async fn what_is_synced_outlives_a_kill() {
+    let node = Node::start().await;
+    for _ in 0..3 {
+        let client = Client::connect(node.url()).await;
+        let queues = [client.queue("synced").await, client.quorum_queue("synced").await];
+        node.sync().await;
+        for queue in &queues {
+            client.publish(queue, b"x", with_id("m")).await;
+        }
+        node.kill().await;
+        node.start_again().await;
+        let client = Client::connect(node.url()).await;
+        for queue in &queues {
+            eventually("the message is there again", async || (client.ready(queue).await == 1).then_some(()))
+                .await;
+        }
+    }
+}
 
 const MESSAGES: i64 = 2000;
 const WINDOW: i64 = 128;
@@ -26,6 +46,8 @@ pub async fn in_the_middle_of_2000_publishes_none_lost_none_doubled() {
     let ledger = Ledger::create().await;
     let handler = Debit::default();
     let consumer = ledger.consume(node.url(), &queue, handler.clone());
+    // One whose first connection fails gives up.
+    consumer.until(ConsumerState::Consuming).await;
     let publisher = IdempotentPublisher::builder(node.url())
         .max_in_flight(usize::try_from(WINDOW).expect("window"))
         .retry(RetryPolicy::default().max_elapsed(DEADLINE))

@@ -19,6 +19,9 @@ use super::support::{
 
 const MESSAGES: usize = 20_000;
 
+/// The numbers of messages that no load has.
+const OTHERS: usize = usize::MAX - 10;
+
 /// Longer than any fault here, so that only a hang can reach it.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -69,19 +72,21 @@ pub async fn memory_alarm_set_and_cleared() {
     let queue = client.queue("alarm").await;
     let publisher = connect(node.url()).await;
     let mut status = publisher.watch();
-    let load = Load::start(&publisher, &queue, MESSAGES);
+    // A publisher that has nothing to publish would not be blocked.
+    let load = Load::endless(&publisher, &queue);
     load.reaches(MESSAGES / 4).await;
     node.memory_alarm(true).await;
     let blocked = status.wait_for(|status| status.state == PublisherState::Blocked);
     assert_eq!(timeout(DEADLINE, blocked).await.expect("in time").expect("watch").blocked, 1);
+    load.end();
 
     // Another publisher's call under the alarm: answered at its deadline, and the message is not out.
     let other = connect(node.url()).await;
     other
-        .publish_idempotent(load::message(&queue, MESSAGES).deadline(Duration::from_secs(1)))
+        .publish_idempotent(load::message(&queue, OTHERS).deadline(Duration::from_secs(1)))
         .await
         .unwrap_err();
-    let waiting = load::message(&queue, MESSAGES + 1).deadline(Duration::from_secs(1));
+    let waiting = load::message(&queue, OTHERS + 1).deadline(Duration::from_secs(1));
     let error = other.publish_idempotent(waiting).await.expect_err("blocked");
     assert_eq!(error.kind(), PublishErrorKind::TimedOut);
     assert!(!error.may_have_been_published(), "a blocked connection is not written to");
@@ -90,14 +95,14 @@ pub async fn memory_alarm_set_and_cleared() {
     let in_flight = async |count| (other.status().in_flight == count).then_some(());
     eventually("only the first is out", async || in_flight(1).await).await;
     let pending = tokio::spawn({
-        let (other, message) = (other.clone(), load::message(&queue, MESSAGES + 2));
+        let (other, message) = (other.clone(), load::message(&queue, OTHERS + 2));
         async move { other.publish_idempotent(message).await }
     });
     eventually("another waits", async || in_flight(2).await).await;
     let closed =
         timeout(Duration::from_secs(20), other.close(Duration::from_secs(1))).await.expect("in time");
     let left = closed.expect_err("unconfirmed").into_messages();
-    assert!(left.iter().any(|message| message.id().is_some_and(|id| id.as_str() == load::id(MESSAGES + 2))));
+    assert!(left.iter().any(|message| message.id().is_some_and(|id| id.as_str() == load::id(OTHERS + 2))));
     let error = pending.await.expect("join").expect_err("closed");
     assert_eq!(error.kind(), PublishErrorKind::Closed);
 

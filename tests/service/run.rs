@@ -69,6 +69,7 @@ pub(crate) fn main() -> ExitCode {
         at_delivery::connection_cut_between_commit_and_ack_one_effect,
         at_rebalance::consumer_joins_and_leaves_one_effect_each,
         at_rebalance::consumer_dies_in_the_handler_one_effect,
+        broker_restart::what_is_synced_outlives_a_kill,
         broker_restart::in_the_middle_of_2000_publishes_none_lost_none_doubled,
         cuts::at_every_frame_both_directions,
         cuts::frozen_connection_is_given_up,

@@ -22,6 +22,8 @@ use super::{amqp::Client, eventually};
 /// Numbered messages on their way to one queue: message `n` has the ID `m-n` and the body `n`.
 pub struct Load {
     taken: Arc<AtomicUsize>,
+    /// How many there are to be.
+    count: Arc<AtomicUsize>,
     publishing: JoinHandle<Verdicts>,
 }
 
@@ -42,15 +44,27 @@ pub fn message(queue: &str, n: usize) -> OutgoingMessage {
 impl Load {
     pub fn start(publisher: &IdempotentPublisher, queue: &str, count: usize) -> Self {
         let taken = Arc::new(AtomicUsize::new(0));
-        let (publisher, queue, counter) = (publisher.clone(), queue.to_owned(), Arc::clone(&taken));
+        let count = Arc::new(AtomicUsize::new(count));
+        let (publisher, queue, counter, end) =
+            (publisher.clone(), queue.to_owned(), Arc::clone(&taken), Arc::clone(&count));
         let publishing = tokio::spawn(async move {
-            let messages = (0..count).map(move |n| {
+            let messages = (0..).take_while(move |n| *n < end.load(Ordering::SeqCst)).map(move |n| {
                 counter.fetch_add(1, Ordering::SeqCst);
                 message(&queue, n)
             });
             Verdicts(publisher.publish_all(messages).collect().await)
         });
-        Self { taken, publishing }
+        Self { taken, count, publishing }
+    }
+
+    /// Goes on until it is ended, however fast the broker is.
+    pub fn endless(publisher: &IdempotentPublisher, queue: &str) -> Self {
+        Self::start(publisher, queue, usize::MAX)
+    }
+
+    /// No more messages than those that are under way.
+    pub fn end(&self) {
+        self.count.store(0, Ordering::SeqCst);
     }
 
     /// Waits until so many messages were handed to the publisher.
