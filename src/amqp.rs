@@ -2,6 +2,7 @@
 
 mod connect;
 mod credentials;
+mod deaths;
 mod onward;
 mod server_version;
 mod settings;
@@ -22,9 +23,10 @@ pub(crate) use connect::{ClosedOnDrop, ConnectOptions, close};
 pub use connect::{ConnectError, ConnectErrorKind};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;
+pub(crate) use deaths::{DELAY_SUFFIX, last_death};
 pub(crate) use onward::{
-    DELAY_SUFFIX, Delay, Move, Note, delayed_properties, last_death, moved_properties, parked_properties,
-    renewed_properties, text_header, unparked_properties,
+    Delay, Move, Note, delayed_properties, moved_properties, parked_properties, renewed_properties,
+    text_header, unparked_properties,
 };
 pub use server_version::ServerVersion;
 pub(crate) use server_version::server_version;

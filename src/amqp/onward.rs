@@ -7,10 +7,14 @@ use std::{collections::BTreeMap, time::SystemTime};
 use lapin::{
     BasicProperties,
     message::Delivery,
-    types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString},
+    types::{AMQPValue, FieldTable, LongString, ShortString},
 };
 
-use super::{PERSISTENT, header_value, seconds};
+use super::{
+    PERSISTENT,
+    deaths::{deaths_elsewhere, last_death},
+    header_value, seconds,
+};
 use crate::message::reserved;
 
 /// What a parked message says of itself.
@@ -135,28 +139,6 @@ pub(crate) fn renewed_properties(original: &BasicProperties, queue: &str) -> Bas
     with(original, kept_headers(original, queue))
 }
 
-/// Where a message was when the broker dead-lettered it last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Death {
-    pub(crate) queue: String,
-    exchange: String,
-    routing_key: String,
-}
-
-/// The last time that the broker dead-lettered a message, by its header `x-death`: the first entry.
-pub(crate) fn last_death(properties: &BasicProperties) -> Option<Death> {
-    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else {
-        return None;
-    };
-    let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
-    let text = |name: &str| header_value(death.inner().get(name)?).as_str().map(ToOwned::to_owned);
-    let routing_key = match death.inner().get("routing-keys")? {
-        AMQPValue::FieldArray(keys) => header_value(keys.as_slice().first()?).as_str()?.to_owned(),
-        _ => return None,
-    };
-    Some(Death { queue: text("queue")?, exchange: text("exchange")?, routing_key })
-}
-
 /// A text header of a message.
 pub(crate) fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
     let value = properties.headers().as_ref()?.inner().get(name)?;
@@ -248,29 +230,6 @@ fn kept_headers(original: &BasicProperties, queue: &str) -> Kept {
     kept
 }
 
-/// The broker's record of dead-lettering, without that of `queue` and its delay queues.
-///
-/// RabbitMQ drops a message that comes to a queue in whose name it was dead-lettered before, unless somebody rejected it in between
-/// (its documentation, "Dead Letter Exchanges"): a delay queue would lose a message that had expired in `queue` once. And ours would only
-/// grow.
-fn deaths_elsewhere(deaths: &AMQPValue, queue: &str) -> Option<AMQPValue> {
-    let AMQPValue::FieldArray(deaths) = deaths else { return None };
-    let ours = |death: &AMQPValue| match death {
-        AMQPValue::FieldTable(death) => match death.inner().get("queue").map(header_value) {
-            Some(name) => name.as_str().is_some_and(|name| {
-                name.strip_prefix(queue).is_some_and(|rest| rest.is_empty() || rest.starts_with(DELAY_SUFFIX))
-            }),
-            None => false,
-        },
-        _ => false,
-    };
-    let others: Vec<AMQPValue> = deaths.as_slice().iter().filter(|death| !ours(death)).cloned().collect();
-    (!others.is_empty()).then(|| AMQPValue::FieldArray(FieldArray::from(others)))
-}
-
-/// What the name of a delay queue has behind that of the queue that it delays for; its milliseconds follow.
-pub(crate) const DELAY_SUFFIX: &str = ".retry.";
-
 /// The original's properties, but for its expiration and user: lapin's can be set but not unset.
 fn with(original: &BasicProperties, headers: Kept) -> BasicProperties {
     let mut kept = BasicProperties::default();
@@ -298,6 +257,8 @@ fn with(original: &BasicProperties, headers: Kept) -> BasicProperties {
 
 #[cfg(test)]
 mod tests {
+    use lapin::types::FieldArray;
+
     use super::*;
 
     fn table(headers: &[(&'static str, AMQPValue)]) -> FieldTable {
@@ -361,12 +322,6 @@ mod tests {
         assert_eq!(headers.get(reserved::ORIGINAL_EXCHANGE), Some(&text("payments")));
         assert_eq!(headers.get(reserved::ORIGINAL_ROUTING_KEY), Some(&text("debit.eu")));
         assert_eq!(headers.get(reserved::DELIVERIES), None);
-        for forged in [text("debits"), AMQPValue::FieldArray(FieldArray::from(vec![text("debits")]))] {
-            assert_eq!(
-                last_death(&BasicProperties::default().with_headers(table(&[("x-death", forged)]))),
-                None
-            );
-        }
     }
 
     #[test]
