@@ -13,6 +13,8 @@ mod at_sending;
 mod broker_restart;
 #[path = "cuts.rs"]
 mod cuts;
+#[path = "delayed_retries.rs"]
+mod delayed_retries;
 #[path = "examples.rs"]
 mod examples;
 #[path = "faults.rs"]
@@ -109,8 +111,8 @@ pub(crate) fn main() -> ExitCode {
         options::messages_go_over_the_connection_that_is_up,
         options::credentials_come_from_a_provider_at_every_connect,
         options::nacked_messages_wait_for_room_and_fail_alone,
+        delayed_retries::delayed_retries_of_the_broker_are_used_where_it_has_them,
         limits::deleted_parking_queue_is_declared_anew,
-        limits::delayed_retries_of_the_broker_are_used_where_it_has_them,
         limits::failing_message_that_cannot_be_delayed_is_parked_after_its_attempts,
         limits::held_failures_do_not_spend_the_limit,
         limits::identity_that_is_busy_elsewhere_loses_and_parks_nothing,
