@@ -27,7 +27,8 @@ use crate::{
 /// # Order
 ///
 /// With one of the `workers`, messages are handled in the order in which the broker delivers them, in one subscription. A failed message is overtaken by those behind it,
-/// and after a lost connection the broker delivers again what was not acked, possibly to another consumer. Who needs an order must find it in the messages:
+/// and after a lost connection the broker delivers again what was not acked, possibly to another consumer. What is published anew for the broker's
+/// limits ([`delivery_limit`](ConsumerBuilder::delivery_limit), [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. Who needs an order must find it in the messages:
 /// a sequence number that the handler compares.
 ///
 /// # Several consumers
@@ -197,7 +198,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// a queue without one.
     ///
     /// A lost connection takes back all that was delivered on it, so messages come near the limit without having failed. One that does
-    /// (within a quarter of it) is published anew to its queue, with a confirm, and acked: the broker counts the copy from nought, and never decides. Say here
+    /// (within a quarter of it) is published anew, to the end of its queue, with a confirm, and acked: the broker counts the copy from nought, and never decides. Say here
     /// what the queue was declared with, or a policy sets, if it is less than 20. A limit of 0 or 1 leaves no room for that: what is lost with such a connection is removed.
     ///
     /// The consumer's user needs the right to write to the default exchange, as for delays and parking.
@@ -209,7 +210,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// How long the broker lets a consumer hold a message unacknowledged (its setting `consumer_timeout`, or the queue's `x-consumer-timeout`): after that it takes back all that
     /// the consumer has, and counts it. Default 30 minutes, as RabbitMQ's; at least 1 s; `None` if there is no such limit.
     ///
-    /// What waits here for four fifths of that is published anew to its queue, with a confirm, and acked. The prefetch follows the time that a message
+    /// What waits here for four fifths of that is published anew, to the end of its queue, with a confirm, and acked. The prefetch follows the time that a message
     /// takes, so that the last one of the window has its turn in half of it. A handler that takes longer by itself goes on; what it commits is found by the next delivery.
     pub fn consumer_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.options.consumer_timeout = limit.into().map(|limit| limit.max(Duration::from_secs(1)));

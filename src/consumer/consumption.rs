@@ -27,6 +27,9 @@ use crate::idempotency::{Batch, IdempotencyStore, IdempotentHandler, Outcome, St
 /// How often the subscription is looked at while all workers are busy.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Longer than anything is waited for.
+const FAR: Duration = Duration::from_hours(24 * 365);
+
 /// Why a session ended.
 pub(super) enum End {
     Shutdown,
@@ -159,17 +162,19 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
         let options = &self.runner.options;
-        let Carried { prefetch, attempts, .. } = &mut *self.carried;
-        self.inbox.adapt(&mut self.session, options, prefetch, attempts).await?;
         if self.is_idle() && self.inbox.len() < self.size.now() {
             self.look()?;
         }
+        let Carried { prefetch, attempts, .. } = &mut *self.carried;
+        self.inbox.adapt(&mut self.session, options, prefetch, attempts).await?;
+        let suspect_is_due = self.inbox.suspect_is_due();
         for (unsettled, aside) in self.inbox.aside() {
             self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
         }
         // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
         // meanwhile makes the next batch larger.
         while self.is_idle()
+            && !suspect_is_due
             && self.inbox.len() > 0
             && (self.working.is_empty() || self.inbox.len() >= self.size.now())
         {
@@ -180,8 +185,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         if self.inbox.has_suspects()
             && self.is_idle()
             && self.working.is_empty()
-            && self.inbox.len() == 0
-            && self.settling.is_empty()
+            && ((self.inbox.len() == 0 && self.settling.is_empty()) || suspect_is_due)
         {
             let suspect = self.inbox.take_suspect();
             self.suspect_in_hand = true;
@@ -216,6 +220,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.runner.monitor.in_hand(self.in_hand);
         self.runner.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
         let away = self.judge_store(&handled);
+        if !away {
+            self.store.works();
+        }
         self.size.learn(count, took, together && !away);
         if !away {
             self.carried.prefetch.measured(count, took, self.runner.options.workers);
@@ -236,7 +243,14 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 Decision::Hold { unsettled, after } => self.hold(*unsettled, after, Next::Handle),
             }
         }
-        self.inbox.put_back(back);
+        self.put_back(back);
+    }
+
+    fn put_back(&mut self, all: impl IntoIterator<Item = Unsettled>) {
+        self.inbox.put_back(all);
+        if self.inbox.has_suspects() {
+            self.carried.prefetch.beware(true);
+        }
     }
 
     /// A message for which the store could not be asked keeps its place, and the store is probed. If it happens again to the same one alone though the probe was answered, it is
@@ -257,8 +271,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     fn hold(&mut self, unsettled: Unsettled, after: Duration, next: Next) {
         let now = Instant::now();
         // Whatever the delay, it is looked at again before the broker takes it back.
-        let until = now.checked_add(after).unwrap_or_else(|| now + Duration::from_hours(24 * 365));
+        let until = now.checked_add(after).unwrap_or(now + FAR);
         self.inbox.hold(unsettled, until, next);
+        // What is held does not keep others from coming.
+        self.carried.prefetch.beware(self.inbox.has_suspects());
     }
 
     fn settled(&mut self, settled: Settled) {
@@ -268,7 +284,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 self.inbox.window.settled(tag);
                 self.settling.ack(self.session.channel(), self.inbox.window.handled([]));
             }
-            Settled::Stays(unsettled) => self.inbox.put_back([unsettled]),
+            Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
                 let failures = unsettled.message.failures();
                 if failures > 0 {
@@ -327,19 +343,30 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         }
         // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
         // nowhere, and are not waited for.
-        let limit = Instant::now() + self.runner.options.drain_timeout;
+        let now = Instant::now();
+        let limit = now.checked_add(self.runner.options.drain_timeout).unwrap_or(now + FAR);
         let drained = timeout_at(limit, async {
             loop {
                 let done = tokio::select! {
                     biased;
                     done = self.working.next() => done,
                     never = answering.as_mut() => match never {},
+                    settled = self.settling.next() => {
+                        self.settled(settled);
+                        continue;
+                    }
                 };
                 let (Some(done), mut tags) = (done, Vec::new()) else { break };
                 self.finished(done, &mut tags);
                 self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
             }
             if shutting_down {
+                // What goes back is counted, up to RabbitMQ 4.2. The next process would take that for a death.
+                let _ = self.look();
+                self.inbox.spare(Instant::now());
+                for (unsettled, aside) in self.inbox.aside() {
+                    self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
+                }
                 self.settling.finish().await;
             }
         });

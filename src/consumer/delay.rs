@@ -29,7 +29,7 @@ pub enum Redelivery {
     /// `x-delayed-retry-max`, or a policy. A consumer of an older broker does not start. The delays are the queue's: [`retry_delays`](super::ConsumerBuilder::retry_delays) is for a
     /// handler's own [`retry_after`](crate::HandlerError::retry_after) only, which is kept by a delay queue. A message is parked after as many deliveries as
     /// [`max_attempts`](super::ConsumerBuilder::max_attempts) come to, or near the queue's [`delivery_limit`](super::ConsumerBuilder::delivery_limit). A lost connection counts as a
-    /// failed delivery here, as the broker counts it.
+    /// failed delivery here, as the broker counts it. Where the broker counts nothing, on a classic queue, what fails again goes through a delay queue.
     DelayedRetry,
 }
 

@@ -56,6 +56,12 @@ impl DeliveryLimit {
         })
     }
 
+    /// Whether one more return brings a message under suspicion, or a suspect nearer to being parked, in a process that explains nothing: the next one.
+    pub(crate) fn weighs(&self, message: &IncomingMessage) -> bool {
+        let returns = message.returns().saturating_add(1).saturating_sub(self.failures);
+        message.suspected_at().is_some() || returns >= SUSPECTED
+    }
+
     /// What the count of a delivery means in a process that survived so many lost connections.
     pub(crate) fn judge(&self, message: &IncomingMessage, survived: u32) -> Judgement {
         let returns = message.returns();
@@ -122,6 +128,21 @@ mod tests {
         let anew = message(3).with_header(reserved::DELIVERIES, 15);
         assert_eq!(watch.judge(&anew, 18), Judgement::Handle);
         assert_eq!(watch.judge(&anew, 15), Judgement::Move { suspected: true });
+    }
+
+    #[test]
+    fn no_number_of_graceful_stops_brings_a_message_under_suspicion() {
+        let watch = DeliveryLimit::new(Some(20), 0, true);
+        let mut message = message(0);
+        for _ in 0..10 {
+            // Given back, which is counted; or published anew, which is not.
+            if !watch.weighs(&message) {
+                message = message.clone().with_header(reserved::DELIVERY_COUNT, message.returns() + 1);
+            }
+            assert_eq!(watch.judge(&message, 0), Judgement::Handle);
+        }
+        assert_eq!(message.returns(), 2);
+        assert!(watch.weighs(&message.with_header(reserved::SUSPECTED, 0)));
     }
 
     #[test]

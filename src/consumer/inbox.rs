@@ -23,6 +23,9 @@ use super::{
 };
 use crate::{amqp, message::IncomingMessage};
 
+/// How long a suspect waits for a moment in which there is nothing else to do.
+const SUSPECT_WAITS: Duration = Duration::from_secs(2);
+
 /// A message that was delivered and is not settled.
 pub(crate) struct Unsettled {
     pub(crate) message: IncomingMessage,
@@ -81,6 +84,8 @@ pub(crate) struct Inbox {
     waiting: VecDeque<Unsettled>,
     /// May end this process: each is handled with nothing else in hand.
     suspects: VecDeque<Unsettled>,
+    /// Since when one of them waits.
+    suspects_since: Option<Instant>,
     /// By when they are due.
     held: BTreeMap<(Instant, u64), (Unsettled, Next)>,
     aside: Vec<(Unsettled, Aside)>,
@@ -103,6 +108,7 @@ impl Inbox {
         Self {
             waiting: VecDeque::new(),
             suspects: VecDeque::new(),
+            suspects_since: None,
             held: BTreeMap::new(),
             aside: Vec::new(),
             window: Window::new(),
@@ -131,7 +137,17 @@ impl Inbox {
 
     /// Takes one that may end this process.
     pub(crate) fn take_suspect(&mut self) -> Option<Unsettled> {
+        self.suspects_since = None;
         self.suspects.pop_front()
+    }
+
+    /// Whether a suspect has waited for so long that nothing else is to be begun before it.
+    pub(crate) fn suspect_is_due(&mut self) -> bool {
+        if self.suspects.is_empty() {
+            self.suspects_since = None;
+            return false;
+        }
+        self.suspects_since.get_or_insert_with(Instant::now).elapsed() >= SUSPECT_WAITS
     }
 
     pub(crate) fn has_suspects(&self) -> bool {
@@ -221,13 +237,32 @@ impl Inbox {
         }
         let keys: Vec<_> = self.held.iter().filter(|(_, (held, _))| old(held)).map(|(key, _)| *key).collect();
         for key in keys {
-            let held = self.held.remove(&key).map(|(unsettled, _)| unsettled);
+            let held = self.held.remove(&key).map(|(mut unsettled, next)| {
+                if let Next::Park(Parking { reason: ParkReason::AttemptsExhausted, attempts, .. }) = next {
+                    // The copy must know it.
+                    unsettled.message.set_failures(attempts);
+                }
+                unsettled
+            });
             aged.extend(held.map(|unsettled| (unsettled, key.0.saturating_duration_since(now))));
         }
         self.aside.extend(aged.into_iter().map(|(unsettled, wait)| {
             let suspected = unsettled.message.suspected_at().is_some();
             (unsettled, Aside::Move { suspected, wait })
         }));
+    }
+
+    /// Sets aside, when the consumer stops, what one more return would weigh on: it did nothing wrong.
+    pub(crate) fn spare(&mut self, now: Instant) {
+        for unsettled in self
+            .waiting
+            .iter_mut()
+            .chain(&mut self.suspects)
+            .chain(self.held.values_mut().map(|held| &mut held.0))
+        {
+            unsettled.delivery.leaves = self.limit.weighs(&unsettled.message).then_some(now);
+        }
+        self.age(now);
     }
 
     /// Puts in what the subscription gave.

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -28,6 +30,9 @@ use crate::{
 /// How long a queue that could not be declared is not asked for again: each time costs a connection.
 const REFUSED: Duration = Duration::from_secs(30);
 
+/// How long a broker that could not be reached is left alone: each try may take as long as connecting may, and others wait for it.
+const UNREACHABLE: Duration = Duration::from_secs(5);
+
 /// Publishes on a connection of its own, made when it is needed: a blocked publisher must not keep acks from being written.
 #[derive(Debug)]
 pub(crate) struct Onward {
@@ -35,6 +40,8 @@ pub(crate) struct Onward {
     connect: ConnectOptions,
     publisher: OnceCell<IdempotentPublisher>,
     queues: Mutex<Queues>,
+    /// Until when it is left alone, and why.
+    unreachable: std::sync::Mutex<Option<(Instant, String)>>,
 }
 
 /// What is known of the queues that we declare.
@@ -59,6 +66,8 @@ pub(crate) enum Wanted {
 pub(crate) enum OnwardError {
     #[error("cannot connect to pass a message on")]
     Connect(#[from] ConnectError),
+    #[error("cannot connect to pass a message on: {0}")]
+    Unreachable(String),
     #[error("the destination has a name that AMQP cannot carry")]
     Name(#[from] ShortStringError),
     #[error("the destination cannot be declared")]
@@ -69,7 +78,13 @@ pub(crate) enum OnwardError {
 
 impl Onward {
     pub(crate) fn new(name: String, connect: ConnectOptions) -> Self {
-        Self { name, connect, publisher: OnceCell::new(), queues: Mutex::default() }
+        Self {
+            name,
+            connect,
+            publisher: OnceCell::new(),
+            queues: Mutex::default(),
+            unreachable: std::sync::Mutex::default(),
+        }
     }
 
     /// Returns when the broker has confirmed the copy.
@@ -86,7 +101,7 @@ impl Onward {
             properties,
             body,
         };
-        let publisher = self.publisher.get_or_try_init(|| self.connect()).await?;
+        let publisher = self.publisher.get_or_try_init(|| self.reach(self.connect())).await?;
         publisher.forward(forwarded).await.map_err(OnwardError::Unconfirmed)
     }
 
@@ -117,7 +132,7 @@ impl Onward {
         if let Some((_, said)) = queues.refused.get(queue).filter(|(until, _)| *until > Instant::now()) {
             return Err(OnwardError::Declare(said.as_str().into()));
         }
-        let connection = self.connect.open().await?;
+        let connection = self.reach(self.connect.open()).await?;
         let limit = self.connect.timeout;
         let done = match wanted {
             Wanted::Any => ensure_queue(&connection, limit, queue).await,
@@ -135,6 +150,21 @@ impl Onward {
                 Err(OnwardError::Declare(error))
             }
         }
+    }
+
+    /// Connects, unless that failed just now.
+    async fn reach<T>(
+        &self,
+        connecting: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, OnwardError> {
+        // No code of others runs under the lock.
+        let known = || self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, why)) = known().as_ref().filter(|(until, _)| *until > Instant::now()) {
+            return Err(OnwardError::Unreachable(why.clone()));
+        }
+        let connected = connecting.await;
+        *known() = connected.as_ref().err().map(|error| (Instant::now() + UNREACHABLE, describe(error)));
+        Ok(connected?)
     }
 
     async fn connect(&self) -> Result<IdempotentPublisher, ConnectError> {

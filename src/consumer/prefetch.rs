@@ -79,6 +79,11 @@ impl Prefetch {
         self.cautious = suspect;
     }
 
+    /// Whether a suspect waits for its turn, as far as that was not known when it came.
+    pub(crate) fn beware(&mut self, suspect: bool) {
+        self.cautious = suspect;
+    }
+
     /// So many messages took so long, one after the other, while others were handled beside them by as many `workers`.
     pub(crate) fn measured(&mut self, messages: usize, took: Duration, workers: usize) {
         let parts = u32::try_from(messages.saturating_mul(workers)).unwrap_or(u32::MAX);

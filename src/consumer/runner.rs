@@ -64,7 +64,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let mut shutdown = std::pin::pin!(shutdown);
         let options = &self.options;
         self.check_broker().await?;
-        let mut prefetch = Prefetch::new(options.prefetch, options.prefetch_bytes, options.consumer_timeout);
+        // It would begin small and never be adapted.
+        let bytes = options.prefetch_bytes.filter(|_| !options.single_active);
+        let mut prefetch = Prefetch::new(options.prefetch, bytes, options.consumer_timeout);
         if options.begins_cautiously() {
             prefetch.begin_cautiously();
         }

@@ -23,6 +23,9 @@ use crate::{
     error::BoxError,
 };
 
+/// How long each step of a new subscription on the same channel may take.
+const RESUBSCRIBE: Duration = Duration::from_secs(2);
+
 pub(crate) struct Session {
     connection: ClosedOnDrop,
     limit: Duration,
@@ -74,13 +77,15 @@ impl Session {
         options: &Options,
         prefetch: u16,
     ) -> Result<Vec<Delivery>, BoxError> {
+        // Nothing else is done meanwhile, and leases must be renewed.
+        let limit = self.limit.min(RESUBSCRIBE);
         let cancel = self.channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
-        within(self.limit, cancel).await?;
+        within(limit, cancel).await?;
         let mut before = Vec::new();
-        while let Some(delivery) = timeout(self.limit, self.deliveries.next()).await? {
+        while let Some(delivery) = timeout(limit, self.deliveries.next()).await? {
             before.push(delivery?);
         }
-        self.deliveries = subscribe(&self.channel, self.limit, options, prefetch).await?;
+        self.deliveries = subscribe(&self.channel, limit, options, prefetch).await?;
         Ok(before)
     }
 

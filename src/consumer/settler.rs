@@ -149,7 +149,11 @@ impl Settler {
     ) -> Decision {
         let wait = self.delays.after(failed.div_ceil(self.options.failures_each()), least);
         match self.options.redelivery {
-            Redelivery::DelayedRetry if least.is_none() => {
+            // What comes back without a count is not counted: that is no quorum queue, and nothing would hold it.
+            Redelivery::DelayedRetry
+                if least.is_none()
+                    && (!unsettled.message.redelivered() || unsettled.message.delivery_count().is_some()) =>
+            {
                 settling.begin(async move {
                     reject(&unsettled.delivery.acker).await;
                     Settled::Away(unsettled.delivery.tag)
@@ -210,7 +214,11 @@ impl Settler {
                 if unsettled.delivery.leaves.is_some() {
                     unsettled.delivery.leaves = Some(Instant::now() + MOVE_AGAIN);
                 }
-                Settled::Stays(unsettled)
+                if wait.is_zero() {
+                    Settled::Stays(unsettled)
+                } else {
+                    Settled::Held { unsettled, after: wait, next: Next::Handle }
+                }
             }
         }
     }

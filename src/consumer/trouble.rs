@@ -61,9 +61,16 @@ impl StoreHealth {
         pause
     }
 
-    /// It answered a probe.
+    /// It answered a probe. Whether it does more than that is still to be seen: until then, the next pause is not a short one again.
     pub(super) fn answered(&mut self) {
-        *self = Self::default();
+        self.until = None;
+    }
+
+    /// It was asked for messages, and answered.
+    pub(super) fn works(&mut self) {
+        if self.until.is_none() {
+            self.failures = 0;
+        }
     }
 
     /// Whether it is away, as far as we know.
@@ -141,6 +148,13 @@ mod tests {
         store.answered();
         assert!(!store.is_away());
         assert_eq!(store.probe_at(), None);
+        assert!(store.failed() > Duration::from_secs(2), "it only answers probes");
+        store.works();
+        store.answered();
+        assert!(store.failed() > Duration::from_secs(2), "not while it was away");
+        store.answered();
+        store.works();
+        assert!(store.failed() <= Duration::from_millis(200));
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl Flaky {
         Self { debit: Debit::default(), failures, after: None, seen: Arc::default() }
     }
 
+    /// Asks for this delay, when it fails.
+    pub(super) fn after(self, delay: Duration) -> Self {
+        Self { after: Some(delay), ..self }
+    }
+
     pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().expect("seen").clone()
     }
@@ -224,7 +229,7 @@ pub async fn handlers_own_delay_is_kept() {
     let queue = client.queue("own-delay").await;
     client.publish(&queue, b"500", with_id("order-42")).await;
     let ledger = Ledger::create().await;
-    let handler = Flaky { after: Some(millis(700)), ..Flaky::new(1) };
+    let handler = Flaky::new(1).after(millis(700));
     let consumer =
         ledger.consume_with(&broker(), &queue, handler.clone(), |b| b.retry_delays(millis(50), millis(200)));
     eventually("the effect", async || (ledger.rows().await == (1, 1)).then_some(())).await;

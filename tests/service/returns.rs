@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
+use lapin::types::{AMQPValue, FieldTable};
 use lapin_idempotent::consumer::Redelivery;
 use tokio::time::{Instant, sleep};
 
 use super::{
     limits::{LIMITS, limited, told},
-    redelivery::{Flaky, millis, wait_for_parked},
+    redelivery::{Flaky, delete, millis, wait_for_parked},
     support::{
         amqp::{Client, with_id},
-        eventually,
+        broker, eventually,
         ledger::{Debit, Ledger},
         node::Node,
         proxy::Proxy,
@@ -153,7 +154,7 @@ pub async fn consumer_timeout_loses_and_doubles_nothing() {
     let client = Client::connect(node.url()).await;
     for redelivery in [Redelivery::Delayed, Redelivery::Held] {
         let mut arguments = limited(20);
-        arguments.insert("x-consumer-timeout".into(), lapin::types::AMQPValue::LongLongInt(3000));
+        arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(3000));
         let queue = client.queue_with("timeout", arguments).await;
         for n in 0..MESSAGES {
             client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
@@ -199,4 +200,56 @@ impl lapin_idempotent::IdempotentHandler<lapin_idempotent::SqliteStore> for Slow
         sleep(if slow { Duration::from_secs(8) } else { Duration::from_secs(1) }).await;
         lapin_idempotent::IdempotentHandler::handle(&self.debit, message, tx).await
     }
+}
+
+/// Stopped again and again with a message in hand that waits for an hour: nobody died.
+pub async fn graceful_stops_bring_nothing_under_suspicion() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue_with("graceful", limited(20)).await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(8).after(Duration::from_secs(3600));
+    for starts in 1..=9 {
+        let consumer =
+            ledger.consume_with(&broker(), &queue, handler.clone(), |b| b.redelivery(Redelivery::Held));
+        let monitor = consumer.monitor.clone();
+        eventually("it ran", async || (handler.seen().len() == starts).then_some(())).await;
+        if starts < 9 {
+            eventually("it is held", async || (monitor.status().held == 1).then_some(())).await;
+        }
+        consumer.stop().await;
+        assert!(monitor.status().parked.is_empty(), "start {starts}: {:?}", monitor.status());
+    }
+    assert_eq!(ledger.rows().await, (1, 1));
+    assert!(handler.seen().iter().all(|seen| seen.message.header("x-idempotency-suspected").is_none()));
+    delete(&client, &queue, &[]).await;
+}
+
+/// A message that ended its consumers and cannot be parked: the others have their turn.
+pub async fn suspect_that_is_held_holds_nobody_up() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue_with("suspect", limited(20)).await;
+    let parking = format!("{queue}.parked");
+    let mut full = FieldTable::default();
+    full.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+    full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    client.declare_as(&parking, full).await;
+    let mut headers = FieldTable::default();
+    headers.insert("x-idempotency-deliveries".into(), AMQPValue::LongLongInt(9));
+    headers.insert("x-idempotency-suspected".into(), AMQPValue::LongLongInt(3));
+    client.publish(&queue, b"1", with_id("killer").with_headers(headers)).await;
+    for n in 0..50 {
+        client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
+    }
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume(&broker(), &queue, Debit::default());
+    eventually("all others are handled", async || (ledger.rows().await == (50, 50)).then_some(())).await;
+    let monitor = consumer.monitor.clone();
+    client.delete(&parking).await;
+    eventually("it is parked", async || {
+        (monitor.status().parked.get("consumer-died") == Some(&1)).then_some(())
+    })
+    .await;
+    consumer.stop().await;
+    delete(&client, &queue, &[]).await;
 }

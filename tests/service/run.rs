@@ -150,6 +150,8 @@ pub(crate) fn main() -> ExitCode {
         redelivery::deleted_delay_queue_is_declared_anew,
         returns::consumer_that_may_not_declare_loses_nothing,
         returns::consumer_timeout_loses_and_doubles_nothing,
+        returns::graceful_stops_bring_nothing_under_suspicion,
+        returns::suspect_that_is_held_holds_nobody_up,
         returns::lost_connections_lose_double_and_park_nothing,
         returns::memory_alarm_loses_and_parks_nothing_that_did_not_fail,
         status::status_follows_the_consumer,
