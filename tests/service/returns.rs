@@ -10,7 +10,7 @@ use super::{
     limits::{LIMITS, limited, told},
     redelivery::{Flaky, delete, millis, wait_for_parked},
     support::{
-        amqp::{Client, with_id},
+        amqp::{Client, header, with_id},
         broker, eventually,
         ledger::{Debit, Ledger},
         node::Node,
@@ -208,20 +208,22 @@ pub async fn graceful_stops_bring_nothing_under_suspicion() {
     let queue = client.queue_with("graceful", limited(20)).await;
     client.publish(&queue, b"500", with_id("order-42")).await;
     let ledger = Ledger::create().await;
-    let handler = Flaky::new(8).after(Duration::from_secs(3600));
-    for starts in 1..=9 {
+    let handler = Flaky::new(usize::MAX).after(Duration::from_secs(3600));
+    for start in 1..=9 {
         let consumer =
             ledger.consume_with(&broker(), &queue, handler.clone(), |b| b.redelivery(Redelivery::Held));
         let monitor = consumer.monitor.clone();
-        eventually("it ran", async || (handler.seen().len() == starts).then_some(())).await;
-        if starts < 9 {
-            eventually("it is held", async || (monitor.status().held == 1).then_some(())).await;
-        }
+        eventually("it is held", async || (monitor.status().held == 1).then_some(())).await;
         consumer.stop().await;
-        assert!(monitor.status().parked.is_empty(), "start {starts}: {:?}", monitor.status());
+        assert!(monitor.status().parked.is_empty(), "start {start}: {:?}", monitor.status());
     }
-    assert_eq!(ledger.rows().await, (1, 1));
-    assert!(handler.seen().iter().all(|seen| seen.message.header("x-idempotency-suspected").is_none()));
+    let kept = eventually("it is there", async || client.get(&queue).await).await;
+    assert_eq!(header(&kept, "x-idempotency-suspected"), None);
+    // Where the broker counts what a stop gives back it is published anew before that weighs, with what is left of its delay. 4.3 does not count it.
+    if header(&kept, "x-idempotency-deliveries").is_some() {
+        assert!(header(&kept, "x-idempotency-not-before").is_some());
+        assert!(handler.seen().len() < 9, "it does not run at each start: {}", handler.seen().len());
+    }
     delete(&client, &queue, &[]).await;
 }
 
