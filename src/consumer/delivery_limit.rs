@@ -44,8 +44,8 @@ impl DeliveryLimit {
     ///
     /// `alone`: whether a suspect is the only delivery on its channel. Where it is not, its neighbours come back as often as it does, and nothing is parked.
     pub(crate) fn new(limit: Option<u32>, failures: u32, alone: bool) -> Self {
-        // A quarter of the limit is the margin: for connections that are lost while a message is published anew.
-        let threshold = limit.map(|limit| (limit - (limit / 4).max(1).min(limit)).max(1));
+        // Half of the limit is the margin: for connections that are lost while a message is published anew.
+        let threshold = limit.map(|limit| limit.div_ceil(2).max(1));
         Self { threshold, failures, alone }
     }
 
@@ -106,7 +106,7 @@ mod tests {
     /// The most returns that a queue with this limit allows before the next one removes the message.
     #[test]
     fn what_comes_near_the_limit_is_published_anew_before_the_last_return() {
-        for (limit, threshold) in [(20, 15), (10, 8), (5, 4), (2, 1), (1, 1)] {
+        for (limit, threshold) in [(20, 10), (11, 6), (5, 3), (2, 1), (1, 1)] {
             let watch = DeliveryLimit::new(Some(limit), 0, true);
             // A process that explains every return.
             let judge = |count| watch.judge(&message(count), u32::MAX);
@@ -172,9 +172,10 @@ mod tests {
     #[test]
     fn failures_that_the_broker_counts_are_no_deaths() {
         let watch = DeliveryLimit::new(Some(20), 7, true);
-        assert_eq!(watch.judge(&message(9), 0), Judgement::Handle);
-        assert_eq!(watch.judge(&message(10), 0), Judgement::Move { suspected: true });
-        assert!(watch.allows_return(&message(13)) && !watch.allows_return(&message(14)));
+        let unlimited = DeliveryLimit::new(None, 7, true);
+        assert_eq!(unlimited.judge(&message(9), 0), Judgement::Handle);
+        assert_eq!(unlimited.judge(&message(10), 0), Judgement::Move { suspected: true });
+        assert!(watch.allows_return(&message(8)) && !watch.allows_return(&message(9)));
         assert!(DeliveryLimit::new(None, 7, true).allows_return(&message(1000)));
     }
 }

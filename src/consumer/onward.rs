@@ -14,7 +14,7 @@ use lapin::{
 };
 use tokio::{
     sync::{Mutex, OnceCell},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -24,7 +24,9 @@ use super::{
 use crate::{
     amqp::{self, ConnectError, ConnectOptions},
     error::BoxError,
-    publisher::{Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder},
+    publisher::{
+        Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder, PublisherState,
+    },
 };
 
 /// How long a queue that could not be declared is not asked for again: each time costs a connection.
@@ -173,6 +175,15 @@ impl Onward {
             .max_in_flight(256)
             .connect()
             .await
+    }
+
+    /// Waits until messages can be passed on again, if that was so before, and for so long at most.
+    pub(crate) async fn recovers(&self, limit: Duration) {
+        if let Some(publisher) = self.publisher.get() {
+            let mut status = publisher.watch();
+            let _ =
+                timeout(limit, status.wait_for(|status| status.state != PublisherState::Reconnecting)).await;
+        }
     }
 
     pub(crate) async fn close(&self, limit: Duration) {

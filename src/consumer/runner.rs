@@ -103,6 +103,11 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break,
+                () = self.settler.recovers() => {}
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.as_mut() => break,
                 opened = Session::open(&self.connect, options, carried.prefetch.now()) => match opened {
                     Ok(opened) => {
                         self.monitor.reconnected();

@@ -26,6 +26,9 @@ use crate::{
 /// How soon a message is tried again to be published anew that could not be before the broker's consumer timeout.
 const MOVE_AGAIN: Duration = Duration::from_secs(30);
 
+/// How long a new subscription waits for the connection that messages are passed on over.
+const RECOVERY: Duration = Duration::from_secs(10);
+
 /// What an outcome leads to.
 pub(crate) enum Decision {
     /// The delivery of this tag may be acked.
@@ -56,6 +59,11 @@ impl Settler {
         let (delays, limit) = (options.delays(), options.watched());
         let onward = Onward::new(format!("{scope} (parking)"), connect);
         Self { options, scope: scope.to_owned(), delays, limit, onward, monitor }
+    }
+
+    /// Waits a while for what was lost with a connection: what a subscription delivers near the limit must be published anew, or the next lost one counts against it.
+    pub(crate) async fn recovers(&self) {
+        self.onward.recovers(RECOVERY).await;
     }
 
     pub(crate) async fn close(&self) {

@@ -204,7 +204,7 @@ pub async fn lease_whose_owner_died_is_waited_for() {
 
 /// What comes near the limit is published anew, and its count with it.
 pub async fn message_near_the_limit_is_published_anew() {
-    for (limit, threshold) in [(2, 1), (5, 4), (20, 15)] {
+    for (limit, threshold) in [(2, 1), (5, 3), (20, 10)] {
         let client = Client::connect(&broker()).await;
         let queue = client.queue_with("near", limited(limit)).await;
         let mut headers = FieldTable::default();
