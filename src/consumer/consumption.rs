@@ -168,9 +168,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         let Carried { prefetch, attempts, .. } = &mut *self.carried;
         self.inbox.adapt(&mut self.session, options, prefetch, attempts).await?;
         let suspect_is_due = self.inbox.suspect_is_due();
-        for (unsettled, aside) in self.inbox.aside() {
-            self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
-        }
+        self.set_aside();
         // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
         // meanwhile makes the next batch larger.
         while self.is_idle()
@@ -192,6 +190,13 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             self.work(suspect.into_iter().collect());
         }
         Ok(())
+    }
+
+    /// Begins what is done about those that have no turn here.
+    fn set_aside(&mut self) {
+        for (unsettled, aside) in self.inbox.aside() {
+            self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
+        }
     }
 
     fn work(&mut self, batch: Vec<Unsettled>) {
@@ -364,9 +369,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 // What goes back is counted, up to RabbitMQ 4.2. The next process would take that for a death.
                 let _ = self.look();
                 self.inbox.spare(Instant::now());
-                for (unsettled, aside) in self.inbox.aside() {
-                    self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
-                }
+                self.set_aside();
                 self.settling.finish().await;
             }
         });
