@@ -22,7 +22,7 @@ services-down: down
 
 demo: cargo ## 1,000 debits with duplicates and cut connections; every balance right
 	@scripts/services up rabbitmq
-	@$(WITH_SERVICES) cargo run --release --features sqlite --example payments -- $(ARGS)
+	@$(WITH_SERVICES) cargo run --release --package lapin-idempotent-demo -- $(ARGS)
 
 test: up ## All tests, with real servers; none is left out
 	@$(WITH_SERVICES) export REQUIRE_SERVICES=1 RUST_BACKTRACE=0; \

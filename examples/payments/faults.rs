@@ -1,11 +1,11 @@
 //! The faults, and the queue that they happen to.
 
-use lapin::{
+use lapin_idempotent::BoxError;
+use lapin_idempotent::lapin::{
     Channel, Connection, ConnectionProperties,
     options::{QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
-use lapin_idempotent::BoxError;
 
 use crate::proxy::{Action, From, Proxy, method};
 
