@@ -100,9 +100,11 @@ pub(crate) fn attempt(properties: &BasicProperties) -> u32 {
 }
 
 /// The reply code with which the broker closed a channel over what was sent on it; other channels go on.
-pub(crate) fn refusal(error: &lapin::Error) -> Option<u16> {
+pub(crate) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
-        ErrorKind::ProtocolError(protocol) if error.is_amqp_soft_error() => Some(protocol.get_id()),
+        ErrorKind::ProtocolError(protocol) if error.is_amqp_soft_error() => {
+            Some((protocol.get_id(), protocol.get_message().to_string()))
+        }
         _ => None,
     }
 }

@@ -119,7 +119,7 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
         Ok(Staged { stamped, span, started })
     }
 
-    /// Gets a place in the window. Waits for one only if none of our own messages will free one.
+    /// Gets a place in the window, whoever frees it: the results to come first may be long in coming.
     fn acquire(&mut self, staged: &Staged, cx: &mut Context<'_>) -> Poll<Result<Place, PublishErrorKind>> {
         let places = self.publisher.places();
         let body = staged.stamped.message.payload().len();
@@ -129,9 +129,6 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
             }
             if places.is_closed() {
                 return Poll::Ready(Err(PublishErrorKind::Closed));
-            }
-            if !self.pending.is_empty() {
-                return Poll::Pending;
             }
         }
         let waiting = self.waiting.get_or_insert_with(|| Waiting {

@@ -34,7 +34,7 @@ use slab::Slab;
 use tokio::time::{Duration, Instant};
 
 use super::{
-    error::ReturnedByBroker,
+    error::BrokerReply,
     job::{Job, Verdict},
 };
 
@@ -49,9 +49,10 @@ pub(crate) struct Window {
 struct InFlight {
     job: Job,
     order: u64,
-    sent_at: Instant,
+    /// Since when its frames are known to have left for the broker.
+    written: Option<Instant>,
     answer: Option<Answer>,
-    returned: Option<ReturnedByBroker>,
+    returned: Option<BrokerReply>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,24 +80,39 @@ impl Window {
     }
 
     /// Takes a job in before it is sent; the number stands for it until its verdict.
-    pub(crate) fn insert(&mut self, job: Job, now: Instant) -> usize {
+    pub(crate) fn insert(&mut self, job: Job) -> usize {
         self.sent += 1;
-        self.slots.insert(InFlight { job, order: self.sent, sent_at: now, answer: None, returned: None })
+        self.slots.insert(InFlight { job, order: self.sent, written: None, answer: None, returned: None })
     }
 
-    /// Whether a job may be sent now: a suspect only when nothing else is in flight, and nothing beside a suspect.
-    pub(crate) fn admits(&self, job: &Job) -> bool {
-        match self.slots.iter().next() {
-            None => true,
-            Some((_, first)) => !job.is_suspect() && !first.job.is_suspect(),
-        }
+    /// The place in the order of sending that the message has which was taken in last.
+    pub(crate) fn last_order(&self) -> u64 {
+        self.sent
     }
 
-    /// One of these made the broker close the channel.
-    pub(crate) fn suspect_all(&mut self) {
+    /// Whether suspects are in flight; nothing else is beside them.
+    pub(crate) fn holds_suspects(&self) -> bool {
+        self.slots.iter().next().is_some_and(|(_, first)| first.job.is_suspect())
+    }
+
+    /// One of these ended the channel: those that `may` have done it are suspects. Gives how many they are.
+    pub(crate) fn suspect(&mut self, may: impl Fn(&Job) -> bool) -> usize {
+        let mut suspects = 0;
         for (_, in_flight) in &mut self.slots {
-            in_flight.job.suspect();
+            if may(&in_flight.job) {
+                in_flight.job.suspect();
+                suspects += 1;
+            }
         }
+        suspects
+    }
+
+    /// Takes the only suspect out, with its name: the broker's word is certain.
+    pub(crate) fn take_suspect(&mut self) -> Option<Job> {
+        let slot =
+            self.slots.iter().find(|(_, in_flight)| in_flight.job.is_suspect()).map(|(slot, _)| slot)?;
+        self.held.retain(|held| *held != slot);
+        Some(self.slots.remove(slot).job)
     }
 
     /// Judges one round of confirms: everything that was ready, until nothing more was. See the module's page.
@@ -156,28 +172,38 @@ impl Window {
             return Ok(());
         }
         // One pass for all of them: each for itself would go through a large window.
-        let mut by_id: HashMap<&str, Vec<(&BasicReturnMessage, bool)>> = HashMap::new();
+        let mut by_id: HashMap<&str, Vec<(&BasicReturnMessage, Vec<usize>)>> = HashMap::new();
         for returned in returns {
             let id = returned.delivery.properties.message_id().as_ref().map_or("", ShortString::as_str);
-            by_id.entry(id).or_default().push((returned, false));
+            by_id.entry(id).or_default().push((returned, Vec::new()));
         }
-        for (_, in_flight) in &mut self.slots {
+        for (slot, in_flight) in &self.slots {
             let Some(candidates) = by_id.get_mut(in_flight.job.message_id().unwrap_or_default()) else {
                 continue;
             };
-            for (returned, matched) in candidates {
+            for (returned, matching) in candidates {
                 if in_flight.job.was_returned(returned) {
-                    *matched = true;
-                    let (code, text) = (returned.reply_code, returned.reply_text.to_string());
-                    in_flight.returned = Some(ReturnedByBroker { code, text });
+                    matching.push(slot);
                 }
             }
         }
-        if by_id.values().flatten().all(|(_, matched)| *matched) {
-            Ok(())
-        } else {
-            Err(Violation::UnmatchedReturn)
+        for (returned, mut matching) in by_id.into_values().flatten() {
+            if matching.len() > 1 {
+                // Copies with other headers may have another route.
+                let same = |slot: &usize| self.slots[*slot].job.has_headers_of(returned);
+                if matching.iter().any(same) {
+                    matching.retain(same);
+                }
+            }
+            if matching.is_empty() {
+                return Err(Violation::UnmatchedReturn);
+            }
+            for slot in matching {
+                let (code, text) = (returned.reply_code, returned.reply_text.to_string());
+                self.slots[slot].returned = Some(BrokerReply { code, text });
+            }
         }
+        Ok(())
     }
 
     fn conclude(&mut self, slot: usize, verdict: &mut impl FnMut(Job, Verdict)) {
@@ -199,24 +225,38 @@ impl Window {
         }
     }
 
-    /// Whether some message has waited for its confirm for longer than `limit`.
+    /// Starts the clocks of the confirms whose messages are written: all up to number `written` in the order of sending.
+    ///
+    /// What still waits behind other frames for a slow link cannot be confirmed yet.
+    pub(crate) fn start_clocks(&mut self, written: u64, now: Instant) {
+        for (_, in_flight) in &mut self.slots {
+            if in_flight.order <= written {
+                in_flight.written.get_or_insert(now);
+            }
+        }
+    }
+
+    /// Whether some message has waited for its confirm for longer than `limit`, since it was written.
     pub(crate) fn is_stuck(&self, now: Instant, limit: Duration) -> bool {
-        self.slots.iter().any(|(_, in_flight)| in_flight.answer.is_none() && now - in_flight.sent_at > limit)
+        let late = |in_flight: &InFlight| in_flight.written.is_some_and(|written| now - written > limit);
+        self.slots.iter().any(|(_, in_flight)| in_flight.answer.is_none() && late(in_flight))
     }
 
     /// Starts the clocks of all confirms anew, after a time in which the broker could not answer.
     pub(crate) fn restart_clocks(&mut self, now: Instant) {
         for (_, in_flight) in &mut self.slots {
-            in_flight.sent_at = now;
+            if let Some(written) = &mut in_flight.written {
+                *written = now;
+            }
         }
     }
 
-    /// Ends the window: everything in it with an unknown outcome, in the order in which it was sent, and since when it waited
-    /// for its confirm.
-    pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = (Job, Instant)> {
+    /// Ends the window: everything in it with an unknown outcome, in the order in which it was sent, and since when it is
+    /// written.
+    pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = (Job, Option<Instant>)> {
         let mut left: Vec<InFlight> = self.slots.drain().collect();
         left.sort_unstable_by_key(|in_flight| in_flight.order);
-        left.into_iter().map(|in_flight| (in_flight.job, in_flight.sent_at))
+        left.into_iter().map(|in_flight| (in_flight.job, in_flight.written))
     }
 }
 

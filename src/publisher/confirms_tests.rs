@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     amqp,
     message::{MessageId, OutgoingMessage, Stamped},
-    publisher::{job::Payload, places::Places},
+    publisher::{payload::Payload, places::Places},
 };
 
 const LOST: &str = "nowhere";
@@ -52,7 +52,7 @@ impl Channel {
         let payload = Payload::Stamped(Arc::clone(&stamped));
         let mut job = Job::new(payload, oneshot::channel().0, place, now, deadline);
         job.next_attempt().unwrap();
-        self.slots.push(self.window.insert(job, now));
+        self.slots.push(self.window.insert(job));
         self.stamped.push(stamped);
     }
 
@@ -85,7 +85,9 @@ impl Channel {
                 match verdict {
                     Verdict::Confirmed => confirmed.push(stamped.id().to_string()),
                     Verdict::Returned(_) => returned.push(stamped.id().to_string()),
-                    Verdict::Nacked | Verdict::Refused(..) => panic!("nothing was refused"),
+                    Verdict::Nacked | Verdict::Refused(..) | Verdict::Fatal(_) => {
+                        panic!("nothing was refused")
+                    }
                 }
             })
             .unwrap();

@@ -10,6 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use lapin::{Channel, Connection, options::ConfirmSelectOptions, types::ShortString};
 use tokio::{sync::Mutex, time::timeout};
 
+use super::stamper::headers_within;
 use crate::{
     amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions},
     error::BoxError,
@@ -45,12 +46,13 @@ impl fmt::Debug for Topology {
 pub(crate) struct Link {
     options: ConnectOptions,
     topology: Option<Topology>,
+    channels: usize,
     current: Mutex<Option<Arc<Connection>>>,
 }
 
 impl Link {
-    pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>) -> Self {
-        Self { options, topology, current: Mutex::new(None) }
+    pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>, channels: usize) -> Self {
+        Self { options, topology, channels, current: Mutex::new(None) }
     }
 
     /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new one.
@@ -75,6 +77,17 @@ impl Link {
                 Err(error)
             }
         }
+    }
+
+    /// Whether it has several channels.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.channels > 1
+    }
+
+    /// How many bytes of headers fit through a connection whose frames are smaller than was asked for.
+    pub(crate) fn fewer_headers(&self, connection: &Connection) -> Option<usize> {
+        let frame = connection.configuration().frame_max() as usize;
+        (1..self.options.smallest_frame()).contains(&frame).then(|| headers_within(frame))
     }
 
     async fn open_channel(&self, connection: &Connection) -> Result<Channel, ConnectError> {

@@ -20,6 +20,7 @@ struct Inner {
     uncertain: bool,
     message: Returned,
     source: Option<BoxError>,
+    reply: Option<BrokerReply>,
 }
 
 enum Returned {
@@ -35,7 +36,8 @@ pub enum PublishErrorKind {
     Invalid,
     /// The broker returned the message: no queue is bound for its exchange and routing key. Or there is no such exchange.
     Unroutable,
-    /// The broker closed the channel over the message: no permission for the exchange, or larger than the broker's limit.
+    /// The broker closed the channel over the message: no permission for the exchange, or larger than the broker's limit. Or
+    /// the connection ended each of three times that the message was sent alone, while others were confirmed.
     Refused,
     /// The broker nacked the message, for example because a queue is full and rejects publishes.
     Nacked,
@@ -56,11 +58,12 @@ impl PublishError {
             uncertain: false,
             message: Returned::Refused(message),
             source: Some(source),
+            reply: None,
         }))
     }
 
     pub(crate) fn new(failure: Failure, message: Arc<Stamped>) -> Self {
-        let Failure { kind, attempts, elapsed, uncertain, source } = failure;
+        let Failure { kind, attempts, elapsed, uncertain, source, reply } = failure;
         Self(Box::new(Inner {
             kind,
             attempts,
@@ -68,6 +71,7 @@ impl PublishError {
             uncertain,
             message: Returned::Stamped(message),
             source,
+            reply,
         }))
     }
 
@@ -78,10 +82,23 @@ impl PublishError {
 
     /// Whether some attempt may have reached a queue although no confirm came back.
     ///
-    /// False means that the broker refused every attempt, or that nothing was sent at all. Publishing the message
-    /// again is safe in both cases, as it keeps its ID.
+    /// False means that the broker returned or refused every attempt, or that nothing was sent at all. A nack makes it true:
+    /// when one of several queues is full and rejects publishes, RabbitMQ nacks a message that the others have (its
+    /// documentation, "Queue Length Limit"). So does the return of a message with an `x-delay` header, which the delayed
+    /// message exchange gives back and delivers later. Publishing the message again is safe in any case, as it keeps its ID.
     pub fn may_have_been_published(&self) -> bool {
         self.0.uncertain
+    }
+
+    /// The reply code that the broker gave for the last attempt, when it returned the message (312, `NO_ROUTE`) or closed the
+    /// channel over it (403, 404, 406, ..).
+    pub fn reply_code(&self) -> Option<u16> {
+        self.0.reply.as_ref().map(|reply| reply.code)
+    }
+
+    /// The broker's words that come with [`reply_code`](Self::reply_code). They can hold names of exchanges and users.
+    pub fn reply_text(&self) -> Option<&str> {
+        self.0.reply.as_ref().map(|reply| reply.text.as_str())
     }
 
     /// How often the message was sent.
@@ -184,19 +201,20 @@ pub(crate) struct Failure {
     pub(crate) elapsed: Duration,
     pub(crate) uncertain: bool,
     pub(crate) source: Option<BoxError>,
+    pub(crate) reply: Option<BrokerReply>,
 }
 
 impl Failure {
     /// Nothing was sent.
     pub(crate) fn unsent(kind: PublishErrorKind, elapsed: Duration) -> Self {
-        Self { kind, attempts: 0, elapsed, uncertain: false, source: None }
+        Self { kind, attempts: 0, elapsed, uncertain: false, source: None, reply: None }
     }
 }
 
-/// What a broker's return said, as the source of an `Unroutable` error.
+/// What the broker said when it returned a message or closed the channel over it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code} {}", .text.escape_debug())]
-pub(crate) struct ReturnedByBroker {
+pub(crate) struct BrokerReply {
     pub(crate) code: u16,
     pub(crate) text: String,
 }

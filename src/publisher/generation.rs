@@ -22,11 +22,38 @@ pub(crate) struct Generation {
     number: u64,
     since: Option<Instant>,
     worn: bool,
+    /// Answers of the broker: all that were ever heard, and those before this generation.
+    heard: u64,
+    heard_before: u64,
+    /// How many before it ended without an answer, one after the other.
+    fruitless: u32,
 }
 
 impl Generation {
     pub(crate) fn begin(&mut self, now: Instant) {
-        *self = Self { number: self.number + 1, since: Some(now), worn: false };
+        *self = Self {
+            number: self.number + 1,
+            since: Some(now),
+            worn: false,
+            heard_before: self.heard,
+            ..*self
+        };
+    }
+
+    /// Notes answers of the broker.
+    pub(crate) fn hears(&mut self, answers: usize) {
+        self.heard += answers as u64;
+    }
+
+    /// How many answers there were, in all generations.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// Its connection ended. Gives how many did so one after the other without a single answer; 0 if this one had some.
+    pub(crate) fn lost(&mut self) -> u32 {
+        self.fruitless = if self.heard == self.heard_before { self.fruitless.saturating_add(1) } else { 0 };
+        self.fruitless
     }
 
     /// Notes that a message was nacked.

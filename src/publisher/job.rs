@@ -1,95 +1,33 @@
 //! One message on its way from the caller to its final verdict.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use lapin::{
-    BasicProperties,
-    message::BasicReturnMessage,
-    types::{ShortString, ShortStringError},
-};
+use lapin::{message::BasicReturnMessage, types::ShortStringError};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    error::{Failure, PublishErrorKind, ReturnedByBroker},
+    error::{BrokerReply, Failure, PublishErrorKind},
+    payload::{Frames, Payload},
     places::{Place, Released},
     retry::RetryPolicy,
 };
-use crate::{amqp, error::BoxError, message::Stamped};
+use crate::error::BoxError;
 
-/// What one attempt puts on the wire.
-pub(crate) struct Frames {
-    pub(crate) exchange: ShortString,
-    pub(crate) routing_key: ShortString,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: Bytes,
-}
+/// How often a connection must end while one message is in flight alone before that is taken for its doing.
+const FATAL: u32 = 3;
 
-/// What is to be sent, kept in a form that every attempt can be made from.
-#[derive(Debug, Clone)]
-pub(crate) enum Payload {
-    /// A message of the application, stamped.
-    Stamped(Arc<Stamped>),
-    /// A delivery that is passed on with its own properties: a parked message.
-    Forwarded(Arc<Forwarded>),
-}
-
-/// A received message and where it goes next.
-#[derive(Debug)]
-pub(crate) struct Forwarded {
-    pub(crate) exchange: ShortString,
-    pub(crate) routing_key: ShortString,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: Bytes,
-}
-
-impl Payload {
-    /// The frames of attempt number `attempt`. Only the attempt header differs between attempts (I6).
-    fn frames(&self, attempt: u32) -> Result<Frames, ShortStringError> {
-        Ok(match self {
-            Self::Stamped(stamped) => Frames {
-                exchange: ShortString::try_new(stamped.message.exchange())?,
-                routing_key: ShortString::try_new(stamped.message.routing_key())?,
-                properties: amqp::properties(stamped, attempt)?,
-                body: stamped.message.payload().clone(),
-            },
-            Self::Forwarded(forwarded) => Frames {
-                exchange: forwarded.exchange.clone(),
-                routing_key: forwarded.routing_key.clone(),
-                properties: forwarded.properties.clone(),
-                body: forwarded.body.clone(),
-            },
-        })
-    }
-
-    /// Whether `returned` is attempt number `attempt` of this message.
-    ///
-    /// Two identical copies in flight to one destination cannot be told apart; both count as returned, which never
-    /// claims too much: the broker routes both the same way, and an `Unroutable` can be published again.
-    fn was_returned_as(&self, attempt: u32, returned: &BasicReturnMessage) -> bool {
-        let delivery = &returned.delivery;
-        let id = delivery.properties.message_id().as_ref().map(ShortString::as_str);
-        match self {
-            Self::Stamped(stamped) => {
-                id == Some(stamped.id().as_str())
-                    && amqp::attempt(&delivery.properties) == attempt
-                    && delivery.routing_key.as_str() == stamped.message.routing_key()
-                    && delivery.exchange.as_str() == stamped.message.exchange()
-            }
-            Self::Forwarded(forwarded) => {
-                id == forwarded.properties.message_id().as_ref().map(ShortString::as_str)
-                    && delivery.routing_key == forwarded.routing_key
-                    && delivery.exchange == forwarded.exchange
-            }
-        }
-    }
-}
+/// Why no further attempt is made with a message.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the connection ended each of {FATAL} times that this message was sent alone, while others were confirmed"
+)]
+struct FatalMessage(#[source] SharedError);
 
 /// What a confirmed publish reports.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Confirmed {
     pub(crate) attempts: u32,
-    pub(crate) elapsed: std::time::Duration,
+    pub(crate) elapsed: Duration,
 }
 
 pub(crate) type Reply = Result<Confirmed, Failure>;
@@ -103,31 +41,48 @@ pub(crate) struct Job {
     started: Instant,
     deadline: Instant,
     attempts: u32,
+    /// How many of them were in vain because of another message.
+    excused: u32,
     uncertain: bool,
-    /// It was in flight when the broker closed a channel over one message.
+    /// It was in flight when a channel ended over one message.
     suspect: bool,
+    /// How often a connection ended while it was in flight alone, and how much the lane had heard when that was so first.
+    alone: (u32, u64),
     /// How often it was nacked, in which generation of its lane.
     nacks: (u64, u32),
     last: Option<(PublishErrorKind, Option<BoxError>)>,
+    /// What the broker said of the last attempt.
+    said: Option<BrokerReply>,
 }
+
+/// An error that several messages share.
+pub(crate) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// What the broker said of one attempt.
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Confirmed,
     Nacked,
-    Returned(ReturnedByBroker),
+    Returned(BrokerReply),
     /// The broker closed the channel over this very message.
-    Refused(PublishErrorKind, Arc<dyn std::error::Error + Send + Sync>),
+    Refused(PublishErrorKind, BrokerReply, SharedError),
+    /// Connections end over this very message.
+    Fatal(SharedError),
 }
 
 impl Verdict {
+    /// Whether the broker spoke of this message, and not of the channel.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self, Self::Confirmed | Self::Nacked | Self::Returned(_))
+    }
+
     pub(crate) fn result(&self) -> Result<(), PublishErrorKind> {
         match self {
             Self::Confirmed => Ok(()),
             Self::Nacked => Err(PublishErrorKind::Nacked),
             Self::Returned(_) => Err(PublishErrorKind::Unroutable),
-            Self::Refused(kind, _) => Err(*kind),
+            Self::Refused(kind, ..) => Err(*kind),
+            Self::Fatal(_) => Err(PublishErrorKind::Refused),
         }
     }
 }
@@ -153,10 +108,13 @@ impl Job {
             started,
             deadline,
             attempts: 0,
+            excused: 0,
             uncertain: false,
             suspect: false,
+            alone: (0, 0),
             nacks: (0, 0),
             last: None,
+            said: None,
         }
     }
 
@@ -171,6 +129,26 @@ impl Job {
 
     pub(crate) fn suspect(&mut self) {
         self.suspect = true;
+    }
+
+    /// A connection ended while it was in flight alone, when its lane had `heard` so many answers. Whether that is its
+    /// doing: it happened three times, while others were answered.
+    pub(crate) fn ended_alone(&mut self, heard: u64) -> bool {
+        if self.alone.0 == 0 {
+            self.alone.1 = heard;
+        }
+        self.alone.0 += 1;
+        self.alone.0 >= FATAL && heard > self.alone.1
+    }
+
+    /// How often connections ended while it was in flight alone.
+    pub(crate) fn times_alone(&self) -> u32 {
+        self.alone.0
+    }
+
+    /// Its last attempt was in vain because of another message.
+    pub(crate) fn excuse(&mut self) {
+        self.excused += 1;
     }
 
     /// Counts a nack, and gives how many there were in this generation.
@@ -207,40 +185,78 @@ impl Job {
 
     /// The ID that it is sent under.
     pub(crate) fn message_id(&self) -> Option<&str> {
-        match &self.payload {
-            Payload::Stamped(stamped) => Some(stamped.id().as_str()),
-            Payload::Forwarded(forwarded) => {
-                forwarded.properties.message_id().as_ref().map(ShortString::as_str)
-            }
-        }
+        self.payload.message_id()
     }
 
     pub(crate) fn was_returned(&self, returned: &BasicReturnMessage) -> bool {
         self.payload.was_returned_as(self.attempts, returned)
     }
 
+    /// Whether a returned copy has its headers.
+    pub(crate) fn has_headers_of(&self, returned: &BasicReturnMessage) -> bool {
+        self.payload.has_headers_of(self.attempts, returned)
+    }
+
+    pub(crate) fn exchange(&self) -> &str {
+        self.payload.exchange()
+    }
+
+    /// Whether the policy allows another attempt. Those that were in vain because of another message do not count, unless
+    /// only one is wanted.
+    fn may_retry(&self, kind: PublishErrorKind, policy: &RetryPolicy) -> bool {
+        let counted =
+            if policy.is_single() { self.attempts } else { self.attempts.saturating_sub(self.excused) };
+        policy.retries(kind, counted)
+    }
+
     /// Answers or schedules another attempt, after the broker's word on this one.
     pub(crate) fn judged(mut self, verdict: Verdict, policy: &RetryPolicy, now: Instant) -> Next {
-        // It was sent alone, and the channel lives: it is not the one.
-        self.suspect &= matches!(verdict, Verdict::Refused(..));
+        self.said = None;
+        // It was answered, and the channel lives: it is not the one.
+        self.suspect = false;
         let (kind, source) = match verdict {
             Verdict::Confirmed => {
                 let confirmed = Confirmed { attempts: self.attempts, elapsed: now - self.started };
                 self.answer(Ok(confirmed));
                 return Next::Done;
             }
-            Verdict::Nacked => (PublishErrorKind::Nacked, None),
-            Verdict::Returned(returned) => (PublishErrorKind::Unroutable, Some(returned.into())),
-            Verdict::Refused(kind, error) => (kind, Some(Box::new(error).into())),
+            Verdict::Nacked => {
+                // Other queues may have it: one that is full nacks what a fanout has brought to the rest.
+                self.uncertain = true;
+                (PublishErrorKind::Nacked, None)
+            }
+            Verdict::Returned(returned) => {
+                self.uncertain |= self.payload.is_delayed_by_broker();
+                self.said = Some(returned.clone());
+                (PublishErrorKind::Unroutable, Some(returned.into()))
+            }
+            Verdict::Refused(kind, reply, error) => {
+                self.said = Some(reply);
+                (kind, Some(Box::new(error).into()))
+            }
+            Verdict::Fatal(error) => {
+                self.uncertain = true;
+                (PublishErrorKind::Refused, Some(Box::new(FatalMessage(error)).into()))
+            }
         };
         self.last = Some((kind, source));
-        let due = now + policy.delay(self.attempts);
-        // An attempt that could only begin after the deadline is none: waiting for it would help nobody.
-        if !policy.retries(kind, self.attempts) || due >= self.deadline || self.is_abandoned() {
+        if !self.may_retry(kind, policy) || self.is_abandoned() {
             self.fail(now);
             return Next::Done;
         }
-        Next::RetryAt(due, self)
+        let delay = policy.delay(self.attempts);
+        self.retry_after(delay, now)
+    }
+
+    /// An attempt that could only begin after the deadline is none: waiting for it would help nobody.
+    pub(crate) fn retry_after(self, delay: Duration, now: Instant) -> Next {
+        match now.checked_add(delay).filter(|due| *due < self.deadline) {
+            Some(due) => Next::RetryAt(due, self),
+            None => {
+                self.fail(now);
+                Next::Done
+            }
+        }
     }
 
     /// The connection ended, or the confirm never came: the outcome of this attempt is unknown.
@@ -252,8 +268,9 @@ impl Job {
         now: Instant,
     ) -> Option<Self> {
         self.uncertain = true;
+        self.said = None;
         self.last = Some((kind, source));
-        if !policy.retries(kind, self.attempts) || self.is_overdue(now) || self.is_abandoned() {
+        if !self.may_retry(kind, policy) || self.is_overdue(now) || self.is_abandoned() {
             self.fail(now);
             return None;
         }
@@ -291,7 +308,8 @@ impl Job {
     fn answer_failure(&mut self, now: Instant) {
         let (kind, source) = self.last.take().unwrap_or((PublishErrorKind::TimedOut, None));
         let (attempts, elapsed, uncertain) = (self.attempts, now - self.started, self.uncertain);
-        self.answer(Err(Failure { kind, attempts, elapsed, uncertain, source }));
+        let reply = self.said.take();
+        self.answer(Err(Failure { kind, attempts, elapsed, uncertain, source, reply }));
     }
 
     fn answer(&mut self, reply: Reply) {

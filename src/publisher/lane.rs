@@ -20,14 +20,16 @@ use tokio::{
 
 use self::between::close_channel;
 use super::{
-    attempt::{admit, publish, show},
+    attempt::{Written, admit, publish, show},
     confirms::Window,
     connection::Link,
     delayed::Delayed,
-    error::PublishErrorKind,
+    error::{BrokerReply, PublishErrorKind},
     generation::Generation,
-    job::{Job, Next, Payload, Verdict},
+    isolation::Isolation,
+    job::{Job, Next, Verdict},
     lanes::{Intake, Surroundings},
+    payload::Payload,
     places::Released,
     round::{InProgress, Rounds},
     status::LaneState,
@@ -53,6 +55,18 @@ pub(crate) struct Lane {
     judged: Vec<(Job, Verdict)>,
     open: bool,
     generation: Generation,
+    isolation: Isolation,
+}
+
+/// Whether a job may be sent now: suspects in groups of their own.
+fn admits(window: &Window, isolation: &Isolation, job: &Job) -> bool {
+    if window.is_empty() {
+        true
+    } else if window.holds_suspects() {
+        job.is_suspect() && isolation.has_room()
+    } else {
+        !job.is_suspect()
+    }
 }
 
 /// Why a generation ended.
@@ -61,8 +75,8 @@ enum End {
     Closed,
     /// The channel or the connection failed.
     Lost(BoxError),
-    /// The broker closed the channel over something that was published on it, with this reply code.
-    Refused(u16, BoxError),
+    /// The broker closed the channel over something that was published on it, for this reason.
+    Refused(BrokerReply, BoxError),
     /// A confirm did not come in time, or the channel cannot be trusted.
     Retired(BoxError),
     /// Nothing is in flight, and a new channel may fare better.
@@ -87,6 +101,7 @@ impl Lane {
             judged: Vec::new(),
             open: true,
             generation: Generation::default(),
+            isolation: Isolation::default(),
         }
     }
 
@@ -106,15 +121,19 @@ impl Lane {
             self.generation.begin(Instant::now());
             let end = self.pump(&connection, &channel, &mut window).await;
             self.around.monitor.set_lane(self.number, LaneState::Down);
+            let (mut pause, mut in_vain) = (None, false);
             let (error, discard): (BoxError, bool) = match end {
                 End::Closed => {
                     for (job, _) in window.into_unknown() {
-                        left.push(job.payload().clone());
+                        Self::leave(&job, &mut left);
                         job.close_unanswered(Instant::now());
                     }
                     break;
                 }
-                End::Lost(error) => (error, !connection.status().connected()),
+                End::Lost(error) => {
+                    (in_vain, pause) = self.suspect_unanswered(&mut window);
+                    (error, !connection.status().connected())
+                }
                 End::Retired(error) => (error, true),
                 End::Worn => {
                     tracing::info!("messages were nacked again and again; trying another channel");
@@ -123,19 +142,25 @@ impl Lane {
                     }
                     continue;
                 }
-                End::Refused(code, error) => {
-                    let Some(error) = self.find_culprit(code, error, &mut window) else { continue };
+                End::Refused(reply, error) => {
+                    let Some(error) = self.find_culprit(reply, error, &mut window) else { continue };
+                    in_vain = true;
                     (error, !connection.status().connected())
                 }
             };
             tracing::warn!(error = %error, unconfirmed = window.len(), "publishing channel lost; what is unconfirmed is published again");
             self.around.monitor.error(error.to_string());
-            self.resend(window, error);
+            self.resend(window, error, in_vain);
             if discard {
                 let link = Arc::clone(&self.link);
                 if self.meanwhile(link.discard(&connection)).await.is_none() {
                     break;
                 }
+            }
+            if let Some(pause) = pause
+                && self.meanwhile(tokio::time::sleep(pause)).await.is_none()
+            {
+                break;
             }
         }
         self.around.monitor.set_lane(self.number, LaneState::Down);
@@ -144,8 +169,9 @@ impl Lane {
         while let Some(job) = self.jobs.try_recv() {
             self.ready.push_back(job);
         }
-        for job in self.ready.drain(..).chain(self.delayed.drain().map(|delayed| delayed.job)) {
-            left.push(job.payload().clone());
+        let delayed = self.delayed.drain().map(|delayed| delayed.job);
+        for job in std::mem::take(&mut self.ready).into_iter().chain(delayed) {
+            Self::leave(&job, &mut left);
             job.fail_with(PublishErrorKind::Closed, None, now);
         }
         left
@@ -153,11 +179,13 @@ impl Lane {
 
     /// Sends and judges until the generation ends.
     async fn pump(&mut self, connection: &Connection, channel: &Channel, window: &mut Window) -> End {
+        let written = Written::default();
         let mut publishing = InProgress::new();
         let rounds = Rounds::new();
         let mut round = Vec::new();
         let mut tick = interval(self.around.options.resolution());
         let mandatory = self.around.options.mandatory;
+        let headers = self.link.fewer_headers(connection);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_blocked = false;
         loop {
@@ -168,9 +196,14 @@ impl Lane {
             // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             } else if !connection.status().blocked() {
                 let now = Instant::now();
-                while let Some(job) = self.ready.pop_front_if(|job| window.admits(job)) {
-                    if let Some((slot, frames)) = admit(job, window, &self.around.monitor, now) {
-                        publishing.push(publish(channel, slot, frames, mandatory));
+                while let Some(job) = self.ready.pop_front_if(|job| admits(window, &self.isolation, job)) {
+                    let (suspect, first) = (job.is_suspect(), window.is_empty());
+                    if let Some((slot, frames)) = admit(job, window, &self.around.monitor, headers, now) {
+                        if suspect {
+                            self.isolation.sends(first);
+                        }
+                        let place = (slot, window.last_order());
+                        publishing.push(publish(channel, place, frames, mandatory, &written));
                     }
                 }
             }
@@ -187,7 +220,7 @@ impl Lane {
                         rounds.extend(&mut publishing, &mut round).await;
                     }
                     if let Err(end) = self.judge(&mut round, window) {
-                        return end;
+                        return self.find_reason(end, window, &mut publishing, &rounds).await;
                     }
                 }
                 taken = self.jobs.recv_many(&mut self.intake, INTAKE), if self.open => {
@@ -205,6 +238,7 @@ impl Lane {
                     let now = Instant::now();
                     self.sweep(now);
                     window.sweep_deadlines(now);
+                    window.start_clocks(written.up_to(), now);
                     let blocked = connection.status().blocked();
                     let state = if blocked { LaneState::Blocked } else { LaneState::Up };
                     self.around.monitor.set_lane(self.number, state);
@@ -230,11 +264,14 @@ impl Lane {
         window: &mut Window,
     ) -> Result<(), End> {
         let now = Instant::now();
-        let mut lost = None;
+        let mut lost: Option<lapin::Error> = None;
         let confirmed = round.drain(..).filter_map(|(slot, result)| match result {
             Ok(confirmation) => Some((slot, confirmation)),
             Err(error) => {
-                lost.get_or_insert(error);
+                // What the broker said tells more than that the channel is closed by now, which later publishes find.
+                if lost.as_ref().is_none_or(|lost| amqp::refusal(lost).is_none()) {
+                    lost = Some(error);
+                }
                 None
             }
         });
@@ -244,7 +281,7 @@ impl Lane {
         match lost {
             None => Ok(()),
             Some(error) => Err(match amqp::refusal(&error) {
-                Some(code) => End::Refused(code, error.into()),
+                Some((code, text)) => End::Refused(BrokerReply { code, text }, error.into()),
                 None => End::Lost(error.into()),
             }),
         }
@@ -253,6 +290,8 @@ impl Lane {
     /// Tells the callers of a round, and plans what is to be tried again.
     fn answer(&mut self, now: Instant) {
         let Surroundings { options, monitor, places, .. } = &self.around;
+        let answers = self.judged.iter().filter(|(_, verdict)| verdict.is_answer()).count();
+        self.generation.hears(answers);
         let mut confirmed = 0;
         let mut released = Released::default();
         for (job, verdict) in &mut self.judged {
@@ -292,10 +331,18 @@ impl Lane {
         while self.delayed.peek().is_some_and(|delayed| delayed.due <= now) {
             self.ready.extend(self.delayed.pop().map(|delayed| delayed.job));
         }
-        if self.ready.iter().any(|job| job.is_overdue(now)) {
+        // Whoever does not wait any more has no claim to a place, nor to be published.
+        if self.ready.iter().any(|job| job.is_overdue(now) || job.is_abandoned()) {
             for job in std::mem::take(&mut self.ready) {
-                if job.is_overdue(now) { job.fail(now) } else { self.ready.push_back(job) }
+                if job.is_overdue(now) || job.is_abandoned() {
+                    job.fail(now)
+                } else {
+                    self.ready.push_back(job)
+                }
             }
+        }
+        if self.delayed.iter().any(|delayed| delayed.job.is_abandoned()) {
+            self.delayed.retain(|delayed| !delayed.job.is_abandoned());
         }
     }
 

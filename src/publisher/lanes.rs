@@ -18,9 +18,10 @@ use tokio::{
 
 use super::{
     connection::{Link, Topology},
-    job::{Job, Payload},
+    job::Job,
     lane::Lane,
     observe::AttemptHook,
+    payload::Payload,
     places::Places,
     retry::RetryPolicy,
     status::{LaneState, Monitor},
@@ -188,7 +189,7 @@ async fn open(
     topology: Option<Topology>,
     channels: usize,
 ) -> Result<(Arc<Link>, Vec<Opened>), ConnectError> {
-    let link = Arc::new(Link::new(connect, topology));
+    let link = Arc::new(Link::new(connect, topology, channels));
     let mut opened = Vec::with_capacity(channels);
     for _ in 0..channels {
         opened.push(link.channel().await?);

@@ -5,7 +5,8 @@
 //! 1. `publish.rs` gives the message its ID once, before the first attempt, and waits for a place in the window;
 //! 2. `lanes.rs` chooses a channel; `lane.rs` sends it on the one that its task owns, and again after a nack or a loss;
 //! 3. `round.rs` and `confirms.rs` find out what the broker's answers prove;
-//! 4. `job.rs` holds the message and its caller until the verdict, which is a [`Receipt`] or a [`PublishError`].
+//! 4. `isolation.rs` finds the message over which a channel or a connection ended;
+//! 5. `job.rs` holds the message and its caller until the verdict, which is a [`Receipt`] or a [`PublishError`].
 
 mod all;
 mod attempt;
@@ -15,12 +16,14 @@ mod connection;
 mod delayed;
 mod error;
 mod generation;
+mod isolation;
 mod job;
 mod lane;
 mod lanes;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod observe;
+mod payload;
 mod places;
 mod publish;
 mod receipt;
@@ -39,4 +42,4 @@ pub use retry::RetryPolicy;
 pub use status::{PublisherState, PublisherStatus};
 
 pub(crate) use error::Failure;
-pub(crate) use job::Forwarded;
+pub(crate) use payload::Forwarded;

@@ -10,7 +10,8 @@ use super::error::PublishErrorKind;
 /// effect at a guarded consumer.
 ///
 /// The delay before attempt `n + 1` is `initial_delay * factor^(n - 1)`, at most `max_delay`, then spread by the
-/// jitter. A message whose connection was lost does not wait: it is published again as soon as the broker is back.
+/// jitter. A message whose connection was lost does not wait: it is published again as soon as the broker is back. If
+/// connections end one after the other without a single confirm, there is a growing pause before each, of up to 3 seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     max_attempts: u32,
@@ -54,6 +55,10 @@ impl RetryPolicy {
     }
 
     /// How often one message is sent at most, the first time included; at least 1.
+    ///
+    /// A message that the broker closes a channel or a connection over is found by sending what was in flight in smaller and
+    /// smaller groups. The attempts that this costs the others do not count, unless this is 1. An attempt counts from when
+    /// it is handed to the connection, even if the connection then ends before its frames are written.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);
@@ -134,6 +139,11 @@ impl RetryPolicy {
 
     pub(crate) fn total(&self) -> Duration {
         self.max_elapsed
+    }
+
+    /// Whether a message is sent once and never again.
+    pub(crate) fn is_single(&self) -> bool {
+        self.max_attempts == 1
     }
 
     /// Whether another attempt may follow number `attempts`, which failed like this.

@@ -16,12 +16,15 @@ pub(crate) struct Limits {
     headers: usize,
 }
 
-impl Limits {
-    /// All properties travel in one frame. The rest is for those that are not headers: short strings of up to 256 bytes.
-    const OTHER_PROPERTIES: usize = 3_072;
+/// How many bytes of headers fit into a frame: all properties travel in one. The rest is for those that are not headers, short
+/// strings of up to 256 bytes.
+pub(super) fn headers_within(frame: usize) -> usize {
+    frame.saturating_sub(3_072)
+}
 
+impl Limits {
     pub(crate) fn new(body: usize, frame: usize) -> Self {
-        Self { body, headers: frame.saturating_sub(Self::OTHER_PROPERTIES) }
+        Self { body, headers: headers_within(frame) }
     }
 
     fn check(&self, message: &OutgoingMessage) -> Result<(), InvalidMessage> {

@@ -23,6 +23,8 @@ mod faults;
 mod guard;
 #[path = "interop.rs"]
 mod interop;
+#[path = "isolation.rs"]
+mod isolation;
 #[path = "limits.rs"]
 mod limits;
 #[path = "options.rs"]
@@ -112,6 +114,9 @@ pub(crate) fn main() -> ExitCode {
         options::credentials_come_from_a_provider_at_every_connect,
         options::nacked_messages_wait_for_room_and_fail_alone,
         delayed_retries::delayed_retries_of_the_broker_are_used_where_it_has_them,
+        isolation::message_nacked_by_one_queue_of_a_fanout_may_have_been_published,
+        isolation::message_whose_refusal_cannot_be_read_fails_alone,
+        isolation::messages_to_missing_exchanges_fail_each_for_itself,
         limits::deleted_parking_queue_is_declared_anew,
         limits::failing_message_that_cannot_be_delayed_is_parked_after_its_attempts,
         limits::held_failures_do_not_spend_the_limit,

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct ScriptedBroker {
     listener: TcpListener,
     url: String,
+    frame_max: u32,
 }
 
 /// A connection that was shaken hands with, with its publishing channel in confirm mode.
@@ -50,7 +51,13 @@ impl ScriptedBroker {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let port = listener.local_addr().expect("address").port();
-        Self { listener, url: format!("amqp://guest:guest@127.0.0.1:{port}") }
+        Self { listener, url: format!("amqp://guest:guest@127.0.0.1:{port}"), frame_max: 131_072 }
+    }
+
+    /// Asks for smaller frames than RabbitMQ does by default.
+    #[allow(dead_code)] // not every program has small frames
+    pub fn frame_max(self, frame_max: u32) -> Self {
+        Self { frame_max, ..self }
     }
 
     pub fn url(&self) -> &str {
@@ -85,7 +92,7 @@ impl ScriptedBroker {
         .await?;
         peer.expect(|method| matches!(method, AMQPClass::Connection(connection::AMQPMethod::StartOk(_))))
             .await?;
-        let tune = connection::Tune { channel_max: 16, frame_max: 131_072, heartbeat: 0 };
+        let tune = connection::Tune { channel_max: 2_047, frame_max: self.frame_max, heartbeat: 0 };
         peer.method(connection::AMQPMethod::Tune(tune)).await?;
         peer.expect(|method| matches!(method, AMQPClass::Connection(connection::AMQPMethod::TuneOk(_))))
             .await?;
@@ -121,6 +128,12 @@ impl Peer {
             taken.push(self.next().await);
         }
         taken
+    }
+
+    /// Whether the client says something more within a time.
+    #[allow(dead_code)] // most programs know what comes
+    pub async fn has_more(&self, within: Duration) -> bool {
+        !self.read.is_empty() || timeout(within, self.stream.peek(&mut [0])).await.is_ok()
     }
 
     async fn read_publish(&mut self) -> io::Result<Published> {
@@ -177,6 +190,18 @@ impl Peer {
             }
         }
         self.stream.write_all(&bytes).await.expect("write");
+    }
+
+    /// Closes the publishing channel, as a broker does over a message that it refuses.
+    #[allow(dead_code)] // not every program has such messages
+    pub async fn close_channel(&mut self, code: u16, text: &str) {
+        let close = channel::Close {
+            reply_code: code,
+            reply_text: ShortString::try_new(text).expect("short"),
+            class_id: 60,
+            method_id: 40,
+        };
+        self.on_channel(AMQPClass::Channel(channel::AMQPMethod::Close(close))).await.expect("write");
     }
 
     /// Blocks or unblocks the connection, as a broker that is short of memory does.

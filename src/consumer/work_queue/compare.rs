@@ -6,7 +6,7 @@
 use std::{future::Future, time::Duration};
 
 use lapin::{
-    Connection, ErrorKind,
+    Connection,
     options::QueueDeclareOptions,
     types::{FieldTable, ShortString},
 };
@@ -139,11 +139,9 @@ impl Declaring<'_> {
                 let _ = self.within(channel.close(200, ShortString::from(""))).await;
                 Ok(Answer::Fine)
             }
-            Err(error) => match (amqp::refusal(&error), error.kind()) {
-                (Some(code), ErrorKind::ProtocolError(protocol)) => {
-                    Ok(Answer::Refused { code, text: protocol.get_message().to_string() })
-                }
-                _ => Err(ConnectError::from_lapin(error).into()),
+            Err(error) => match amqp::refusal(&error) {
+                Some((code, text)) => Ok(Answer::Refused { code, text }),
+                None => Err(ConnectError::from_lapin(error).into()),
             },
         }
     }

@@ -2,64 +2,160 @@
 
 use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Duration};
 
-use lapin::{Channel, Connection, types::ShortString};
-use tokio::time::{Instant, interval, timeout};
+use futures_util::future::poll_fn;
+use lapin::{Channel, Confirmation, Connection, types::ShortString};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 
-use super::{INTAKE, Lane};
+use super::{End, INTAKE, Lane};
 use crate::{
     amqp::ConnectError,
     error::BoxError,
     publisher::{
-        RetryPolicy, attempt::show, confirms::Window, error::PublishErrorKind, job::Verdict,
+        RetryPolicy,
+        attempt::show,
+        confirms::Window,
+        delayed::Delayed,
+        error::{BrokerReply, PublishErrorKind},
+        isolation::named_exchange,
+        job::{Job, Next, SharedError, Verdict},
         lanes::Surroundings,
+        payload::Payload,
+        round::{InProgress, Rounds},
     },
 };
 
 /// The reply code of a publish to an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 
+/// The longest pause between connections that end without an answer, and while many messages are suspected: there is an end
+/// to that, and others wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+const ISOLATING: Duration = Duration::from_millis(500);
+
+/// How long what is in flight on a channel that ended may take to say so.
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long the broker may take to close a channel.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Lane {
-    /// One refused message ends the channel for all that are in flight. The broker does not say which it was: if it was
-    /// alone, its caller is told and the others never notice; if not, each of them is sent alone next time.
+    /// One refused message ends the channel for all that are in flight. If it is known which it was, because it was alone
+    /// or has the exchange that the broker named alone, its caller is told, and `None` says that no other was concerned.
     pub(super) fn find_culprit(
         &mut self,
-        code: u16,
+        reply: BrokerReply,
         error: BoxError,
         window: &mut Window,
     ) -> Option<BoxError> {
-        if window.len() > 1 {
-            window.suspect_all();
+        let named = named_exchange(&reply.text);
+        let mut suspects = named.map_or(0, |name| window.suspect(|job| job.exchange() == name));
+        if suspects == 0 {
+            suspects = window.suspect(|_| true);
+        }
+        if suspects > 1 {
+            self.isolation.ended(suspects);
             return Some(error);
         }
-        let kind = if code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
+        let kind =
+            if reply.code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
         tracing::debug!(error = %error, "the broker closed the channel over one message");
-        let refused: Arc<dyn std::error::Error + Send + Sync> = Arc::from(error);
-        let lone = std::mem::take(window).into_unknown();
-        self.judged.extend(lone.map(|(job, _)| (job, Verdict::Refused(kind, Arc::clone(&refused)))));
+        let job = window.take_suspect()?;
+        self.judged.push((job, Verdict::Refused(kind, reply, Arc::from(error))));
         self.answer(Instant::now());
-        None
+        (!window.is_empty()).then(|| "the broker closed the channel over another message".into())
     }
 
-    /// Puts what was in flight back in front, in the order in which it was sent.
-    pub(super) fn resend(&mut self, window: Window, source: BoxError) {
+    /// A connection that ends without an answer of the broker may have done so over one of the messages in flight, or
+    /// again over one that is suspected already. Gives whether those in flight were sent in
+    /// vain, and how long to pause before the next.
+    pub(super) fn suspect_unanswered(&mut self, window: &mut Window) -> (bool, Option<Duration>) {
+        let fruitless = self.generation.lost();
+        if fruitless == 0 && !window.holds_suspects() {
+            return (false, None);
+        }
+        let suspects = window.suspect(|_| true);
+        self.isolation.ended(suspects);
+        let longest = if suspects > 1 { ISOLATING } else { LONGEST_PAUSE };
+        let pause = (fruitless > 0).then(|| RetryPolicy::default().max_delay(longest).delay(fruitless));
+        (suspects > 1, pause)
+    }
+
+    /// A channel that ends fails everything on it, not always in the order of cause and effect: waits for what the broker
+    /// said, if it said something.
+    pub(super) async fn find_reason<F>(
+        &mut self,
+        mut end: End,
+        window: &mut Window,
+        publishing: &mut InProgress<F>,
+        rounds: &Rounds,
+    ) -> End
+    where
+        F: Future<Output = (usize, lapin::Result<Confirmation>)>,
+    {
+        let until = Instant::now() + REASON_TIMEOUT;
+        let mut round = Vec::new();
+        while matches!(end, End::Lost(_)) && !publishing.is_empty() {
+            if timeout_at(until, poll_fn(|cx| rounds.poll(publishing, &mut round, cx))).await.is_err() {
+                break;
+            }
+            if let Err(other) = self.judge(&mut round, window)
+                && !matches!(other, End::Lost(_))
+            {
+                end = other;
+            }
+        }
+        end
+    }
+
+    /// Puts what was in flight back in front, in the order in which it was sent: suspects behind the others. `in_vain`: the
+    /// attempt was, because of one of them.
+    pub(super) fn resend(&mut self, window: Window, source: BoxError, in_vain: bool) {
         let now = Instant::now();
+        let heard = self.generation.heard();
+        let lone = window.len() == 1 && window.holds_suspects();
+        let shared = self.link.is_shared();
         let Surroundings { options, monitor, .. } = &self.around;
-        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::from(source);
-        let mut again = VecDeque::new();
-        for (job, sent_at) in window.into_unknown() {
+        let source: SharedError = Arc::from(source);
+        let (mut again, mut suspects) = (VecDeque::new(), VecDeque::new());
+        for (mut job, written) in window.into_unknown() {
             // One late confirm ends the channel for all: to the others it is a lost channel.
-            let late = now - sent_at > options.confirm_timeout;
+            let late = written.is_some_and(|written| now - written > options.confirm_timeout);
             let kind = if late { PublishErrorKind::TimedOut } else { PublishErrorKind::Disconnected };
+            // A channel beside it may have ended the connection that they share.
+            if lone && job.ended_alone(heard) && !shared {
+                self.judged.push((job, Verdict::Fatal(Arc::clone(&source))));
+                continue;
+            }
+            if in_vain {
+                job.excuse();
+            }
             monitor.count(kind, 1);
             show(&options.on_attempt, &job, Err(kind));
             let source = Some(Box::new(Arc::clone(&source)) as BoxError);
-            again.extend(job.outcome_unknown(kind, source, &options.retry, now));
+            match job.outcome_unknown(kind, source, &options.retry, now) {
+                Some(job) if lone && job.times_alone() > 1 => {
+                    let delay = options.retry.delay(job.times_alone());
+                    // Others first: if they are answered in the meantime, it is known whose doing it is.
+                    if let Next::RetryAt(due, job) = job.retry_after(delay, now) {
+                        self.delayed.push(Delayed { due, job });
+                    }
+                }
+                Some(job) if job.is_suspect() => suspects.push_back(job),
+                Some(job) => again.push_back(job),
+                None => {}
+            }
         }
+        again.append(&mut suspects);
         again.append(&mut self.ready);
         self.ready = again;
+        self.answer(now);
+    }
+
+    /// What is handed back when the publisher closes: not what its caller called off, or was told of already.
+    pub(super) fn leave(job: &Job, left: &mut Vec<Payload>) {
+        if !job.is_abandoned() {
+            left.push(job.payload().clone());
+        }
     }
 
     /// Opens the next generation, with backoff, while deadlines go on being kept.
