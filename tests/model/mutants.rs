@@ -24,6 +24,8 @@ pub enum Mutant {
     ReturnTakenAsConfirm,
     /// `basic.nack` counts as a confirm.
     NackTakenAsConfirm,
+    /// A message that was nacked counts as in no queue.
+    NackTakenAsUnpublished,
     /// A publish that was on its way when the connection went counts as published.
     CutTakenAsConfirm,
     /// A confirm that comes late is taken for the message that has its delivery tag on the new channel.
@@ -59,7 +61,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::AckFirst,
         Self::IdThenEffect,
         Self::EffectThenId,
@@ -70,6 +72,7 @@ impl Mutant {
         Self::NewIdOnRetry,
         Self::ReturnTakenAsConfirm,
         Self::NackTakenAsConfirm,
+        Self::NackTakenAsUnpublished,
         Self::CutTakenAsConfirm,
         Self::LateConfirmTakenByTag,
         Self::UnknownTakenAsUnpublished,

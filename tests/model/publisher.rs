@@ -26,6 +26,8 @@ impl Protocol {
             if state.faults > 0 {
                 for (stored, answer) in [
                     (false, Answer::Nack),
+                    // One of several queues is full, the others have it.
+                    (true, Answer::Nack),
                     (false, Answer::Return),
                     (false, Answer::Cut),
                     (true, Answer::Cut),
@@ -145,6 +147,10 @@ impl Protocol {
                 None
             }
             // Sent again under the same ID.
+            Some(Answer::Nack) => {
+                publisher.uncertain |= !self.mutant(Mutant::NackTakenAsUnpublished);
+                None
+            }
             _ => None,
         };
         publisher.verdict = verdict;
