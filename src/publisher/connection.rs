@@ -7,12 +7,12 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt};
-use lapin::{Channel, Connection, options::ConfirmSelectOptions, types::ShortString};
+use lapin::{Channel, options::ConfirmSelectOptions, types::ShortString};
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
-    amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions},
-    error::BoxError,
+    amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection},
+    error::{BoxError, caught},
 };
 
 type Declare = dyn Fn(Channel) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync;
@@ -45,12 +45,14 @@ impl fmt::Debug for Topology {
 pub(crate) struct Link {
     options: ConnectOptions,
     topology: Option<Topology>,
+    /// How many channels there are to be.
+    channels: usize,
     current: Mutex<Option<Arc<Connection>>>,
 }
 
 impl Link {
-    pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>) -> Self {
-        Self { options, topology, current: Mutex::new(None) }
+    pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>, channels: usize) -> Self {
+        Self { options, topology, channels, current: Mutex::new(None) }
     }
 
     /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new one.
@@ -61,7 +63,11 @@ impl Link {
             Arc::clone(connection)
         } else {
             let connection = self.options.open().await?;
-            if let Err(error) = self.declare(&connection).await {
+            let mut ready = self.check(&connection);
+            if ready.is_ok() {
+                ready = self.declare(&connection).await;
+            }
+            if let Err(error) = ready {
                 discard(Some(connection));
                 return Err(error);
             }
@@ -77,6 +83,17 @@ impl Link {
         }
     }
 
+    /// What is more than the broker allows is told before it gets in the way.
+    fn check(&self, connection: &Connection) -> Result<(), ConnectError> {
+        let (wanted, allowed) = (self.channels, usize::from(connection.configuration().channel_max()));
+        if wanted <= allowed {
+            return Ok(());
+        }
+        let source =
+            format!("channels_per_connection is {wanted}, but the broker allows {allowed} on a connection");
+        Err(ConnectError::setup(ConnectErrorKind::Setting, source))
+    }
+
     async fn open_channel(&self, connection: &Connection) -> Result<Channel, ConnectError> {
         let channel = self.within(connection.create_channel()).await?;
         // `nowait` must stay false: lapin waits for the answer all the same.
@@ -88,8 +105,11 @@ impl Link {
     async fn declare(&self, connection: &Connection) -> Result<(), ConnectError> {
         let Some(Topology(declare)) = &self.topology else { return Ok(()) };
         let channel = self.within(connection.create_channel()).await?;
-        match timeout(self.options.timeout, declare(channel.clone())).await {
-            Ok(Ok(())) => {}
+        // Called in there, too: a panic must not end the task that publishes.
+        let declaring = caught("`topology`", async { declare(channel.clone()).await });
+        match timeout(self.options.timeout, declaring).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
         }

@@ -301,3 +301,17 @@ impl Job {
         }
     }
 }
+
+impl Drop for Job {
+    /// Whoever drops a message without a verdict has panicked, or has gone with its runtime.
+    fn drop(&mut self) {
+        if self.reply.is_some() && !self.is_abandoned() {
+            self.uncertain |= self.attempts > 0;
+            let panicked = std::thread::panicking();
+            let kind = if panicked { PublishErrorKind::Disconnected } else { PublishErrorKind::Closed };
+            let source = panicked.then(|| "a publishing task panicked".into());
+            self.last = Some((kind, source));
+            self.answer_failure(Instant::now());
+        }
+    }
+}

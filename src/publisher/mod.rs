@@ -10,6 +10,7 @@
 mod all;
 mod attempt;
 mod builder;
+mod closing;
 mod confirms;
 mod connection;
 mod delayed;
@@ -31,9 +32,10 @@ mod status;
 
 pub use all::PublishAll;
 pub use builder::PublisherBuilder;
+pub use closing::CloseError;
 pub use error::{PublishError, PublishErrorKind};
 pub use observe::Attempt;
-pub use publish::{CloseError, IdempotentPublisher};
+pub use publish::IdempotentPublisher;
 pub use receipt::Receipt;
 pub use retry::RetryPolicy;
 pub use status::{PublisherState, PublisherStatus};

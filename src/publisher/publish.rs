@@ -1,15 +1,10 @@
 //! `publish_idempotent`: stamp, hand over, await the verdict.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, Stream};
 use tokio::{
     sync::{oneshot, watch},
-    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 use tracing::Span;
@@ -17,9 +12,10 @@ use tracing::Span;
 use super::{
     all::PublishAll,
     builder::PublisherBuilder,
+    closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
     job::{Forwarded, Job, Payload, Reply},
-    lanes::{self, Lanes, Setup},
+    lanes::{self, Lanes, Setup, Started},
     observe,
     places::{Place, Places},
     receipt::Receipt,
@@ -53,8 +49,7 @@ struct Inner {
     monitor: Arc<Monitor>,
     stamper: Stamper,
     total: Duration,
-    closing: watch::Sender<Option<Instant>>,
-    working: Mutex<Option<JoinHandle<Vec<Payload>>>>,
+    closing: Closing,
 }
 
 impl IdempotentPublisher {
@@ -68,25 +63,31 @@ impl IdempotentPublisher {
     }
 
     /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them in random order.
-    pub fn builder_for_cluster<'a>(uris: impl IntoIterator<Item = &'a str>) -> PublisherBuilder {
+    pub fn builder_for_cluster(uris: impl IntoIterator<Item = impl AsRef<str>>) -> PublisherBuilder {
         PublisherBuilder::new(uris)
     }
 
     pub(crate) async fn connect(setup: Setup, stamper: Stamper) -> Result<Self, ConnectError> {
-        let places = Arc::clone(&setup.places);
-        let total = setup.options.retry.total();
-        let started = lanes::start(setup).await?;
-        Ok(Self {
+        let (places, total) = (Arc::clone(&setup.places), setup.options.retry.total());
+        Ok(Self::new(lanes::start(setup).await?, places, total, stamper))
+    }
+
+    pub(crate) fn connect_lazy(setup: Setup, stamper: Stamper) -> Self {
+        let (places, total) = (Arc::clone(&setup.places), setup.options.retry.total());
+        Self::new(lanes::start_unconnected(setup), places, total, stamper)
+    }
+
+    fn new(started: Started, places: Arc<Places>, total: Duration, stamper: Stamper) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 lanes: started.lanes,
                 places,
                 monitor: started.monitor,
                 stamper,
                 total,
-                closing: started.closing,
-                working: Mutex::new(Some(started.working)),
+                closing: Closing { limit: started.closing, ended: started.ended },
             }),
-        })
+        }
     }
 
     /// Publishes one message and waits for its confirm.
@@ -142,29 +143,21 @@ impl IdempotentPublisher {
     ///
     /// New publishes fail with [`PublishErrorKind::Closed`] at once. Pending ones are answered.
     ///
+    /// There is one end, and every call waits for it and gets the same answer, also one that comes when all is over. If several give a
+    /// limit, the earliest counts. A call takes at most three seconds longer than its limit: two to say goodbye to a broker that does not
+    /// answer, and one to spare.
+    ///
     /// # Errors
     ///
     /// A [`CloseError`] with the messages that were still unconfirmed. Their pending calls fail with
     /// [`PublishErrorKind::Closed`]; each of them may have been published.
+    ///
+    /// # Cancellation
+    ///
+    /// Once polled, closing goes on when the future is dropped, and a later call gets its result.
     pub async fn close(&self, limit: Duration) -> Result<(), CloseError> {
-        let deadline = Instant::now() + limit.min(FAR_FUTURE);
         self.inner.places.close();
-        self.inner.closing.send_modify(|closing| {
-            *closing = Some(closing.map_or(deadline, |earlier| earlier.min(deadline)));
-        });
-        let working = self.inner.working.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let left = match working {
-            Some(working) => working.await.unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let messages: Vec<OutgoingMessage> = left
-            .into_iter()
-            .filter_map(|payload| match payload {
-                Payload::Stamped(stamped) => Some(Arc::unwrap_or_clone(stamped).message),
-                Payload::Forwarded(_) => None,
-            })
-            .collect();
-        if messages.is_empty() { Ok(()) } else { Err(CloseError { messages }) }
+        self.inner.closing.close_by(Instant::now() + limit.min(FAR_FUTURE)).await
     }
 
     /// How the publisher is doing now.
@@ -293,23 +286,4 @@ pub(super) struct Pending {
     pub(super) reply: oneshot::Receiver<Reply>,
     span: Span,
     started: Instant,
-}
-
-/// The time ran out while messages were unconfirmed; they are handed back, with their IDs.
-#[derive(Debug, thiserror::Error)]
-#[error("{} message(s) were not confirmed before the publisher closed", .messages.len())]
-pub struct CloseError {
-    messages: Vec<OutgoingMessage>,
-}
-
-impl CloseError {
-    /// The messages that were not confirmed.
-    pub fn messages(&self) -> &[OutgoingMessage] {
-        &self.messages
-    }
-
-    /// Takes the messages back: to publish them again or to store them.
-    pub fn into_messages(self) -> Vec<OutgoingMessage> {
-        self.messages
-    }
 }

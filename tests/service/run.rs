@@ -35,6 +35,8 @@ mod publisher;
 mod redelivery;
 #[path = "returns.rs"]
 mod returns;
+#[path = "starting.rs"]
+mod starting;
 #[path = "status.rs"]
 mod status;
 #[path = "subscription.rs"]
@@ -154,6 +156,9 @@ pub(crate) fn main() -> ExitCode {
         returns::suspect_that_is_held_holds_nobody_up,
         returns::lost_connections_lose_double_and_park_nothing,
         returns::memory_alarm_loses_and_parks_nothing_that_did_not_fail,
+        starting::panic_in_the_topology_is_a_failed_connect,
+        starting::reason_of_a_failed_reconnect_is_told,
+        starting::more_channels_than_the_broker_allows_are_refused,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
         status::lost_subscription_shows_until_there_is_another,

@@ -2,13 +2,13 @@
 
 use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Duration};
 
-use lapin::{Channel, Connection, types::ShortString};
+use lapin::{Channel, types::ShortString};
 use tokio::time::{Instant, interval, timeout};
 
 use super::{INTAKE, Lane};
 use crate::{
-    amqp::ConnectError,
-    error::BoxError,
+    amqp::{ConnectError, Connection},
+    error::{BoxError, Chain},
     publisher::{
         RetryPolicy, attempt::show, confirms::Window, error::PublishErrorKind, job::Verdict,
         lanes::Surroundings,
@@ -69,13 +69,13 @@ impl Lane {
         for attempt in 1.. {
             match self.meanwhile(link.channel()).await? {
                 Ok(generation) => {
-                    tracing::info!("publishing channel open again");
-                    self.around.monitor.reconnected();
+                    tracing::info!("publishing channel open");
+                    self.around.monitor.reconnected(self.number);
                     return Some(generation);
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, attempt, "cannot open a publishing channel");
-                    self.around.monitor.error(error.to_string());
+                    tracing::warn!(error = %Chain(&error), attempt, "cannot open a publishing channel");
+                    self.around.monitor.error(Chain(&error).to_string());
                     self.give_away();
                     self.blame(error);
                 }
