@@ -8,10 +8,11 @@ use lapin::{
     message::BasicReturnMessage,
     types::{ShortString, ShortStringError},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     error::{Failure, PublishErrorKind, ReturnedByBroker},
+    handed::Answer,
     places::{Place, Released},
     retry::RetryPolicy,
 };
@@ -97,7 +98,7 @@ pub(crate) type Reply = Result<Confirmed, Failure>;
 /// A message that the publisher has taken and not yet answered for.
 pub(crate) struct Job {
     payload: Payload,
-    reply: Option<oneshot::Sender<Reply>>,
+    reply: Option<Answer>,
     /// Held until the verdict.
     place: Place,
     started: Instant,
@@ -141,7 +142,7 @@ pub(crate) enum Next {
 impl Job {
     pub(crate) fn new(
         payload: Payload,
-        reply: oneshot::Sender<Reply>,
+        reply: Answer,
         place: Place,
         started: Instant,
         deadline: Instant,
@@ -191,7 +192,7 @@ impl Job {
 
     /// Nobody waits for the answer any more.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+        self.reply.as_ref().is_none_or(Answer::is_closed)
     }
 
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
@@ -295,9 +296,8 @@ impl Job {
     }
 
     fn answer(&mut self, reply: Reply) {
-        if let Some(sender) = self.reply.take() {
-            // The caller may be gone; the verdict then has no reader.
-            let _ = sender.send(reply);
+        if let Some(answer) = self.reply.take() {
+            answer.send(reply);
         }
     }
 }

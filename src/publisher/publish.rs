@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, Stream};
 use tokio::{
-    sync::{oneshot, watch},
+    runtime::Handle,
+    sync::{TryAcquireError, oneshot, watch},
     time::{Instant, timeout_at},
 };
 use tracing::Span;
@@ -14,9 +15,11 @@ use super::{
     builder::PublisherBuilder,
     closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
+    handed::Handed,
     job::{Forwarded, Job, Payload, Reply},
     lanes::{self, Lanes, Setup, Started},
     observe,
+    pending::{Pending, PendingConfirm},
     places::{Place, Places},
     receipt::Receipt,
     stamper::Stamper,
@@ -49,7 +52,10 @@ struct Inner {
     monitor: Arc<Monitor>,
     stamper: Stamper,
     total: Duration,
+    handed: Handed,
     closing: Closing,
+    /// Where the lanes are.
+    runtime: Handle,
 }
 
 impl IdempotentPublisher {
@@ -85,7 +91,9 @@ impl IdempotentPublisher {
                 monitor: started.monitor,
                 stamper,
                 total,
+                handed: Handed::default(),
                 closing: Closing { limit: started.closing, ended: started.ended },
+                runtime: Handle::current(),
             }),
         }
     }
@@ -116,6 +124,70 @@ impl IdempotentPublisher {
         let mut pending = self.submit(stamped, place, span, started);
         let reply = (&mut pending.reply).await;
         self.conclude(pending, reply.ok())
+    }
+
+    /// Hands a message over, and returns as soon as there is a place for it in the window; its confirm is awaited later.
+    ///
+    /// Messages are sent in the order in which they were handed over, so who enqueues one after the other publishes in order, over one
+    /// connection and one channel, as long as nothing has to be sent again. [`publish_stream`](Self::publish_stream) does the same for
+    /// a stream.
+    ///
+    /// ```no_run
+    /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) -> Result<(), lapin_idempotent::BoxError> {
+    /// use lapin_idempotent::OutgoingMessage;
+    ///
+    /// let first = publisher.enqueue(OutgoingMessage::to("", "debits").body("1")).await?;
+    /// let second = publisher.enqueue(OutgoingMessage::to("", "debits").body("2")).await?;
+    /// let (first, second) = (first.await?, second.await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no place became free before the message's deadline. What
+    /// happens to it later, [`PendingConfirm`] tells.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future publishes nothing. For the [`PendingConfirm`] it is different, see there.
+    pub async fn enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
+        let started = Instant::now();
+        let stamped = self.stamp(message)?;
+        let span = observe::span(&stamped);
+        let deadline = self.deadline(&stamped, started);
+        match self.place(stamped.message.payload().len(), deadline).await {
+            Ok(place) => Ok(PendingConfirm::new(self.clone(), self.submit(stamped, place, span, started))),
+            Err(kind) => Err(self.refused(kind, stamped, &span, started)),
+        }
+    }
+
+    /// Like [`enqueue`](Self::enqueue), but never waits.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`PublishErrorKind::Full`] if there is no place now.
+    pub fn try_enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
+        let started = Instant::now();
+        let stamped = self.stamp(message)?;
+        let span = observe::span(&stamped);
+        let kind = match self.inner.places.try_enter(stamped.message.payload().len()) {
+            Ok(place) => {
+                return Ok(PendingConfirm::new(self.clone(), self.submit(stamped, place, span, started)));
+            }
+            Err(TryAcquireError::NoPermits) => PublishErrorKind::Full,
+            Err(TryAcquireError::Closed) => PublishErrorKind::Closed,
+        };
+        Err(self.refused(kind, stamped, &span, started))
+    }
+
+    /// Waits until everything is answered that was handed over before this call, by any clone: confirmed, or failed.
+    ///
+    /// It says nothing of success: that the calls are told, and each [`PendingConfirm`]. What is handed over meanwhile is neither
+    /// waited for nor held up. It ends at the latest when the last deadline of those messages has passed. Dropping the future leaves
+    /// nothing behind.
+    pub async fn flush(&self) {
+        self.inner.handed.flush().await;
     }
 
     /// Publishes many messages, pipelined, and yields one result per message in the order of the messages.
@@ -218,8 +290,8 @@ impl IdempotentPublisher {
         started: Instant,
         deadline: Instant,
     ) -> oneshot::Receiver<Reply> {
-        let (sender, reply) = oneshot::channel();
-        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        let (answer, reply) = self.inner.handed.answer();
+        self.inner.lanes.send(Job::new(payload, answer, place, started, deadline));
         reply
     }
 
@@ -240,6 +312,33 @@ impl IdempotentPublisher {
         self.finish(&span, result)
     }
 
+    /// Sees to a verdict that nobody waits for any more.
+    pub(super) fn conclude_unseen(&self, mut pending: Pending) {
+        let publisher = self.clone();
+        self.inner.runtime.spawn(async move {
+            let reply = (&mut pending.reply).await;
+            if let Err(error) = publisher.conclude(pending, reply.ok()) {
+                let message_id = error.message_id().map(tracing::field::display);
+                tracing::warn!(message_id, error = %error, "a message failed whose confirm nobody awaits");
+            }
+        });
+    }
+
+    /// The error of a message that was never handed over.
+    fn refused(
+        &self,
+        kind: PublishErrorKind,
+        stamped: Arc<Stamped>,
+        span: &Span,
+        started: Instant,
+    ) -> PublishError {
+        let failure = Failure::unsent(kind, started.elapsed());
+        let error = PublishError::new(failure, stamped);
+        self.inner.monitor.failed();
+        observe::finish(span, Err(&error));
+        error
+    }
+
     /// Fails a message that was never handed over.
     pub(super) fn refuse(
         &self,
@@ -248,15 +347,14 @@ impl IdempotentPublisher {
         span: &Span,
         started: Instant,
     ) -> Result<Receipt, PublishError> {
-        let failure = Failure::unsent(kind, started.elapsed());
-        self.finish(span, Err(PublishError::new(failure, stamped)))
+        Err(self.refused(kind, stamped, span, started))
     }
 
     fn finish(&self, span: &Span, result: Result<Receipt, PublishError>) -> Result<Receipt, PublishError> {
         if result.is_err() {
             self.inner.monitor.failed();
         }
-        observe::finish(span, &result);
+        observe::finish(span, result.as_ref());
         result
     }
 
@@ -278,12 +376,4 @@ impl fmt::Debug for IdempotentPublisher {
             .field("places", &self.inner.places)
             .finish_non_exhaustive()
     }
-}
-
-/// A message that was handed over, and where its verdict will come.
-pub(super) struct Pending {
-    pub(super) stamped: Arc<Stamped>,
-    pub(super) reply: oneshot::Receiver<Reply>,
-    span: Span,
-    started: Instant,
 }

@@ -172,7 +172,10 @@ impl RetryPolicy {
             PublishErrorKind::Unroutable => self.retries.unroutable,
             PublishErrorKind::TimedOut => self.retries.timed_out,
             PublishErrorKind::Disconnected => self.retries.disconnected,
-            PublishErrorKind::Refused | PublishErrorKind::Invalid | PublishErrorKind::Closed => false,
+            PublishErrorKind::Refused
+            | PublishErrorKind::Invalid
+            | PublishErrorKind::Closed
+            | PublishErrorKind::Full => false,
         }
     }
 

@@ -151,7 +151,7 @@ impl Monitor {
             PublishErrorKind::TimedOut => &self.counters.timed_out,
             PublishErrorKind::Disconnected => &self.counters.disconnected,
             PublishErrorKind::Refused => &self.counters.refused,
-            PublishErrorKind::Invalid | PublishErrorKind::Closed => return,
+            PublishErrorKind::Invalid | PublishErrorKind::Closed | PublishErrorKind::Full => return,
         };
         counter.fetch_add(attempts, Relaxed);
     }

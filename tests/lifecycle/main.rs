@@ -2,12 +2,12 @@
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "../support/output.rs"]
-mod output;
 #[path = "../support/scripted.rs"]
 mod scripted;
 
 mod closing;
+mod handles;
+mod log;
 mod panics;
 mod sockets;
 mod starting;

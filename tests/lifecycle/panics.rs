@@ -1,11 +1,8 @@
 //! What the application's functions do, and what a bug does, ends no publisher.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
 
 use lapin_idempotent::{
@@ -15,7 +12,7 @@ use lapin_idempotent::{
 };
 use tokio::time::timeout;
 
-use super::{DEADLINE, eventually, message, publish, scripted::ScriptedBroker};
+use super::{DEADLINE, eventually, log, message, publish, scripted::ScriptedBroker};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn panic_in_the_credentials_provider_is_a_failed_connect() {
@@ -53,28 +50,11 @@ async fn panic_in_the_credentials_provider_is_a_failed_connect() {
     assert!(source.contains("panicked at the start"), "{source}");
 }
 
-/// Panics once, in the middle of the publishing task: when it says that it has lost its channel.
-#[derive(Clone, Default)]
-struct PanicsOnLoss(Arc<AtomicBool>);
-
-impl io::Write for PanicsOnLoss {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(bytes);
-        let lost = text.contains("publishing channel lost");
-        assert!(!lost || self.0.swap(true, Ordering::SeqCst), "the subscriber panics");
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn publishing_task_that_panics_fails_what_it_had_in_flight_and_goes_on() {
-    let writer = PanicsOnLoss::default();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    // One thread, so it is the task that publishes that panics.
+    log::start();
+    log::panic_at("publishing channel lost");
     let broker = ScriptedBroker::start().await;
     let builder = IdempotentPublisher::builder(broker.url());
     let (publisher, mut peer) = tokio::join!(builder.connect(), broker.accept());

@@ -77,7 +77,8 @@ async fn settings_that_cannot_work_are_refused_by_name() {
 async fn no_duration_and_no_count_is_too_large() {
     let (publisher, mut peer) = connected(|builder| {
         let policy = RetryPolicy::default().max_attempts(u32::MAX).max_elapsed(Duration::MAX);
-        let policy = policy.initial_delay(Duration::MAX).max_delay(Duration::MAX).factor(f64::MAX);
+        let policy =
+            policy.initial_delay(Duration::MAX).max_delay(Duration::MAX).factor(f64::MAX).jitter(0.0);
         builder
             .retry(policy)
             .confirm_timeout(Duration::MAX)

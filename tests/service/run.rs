@@ -21,6 +21,8 @@ mod examples;
 mod faults;
 #[path = "guard.rs"]
 mod guard;
+#[path = "handles.rs"]
+mod handles;
 #[path = "interop.rs"]
 mod interop;
 #[path = "limits.rs"]
@@ -98,6 +100,7 @@ pub(crate) fn main() -> ExitCode {
         guard::shutdown_finishes_what_is_in_hand_and_leaves_the_rest,
         guard::stuck_handler_is_given_up_after_the_drain_timeout,
         guard::panicking_handler_counts_as_a_failed_attempt,
+        handles::enqueued_messages_are_in_the_queue_in_order,
         interop::message_of_another_client_is_guarded,
         interop::another_client_sees_the_stamp,
         interop::guard_in_a_consume_loop_of_ones_own,
