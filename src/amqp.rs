@@ -6,6 +6,7 @@ mod deaths;
 mod onward;
 mod server_version;
 mod settings;
+mod socket;
 #[cfg(feature = "tls")]
 mod tls;
 mod uri;
@@ -19,7 +20,7 @@ use lapin::{
     types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString, ShortStringError},
 };
 
-pub(crate) use connect::{ClosedOnDrop, ConnectOptions, close};
+pub(crate) use connect::{ClosedOnDrop, ConnectOptions, Connection, close};
 pub use connect::{ConnectError, ConnectErrorKind};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;

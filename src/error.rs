@@ -1,4 +1,76 @@
-//! The boxed error that sources are kept in.
+//! The boxed error that sources are kept in, errors with their causes in one line, and panics that became errors.
+
+use std::{any::Any, error::Error, fmt, future::Future, panic::AssertUnwindSafe};
+
+use futures_util::future::FutureExt;
 
 /// Any error, as a source or out of a user's closure.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// An error with all its causes, for a log or a status; what an error says of its cause itself is not said twice.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !said.ends_with(&more) {
+                write!(f, ": {more}")?;
+                said = more;
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// A function of the application, or a task of ours, panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} panicked: {said}")]
+pub(crate) struct Panicked {
+    what: &'static str,
+    said: String,
+}
+
+impl Panicked {
+    fn new(what: &'static str, payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        Self { what, said: text.unwrap_or("no text").to_owned() }
+    }
+}
+
+/// Awaits `future`. A panic in it ends nothing but itself.
+pub(crate) async fn caught<T>(what: &'static str, future: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| Panicked::new(what, &*payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Outer {
+        text: &'static str,
+        source: BoxError,
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = Outer { text: "no topology", source: "PRECONDITION_FAILED".into() };
+        assert_eq!(Chain(&error).to_string(), "no topology: PRECONDITION_FAILED");
+        let error = Outer { text: "refused: ACCESS_REFUSED", source: "ACCESS_REFUSED".into() };
+        assert_eq!(Chain(&error).to_string(), "refused: ACCESS_REFUSED");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_that_says_so() {
+        assert_eq!(caught("it", async { 7 }).await.unwrap(), 7);
+        let error = caught("it", async { panic!("at {}", 7) }).await.map(|()| ()).unwrap_err();
+        assert_eq!(error.to_string(), "it panicked: at 7");
+    }
+}

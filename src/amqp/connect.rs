@@ -3,8 +3,7 @@
 use std::{fmt, future::Future, io, ops::Deref, sync::Arc, time::Duration};
 
 use lapin::{
-    Connection, ConnectionProperties, ErrorKind,
-    runtime::default_runtime,
+    ConnectionProperties, ErrorKind,
     tcp::OwnedTLSConfig,
     types::{LongString, ShortString},
 };
@@ -14,11 +13,12 @@ use tokio::{runtime::Handle, time::timeout};
 use super::tls::TlsOptions;
 use super::{
     credentials::CredentialSource,
+    socket::Socket,
     uri::{Endpoint, InvalidUri},
 };
-use crate::error::BoxError;
+use crate::error::{BoxError, Chain};
 
-/// How long a polite close may take before the socket is left to its heartbeat.
+/// How long a polite close may take before the socket is ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Heartbeat when the URI sets none. RabbitMQ's default of 60 s notices a dead peer only after two minutes.
@@ -42,8 +42,9 @@ pub(crate) struct ConnectOptions {
 
 impl ConnectOptions {
     /// `uris` holds one URI, or the nodes of one cluster.
-    pub(crate) fn new<'a>(uris: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidUri> {
-        let endpoints = uris.into_iter().map(Endpoint::parse).collect::<Result<Vec<_>, _>>()?;
+    pub(crate) fn new(uris: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, InvalidUri> {
+        let parsed = uris.into_iter().map(|uri| Endpoint::parse(uri.as_ref()));
+        let endpoints = parsed.collect::<Result<Vec<_>, _>>()?;
         if endpoints.is_empty() {
             return Err(InvalidUri::Missing);
         }
@@ -107,7 +108,7 @@ impl ConnectOptions {
             match outcome {
                 Ok(first) => return Ok(first),
                 Err(error) => {
-                    tracing::debug!(%endpoint, error = %error, "connection attempt failed");
+                    tracing::debug!(%endpoint, error = %Chain(&error), "connection attempt failed");
                     last = error;
                 }
             }
@@ -146,10 +147,45 @@ impl ConnectOptions {
         if let Some(name) = &self.name {
             properties = properties.with_connection_name(LongString::from(name.as_str()));
         }
-        let runtime = default_runtime().map_err(ConnectError::from_lapin)?;
-        let connected = Connection::connect_uri_with_config(uri, properties, tls, runtime).await;
-        connected.map_err(|error| ConnectError::new(classify(&error), endpoint, error.into()))
+        match Socket::connect(uri, properties, tls).await {
+            (socket, Ok(connection)) => {
+                Ok(Connection { lapin: connection, socket: Some(socket), runtime: Handle::current() })
+            }
+            (socket, Err(error)) => {
+                // lapin may still have to say goodbye.
+                Handle::current().spawn(leave(socket));
+                Err(ConnectError::new(classify(&error), endpoint, error.into()))
+            }
+        }
     }
+}
+
+/// A connection of lapin whose socket is ours. Dropped or closed, it is gone a few seconds later, whatever the peer does.
+pub(crate) struct Connection {
+    lapin: lapin::Connection,
+    socket: Option<Socket>,
+    runtime: Handle,
+}
+
+impl Deref for Connection {
+    type Target = lapin::Connection;
+
+    fn deref(&self) -> &lapin::Connection {
+        &self.lapin
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take().filter(|socket| !socket.has_ended()) {
+            self.runtime.spawn(leave(socket));
+        }
+    }
+}
+
+/// Leaves lapin some time to end by itself.
+async fn leave(socket: Socket) {
+    let _ = timeout(CLOSE_TIMEOUT, socket.ended()).await;
 }
 
 /// A connection that is closed in the background when it is dropped.
@@ -187,8 +223,12 @@ impl Drop for ClosedOnDrop {
 
 /// Closes politely, but never for longer than [`CLOSE_TIMEOUT`]: a blocked or frozen peer does not answer.
 pub(crate) async fn close(connection: &Connection) {
-    let _ =
-        timeout(CLOSE_TIMEOUT, connection.close(200, ShortString::from("closed by the application"))).await;
+    let goodbye = connection.close(200, ShortString::from("closed by the application"));
+    if timeout(CLOSE_TIMEOUT, goodbye).await.is_err()
+        && let Some(socket) = &connection.socket
+    {
+        socket.cut();
+    }
 }
 
 /// What a broken stream says of the connection.
@@ -206,9 +246,20 @@ fn classify(error: &lapin::Error) -> ConnectErrorKind {
         ErrorKind::MissingHeartbeatError
         | ErrorKind::InvalidConnectionState(_)
         | ErrorKind::InvalidChannelState(..) => ConnectErrorKind::Unreachable,
-        // RabbitMQ answers wrong credentials with ACCESS_REFUSED, a missing virtual host with NOT_ALLOWED.
-        ErrorKind::ProtocolError(error) if matches!(error.get_id(), 403 | 530) => ConnectErrorKind::Refused,
+        ErrorKind::ChannelsLimitReached => ConnectErrorKind::Limit,
+        ErrorKind::ProtocolError(error) => classify_reply(error.get_id(), error.get_message().as_str()),
         ErrorKind::AuthProviderError(_) => ConnectErrorKind::Refused,
+        _ => ConnectErrorKind::Protocol,
+    }
+}
+
+/// RabbitMQ answers wrong credentials with ACCESS_REFUSED. With NOT_ALLOWED it answers a virtual host that is missing or closed to the
+/// user, and every limit that is reached, and frames that are too small; only the text tells them apart.
+fn classify_reply(code: u16, text: &str) -> ConnectErrorKind {
+    match code {
+        403 => ConnectErrorKind::Refused,
+        530 if text.contains("limit") || text.contains("channel_max") => ConnectErrorKind::Limit,
+        530 if text.contains("vhost") => ConnectErrorKind::Refused,
         _ => ConnectErrorKind::Protocol,
     }
 }
@@ -242,6 +293,11 @@ impl ConnectError {
     pub fn kind(&self) -> ConnectErrorKind {
         self.kind
     }
+
+    /// The address that was tried, without the password; of several the last. `None` if it did not come to that.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref()
+    }
 }
 
 impl From<InvalidUri> for ConnectError {
@@ -260,6 +316,10 @@ pub enum ConnectErrorKind {
     Unreachable,
     /// The broker refused the credentials or the virtual host.
     Refused,
+    /// The broker takes no more connections or channels: the user, the virtual host or the node has as many as it may have.
+    Limit,
+    /// A setting cannot work, such as a time limit of zero, or more channels than the broker allows. The source names it.
+    Setting,
     /// The credentials could not be had: a variable is not set, or their provider failed.
     Credentials,
     /// A certificate or key is not usable, or the TLS handshake failed.
@@ -278,11 +338,48 @@ impl fmt::Display for ConnectErrorKind {
             Self::InvalidUri => "invalid connection URI",
             Self::Unreachable => "broker unreachable",
             Self::Refused => "broker refused the credentials or the virtual host",
+            Self::Limit => "the broker's limit of connections or channels is reached",
+            Self::Setting => "a setting cannot work",
             Self::Credentials => "no credentials to be had",
             Self::Tls => "TLS failed",
             Self::Topology => "the topology could not be declared",
             Self::TimedOut => "broker did not answer in time",
             Self::Protocol => "broker answered with an error",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_allowed_is_told_apart_by_its_text() {
+        for (text, kind) in [
+            ("NOT_ALLOWED - vhost orders not found", ConnectErrorKind::Refused),
+            ("NOT_ALLOWED - access to vhost 'orders' refused for user 'guest'", ConnectErrorKind::Refused),
+            (
+                "NOT_ALLOWED - access to vhost 'orders' refused for user 'guest': connection limit (7) is reached",
+                ConnectErrorKind::Limit,
+            ),
+            (
+                "NOT_ALLOWED - connection refused for user 'guest': user connection limit (7) is reached",
+                ConnectErrorKind::Limit,
+            ),
+            (
+                "NOT_ALLOWED - connection refused: node connection limit (7) is reached",
+                ConnectErrorKind::Limit,
+            ),
+            (
+                "NOT_ALLOWED - number of channels opened (7) has reached the negotiated channel_max (7)",
+                ConnectErrorKind::Limit,
+            ),
+            (
+                "NOT_ALLOWED - failed to negotiate connection parameters: negotiated frame_max = 4096 is lower than the minimum",
+                ConnectErrorKind::Protocol,
+            ),
+        ] {
+            assert_eq!(classify_reply(530, text), kind, "{text}");
+        }
     }
 }

@@ -37,7 +37,7 @@ macro_rules! connection_settings {
             self
         }
 
-        /// How long connecting to one node, and each step of setting a channel up, may take. Default 10 seconds.
+        /// How long connecting to one node, and each step of setting a channel up, may take. Default 10 seconds; more than zero.
         pub fn connect_timeout(mut self, limit: ::std::time::Duration) -> Self {
             if let Ok(connect) = &mut self.connect {
                 connect.timeout = limit;

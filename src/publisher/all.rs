@@ -22,8 +22,9 @@ use tracing::Span;
 use super::{
     error::{PublishError, PublishErrorKind},
     observe,
+    pending::Pending,
     places::Place,
-    publish::{IdempotentPublisher, Pending},
+    publish::IdempotentPublisher,
     receipt::Receipt,
 };
 use crate::message::{OutgoingMessage, Stamped};

@@ -12,7 +12,7 @@ use super::{
     stamper::{Limits, Stamper},
 };
 use crate::{
-    amqp::{ConnectError, ConnectOptions, InvalidUri, connection_settings},
+    amqp::{ConnectError, ConnectErrorKind, ConnectOptions, InvalidUri, connection_settings},
     error::BoxError,
     message::{IdStrategy, TraceContext},
 };
@@ -23,6 +23,12 @@ const MAX_BODY: usize = 16 * 1024 * 1024;
 /// A quarter of RabbitMQ's default: lapin keeps 64 times as much in buffers for each connection, and small ones stay in the
 /// processor's cache. Bodies of 20 and 200 kB were published as fast as with larger frames.
 const FRAME_MAX: u32 = 32 * 1024;
+
+/// Each has a thread; who needs more has several publishers.
+const MAX_CONNECTIONS: usize = 1_000;
+
+/// AMQP has no more on one connection.
+const MAX_CHANNELS: usize = 65_535;
 
 /// Sets up an [`IdempotentPublisher`]; made by [`IdempotentPublisher::builder`].
 #[derive(Debug, Clone)]
@@ -42,7 +48,7 @@ pub struct PublisherBuilder {
 }
 
 impl PublisherBuilder {
-    pub(crate) fn new<'a>(uris: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new(uris: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         Self::with(
             ConnectOptions::new(uris).map(|connect| ConnectOptions { frame_max: FRAME_MAX, ..connect }),
         )
@@ -120,7 +126,7 @@ impl PublisherBuilder {
         self
     }
 
-    /// How long one attempt may wait for its confirm. Default 10 seconds.
+    /// How long one attempt may wait for its confirm. Default 10 seconds; more than zero.
     ///
     /// When it has passed, the outcome is unknown: the connection is given up, and everything that was unconfirmed on
     /// it is published again under the same IDs. While the broker blocks the connection this clock stands still.
@@ -138,7 +144,7 @@ impl PublisherBuilder {
         self
     }
 
-    /// Over how many connections messages are spread. Default 1; at least 1.
+    /// Over how many connections messages are spread. Default 1; at least 1, at most 1,000.
     ///
     /// Each has a thread and 64 times its `frame_max` of buffers in lapin: 2 MiB by default. More than one gives up the order in which messages are sent.
     /// A message goes over a connection that is up if any is.
@@ -147,11 +153,12 @@ impl PublisherBuilder {
         self
     }
 
-    /// Over how many channels of each connection messages are spread. Default 1; 1 to 2,047, RabbitMQ's default limit.
+    /// Over how many channels of each connection messages are spread. Default 1; at least 1.
     ///
+    /// More than the broker allows, 2,047 by default, is an error when connecting ([`ConnectErrorKind::Setting`]).
     /// More than one gives up the order in which messages are sent, and rarely helps: connections do.
     pub fn channels_per_connection(mut self, channels: usize) -> Self {
-        self.channels = channels.clamp(1, 2047);
+        self.channels = channels.max(1);
         self
     }
 
@@ -208,15 +215,53 @@ impl PublisherBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ConnectError`] if a URI is not usable, if no node let us in, or if the topology was refused. Nothing is retried
-    /// here; once connected, the publisher reconnects by itself.
+    /// A [`ConnectError`] if a URI or a setting is not usable, if no node let us in, or if the topology was refused. Nothing is
+    /// retried here; once connected, the publisher reconnects by itself. See [`connect_lazy`](Self::connect_lazy).
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Outside of a tokio runtime. The publisher lives in the runtime that it is connected in, and ends with it: one in a `static`
+    /// does not outlive the first of several `#[tokio::test]`s.
     pub async fn connect(self) -> Result<IdempotentPublisher, ConnectError> {
+        let (setup, stamper) = self.set_up()?;
+        IdempotentPublisher::connect(setup, stamper).await
+    }
+
+    /// Like [`connect`](Self::connect), but returns at once and connects in the background, until it succeeds: for a service that
+    /// may start before its broker.
+    ///
+    /// Until then the state is [`Connecting`](super::PublisherState::Connecting), and messages wait up to their deadlines. Wrong
+    /// credentials and a topology that is refused are tried again, too: `last_error` of the [`status`](IdempotentPublisher::status)
+    /// and the log say what is in the way.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConnectError`] if a URI or a setting is not usable, as far as that can be told without a broker.
+    ///
+    /// # Panics
+    ///
+    /// As [`connect`](Self::connect).
+    pub fn connect_lazy(self) -> Result<IdempotentPublisher, ConnectError> {
+        let (setup, stamper) = self.set_up()?;
+        Ok(IdempotentPublisher::connect_lazy(setup, stamper))
+    }
+
+    fn set_up(self) -> Result<(Setup, Stamper), ConnectError> {
         let mut connect = self.connect?;
         connect.check()?;
+        let refused = [
+            ("confirm_timeout is zero", self.lane.confirm_timeout.is_zero()),
+            ("connect_timeout is zero", connect.timeout.is_zero()),
+            ("max_elapsed of the retry policy is zero", self.lane.retry.total().is_zero()),
+            ("connections is above 1,000", self.connections > MAX_CONNECTIONS),
+            (
+                "channels_per_connection times connections is above 65,535",
+                self.channels.saturating_mul(self.connections) > MAX_CHANNELS,
+            ),
+        ];
+        if let Some((what, _)) = refused.into_iter().find(|(_, refused)| *refused) {
+            return Err(ConnectError::setup(ConnectErrorKind::Setting, what));
+        }
         connect.name = connect.name.or_else(|| self.app_id.clone());
         let limits = Limits::new(self.max_body, connect.smallest_frame());
         let stamper = Stamper::new(self.strategy, self.app_id, self.trace, limits)?;
@@ -228,6 +273,6 @@ impl PublisherBuilder {
             options: self.lane,
             places: Arc::new(Places::new(self.max_in_flight, self.max_bytes_in_flight)),
         };
-        IdempotentPublisher::connect(setup, stamper).await
+        Ok((setup, stamper))
     }
 }

@@ -3,13 +3,12 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use lapin::message::Delivery;
-use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
     amqp,
     message::{MessageId, OutgoingMessage, Stamped},
-    publisher::{payload::Payload, places::Places},
+    publisher::{handed::Handed, payload::Payload, places::Places},
 };
 
 const LOST: &str = "nowhere";
@@ -50,7 +49,7 @@ impl Channel {
         let now = Instant::now();
         let deadline = now + Duration::from_secs(60);
         let payload = Payload::Stamped(Arc::clone(&stamped));
-        let mut job = Job::new(payload, oneshot::channel().0, place, now, deadline);
+        let mut job = Job::new(payload, Handed::default().answer().0, place, now, deadline);
         job.next_attempt().unwrap();
         self.slots.push(self.window.insert(job));
         self.stamped.push(stamped);

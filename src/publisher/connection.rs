@@ -7,13 +7,13 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt};
-use lapin::{Channel, Connection, options::ConfirmSelectOptions, types::ShortString};
+use lapin::{Channel, options::ConfirmSelectOptions, types::ShortString};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::stamper::headers_within;
 use crate::{
-    amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions},
-    error::BoxError,
+    amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection},
+    error::{BoxError, caught},
 };
 
 type Declare = dyn Fn(Channel) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync;
@@ -46,6 +46,7 @@ impl fmt::Debug for Topology {
 pub(crate) struct Link {
     options: ConnectOptions,
     topology: Option<Topology>,
+    /// How many channels there are to be.
     channels: usize,
     current: Mutex<Option<Arc<Connection>>>,
 }
@@ -63,7 +64,11 @@ impl Link {
             Arc::clone(connection)
         } else {
             let connection = self.options.open().await?;
-            if let Err(error) = self.declare(&connection).await {
+            let mut ready = self.check(&connection);
+            if ready.is_ok() {
+                ready = self.declare(&connection).await;
+            }
+            if let Err(error) = ready {
                 discard(Some(connection));
                 return Err(error);
             }
@@ -90,6 +95,17 @@ impl Link {
         (1..self.options.smallest_frame()).contains(&frame).then(|| headers_within(frame))
     }
 
+    /// What is more than the broker allows is told before it gets in the way.
+    fn check(&self, connection: &Connection) -> Result<(), ConnectError> {
+        let (wanted, allowed) = (self.channels, usize::from(connection.configuration().channel_max()));
+        if wanted <= allowed {
+            return Ok(());
+        }
+        let source =
+            format!("channels_per_connection is {wanted}, but the broker allows {allowed} on a connection");
+        Err(ConnectError::setup(ConnectErrorKind::Setting, source))
+    }
+
     async fn open_channel(&self, connection: &Connection) -> Result<Channel, ConnectError> {
         let channel = self.within(connection.create_channel()).await?;
         // `nowait` must stay false: lapin waits for the answer all the same.
@@ -101,8 +117,11 @@ impl Link {
     async fn declare(&self, connection: &Connection) -> Result<(), ConnectError> {
         let Some(Topology(declare)) = &self.topology else { return Ok(()) };
         let channel = self.within(connection.create_channel()).await?;
-        match timeout(self.options.timeout, declare(channel.clone())).await {
-            Ok(Ok(())) => {}
+        // Called in there, too: a panic must not end the task that publishes.
+        let declaring = caught("`topology`", async { declare(channel.clone()).await });
+        match timeout(self.options.timeout, declaring).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
         }

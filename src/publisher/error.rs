@@ -47,6 +47,8 @@ pub enum PublishErrorKind {
     Disconnected,
     /// The publisher was closed before the message was confirmed.
     Closed,
+    /// There was no place in the window at once; only from `try_enqueue`. Nothing was sent.
+    Full,
 }
 
 impl PublishError {
@@ -175,6 +177,7 @@ impl PublishErrorKind {
             Self::TimedOut => "timed_out",
             Self::Disconnected => "disconnected",
             Self::Closed => "closed",
+            Self::Full => "full",
         }
     }
 }
@@ -189,6 +192,7 @@ impl fmt::Display for PublishErrorKind {
             Self::TimedOut => "no confirm came in time",
             Self::Disconnected => "the connection to the broker was lost",
             Self::Closed => "the publisher was closed",
+            Self::Full => "there is no place in the publisher's window",
         })
     }
 }

@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::{message::BasicReturnMessage, types::ShortStringError};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     error::{BrokerReply, Failure, PublishErrorKind},
+    handed::Answer,
     payload::{Frames, Payload},
     places::{Place, Released},
     retry::RetryPolicy,
@@ -35,7 +36,7 @@ pub(crate) type Reply = Result<Confirmed, Failure>;
 /// A message that the publisher has taken and not yet answered for.
 pub(crate) struct Job {
     payload: Payload,
-    reply: Option<oneshot::Sender<Reply>>,
+    reply: Option<Answer>,
     /// Held until the verdict.
     place: Place,
     started: Instant,
@@ -96,7 +97,7 @@ pub(crate) enum Next {
 impl Job {
     pub(crate) fn new(
         payload: Payload,
-        reply: oneshot::Sender<Reply>,
+        reply: Answer,
         place: Place,
         started: Instant,
         deadline: Instant,
@@ -169,7 +170,7 @@ impl Job {
 
     /// Nobody waits for the answer any more.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+        self.reply.as_ref().is_none_or(Answer::is_closed)
     }
 
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
@@ -313,9 +314,22 @@ impl Job {
     }
 
     fn answer(&mut self, reply: Reply) {
-        if let Some(sender) = self.reply.take() {
-            // The caller may be gone; the verdict then has no reader.
-            let _ = sender.send(reply);
+        if let Some(answer) = self.reply.take() {
+            answer.send(reply);
+        }
+    }
+}
+
+impl Drop for Job {
+    /// Whoever drops a message without a verdict has panicked, or has gone with its runtime.
+    fn drop(&mut self) {
+        if self.reply.is_some() && !self.is_abandoned() {
+            self.uncertain |= self.attempts > 0;
+            let panicked = std::thread::panicking();
+            let kind = if panicked { PublishErrorKind::Disconnected } else { PublishErrorKind::Closed };
+            let source = panicked.then(|| "a publishing task panicked".into());
+            self.last = Some((kind, source));
+            self.answer_failure(Instant::now());
         }
     }
 }

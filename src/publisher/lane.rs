@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::future::poll_fn;
-use lapin::{Channel, Confirmation, Connection};
+use lapin::{Channel, Confirmation};
 use tokio::{
     task::yield_now,
     time::{Instant, MissedTickBehavior, interval},
@@ -34,7 +34,10 @@ use super::{
     round::{InProgress, Rounds},
     status::LaneState,
 };
-use crate::{amqp, error::BoxError};
+use crate::{
+    amqp::{self, Connection},
+    error::{BoxError, Chain},
+};
 
 /// How many messages are taken over in one go, so that confirms are looked at in between.
 const INTAKE: usize = 256;
@@ -106,7 +109,7 @@ impl Lane {
     }
 
     /// Runs until the publisher is gone or closed; gives back what was left unconfirmed.
-    pub(crate) async fn run(mut self, first: Option<(Arc<Connection>, Channel)>) -> Vec<Payload> {
+    pub(crate) async fn run(&mut self, first: Option<(Arc<Connection>, Channel)>) -> Vec<Payload> {
         let mut next = first;
         let mut left = Vec::new();
         loop {
@@ -148,8 +151,8 @@ impl Lane {
                     (error, !connection.status().connected())
                 }
             };
-            tracing::warn!(error = %error, unconfirmed = window.len(), "publishing channel lost; what is unconfirmed is published again");
-            self.around.monitor.error(error.to_string());
+            tracing::warn!(error = %Chain(&*error), unconfirmed = window.len(), "publishing channel lost; what is unconfirmed is published again");
+            self.around.monitor.error(Chain(&*error).to_string());
             self.resend(window, error, in_vain);
             if discard {
                 let link = Arc::clone(&self.link);
@@ -166,7 +169,7 @@ impl Lane {
         self.around.monitor.set_lane(self.number, LaneState::Down);
         let now = Instant::now();
         self.jobs.close();
-        while let Some(job) = self.jobs.try_recv() {
+        while let Some(job) = self.jobs.recv().await {
             self.ready.push_back(job);
         }
         let delayed = self.delayed.drain().map(|delayed| delayed.job);

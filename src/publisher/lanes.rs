@@ -9,15 +9,16 @@ use std::{
 };
 
 use futures_util::future::{join_all, try_join_all};
-use lapin::{Channel, Connection};
+use lapin::Channel;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 use super::{
     connection::{Link, Topology},
+    error::PublishErrorKind,
     job::Job,
     lane::Lane,
     observe::AttemptHook,
@@ -26,7 +27,13 @@ use super::{
     retry::RetryPolicy,
     status::{LaneState, Monitor},
 };
-use crate::amqp::{ConnectError, ConnectOptions};
+use crate::{
+    amqp::{ConnectError, ConnectOptions, Connection},
+    error::caught,
+};
+
+/// How long a lane that panicked rests before it goes on: what made it panic may be there still.
+const REST: Duration = Duration::from_millis(100);
 
 /// What a lane needs to know; the same for all lanes of a publisher.
 #[derive(Debug, Clone)]
@@ -67,6 +74,12 @@ pub(crate) struct Setup {
     pub(crate) places: Arc<Places>,
 }
 
+impl Setup {
+    fn link(&self) -> Arc<Link> {
+        Arc::new(Link::new(self.connect.clone(), self.topology.clone(), self.channels))
+    }
+}
+
 /// Where messages are handed over.
 pub(crate) struct Lanes {
     doors: Vec<Door>,
@@ -92,6 +105,11 @@ impl Intake {
         let taken = self.jobs.recv_many(jobs, limit).await;
         self.taken = self.taken.wrapping_add(taken);
         taken
+    }
+
+    /// Takes over the next of those that are still here once this is closed; `None` when there will be no more.
+    pub(crate) async fn recv(&mut self) -> Option<Job> {
+        self.jobs.recv().await
     }
 
     pub(crate) fn try_recv(&mut self) -> Option<Job> {
@@ -139,67 +157,134 @@ pub(crate) struct Started {
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) closing: watch::Sender<Option<Instant>>,
-    /// Ends when all lanes have; gives what they left unconfirmed.
-    pub(crate) working: JoinHandle<Vec<Payload>>,
+    /// Holds what was left, once all lanes have ended and all connections are closed.
+    pub(crate) ended: watch::Receiver<Option<Left>>,
+}
+
+/// What lanes left when they ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Left {
+    /// What was not confirmed.
+    pub(crate) payloads: Vec<Payload>,
+    /// A lane panicked while it was to end, or never ended: more may be unconfirmed.
+    pub(crate) unaccounted: bool,
+}
+
+impl Left {
+    /// What several lanes left.
+    fn of<E>(lanes: Vec<Result<Self, E>>) -> Self {
+        let mut all = Self::default();
+        for lane in lanes {
+            let Ok(left) = lane else {
+                all.unaccounted = true;
+                continue;
+            };
+            all.payloads.extend(left.payloads);
+            all.unaccounted |= left.unaccounted;
+        }
+        all
+    }
 }
 
 /// Opens all connections and channels, then starts their lanes.
 pub(crate) async fn start(setup: Setup) -> Result<Started, ConnectError> {
-    let Setup { connect, topology, connections, channels, options, places } = setup;
-    let opening = (0..connections).map(|_| open(connect.clone(), topology.clone(), channels));
-    let opened = try_join_all(opening).await?;
+    let links = try_join_all((0..setup.connections).map(|_| open(setup.link(), setup.channels))).await?;
+    Ok(set_to_work(setup, links))
+}
+
+/// Starts the lanes, which open their connections and channels by themselves.
+pub(crate) fn start_unconnected(setup: Setup) -> Started {
+    let unopened = || (0..setup.channels).map(|_| None).collect();
+    let links = (0..setup.connections).map(|_| (setup.link(), unopened())).collect();
+    set_to_work(setup, links)
+}
+
+type Opened = (Arc<Connection>, Channel);
+
+/// A connection with what was opened on it for each of its lanes.
+type Opening = (Arc<Link>, Vec<Option<Opened>>);
+
+async fn open(link: Arc<Link>, channels: usize) -> Result<Opening, ConnectError> {
+    let mut opened = Vec::with_capacity(channels);
+    for _ in 0..channels {
+        opened.push(Some(link.channel().await?));
+    }
+    Ok((link, opened))
+}
+
+fn set_to_work(setup: Setup, links: Vec<Opening>) -> Started {
+    let Setup { connections, channels, options, places, .. } = setup;
     let monitor = Arc::new(Monitor::new(connections, channels, Arc::clone(&places)));
     let (closing, closed) = watch::channel(None);
     let (doors, jobs): (Vec<_>, Vec<_>) = (0..connections * channels).map(|_| Door::new()).unzip();
     let lanes = Arc::new(Lanes { doors, monitor: Arc::clone(&monitor) });
     let around = Surroundings {
         options,
-        places,
+        places: Arc::clone(&places),
         monitor: Arc::clone(&monitor),
         lanes: Arc::downgrade(&lanes),
         closing: closed,
     };
     let mut jobs = jobs.into_iter().enumerate();
     let mut working = Vec::new();
-    for (link, channels) in opened {
+    for (link, channels) in links {
         let running: Vec<_> = channels
             .into_iter()
             .zip(jobs.by_ref())
             .map(|(first, (number, jobs))| {
-                monitor.set_lane(number, LaneState::Up);
+                if first.is_some() {
+                    monitor.set_lane(number, LaneState::Up);
+                }
                 let lane = Lane::new(around.clone(), number, Arc::clone(&link), jobs);
-                tokio::spawn(lane.run(Some(first)))
+                tokio::spawn(keep(lane, number, first, around.clone()))
             })
             .collect();
         working.push(tokio::spawn(finish(link, running)));
     }
-    let at_the_end = Arc::clone(&monitor);
-    let working = tokio::spawn(async move {
-        let left = join_all(working).await.into_iter().filter_map(Result::ok).flatten().collect();
-        at_the_end.closed();
-        left
+    let (sender, ended) = watch::channel(None);
+    let at_the_end = AtTheEnd { monitor: Arc::clone(&monitor), places };
+    tokio::spawn(async move {
+        let left = Left::of(join_all(working).await);
+        drop(at_the_end);
+        sender.send_replace(Some(left));
     });
-    Ok(Started { lanes, monitor, closing, working })
+    Started { lanes, monitor, closing, ended }
 }
 
-type Opened = (Arc<Connection>, Channel);
+/// Says that the publisher is closed, also when its runtime has dropped its tasks.
+struct AtTheEnd {
+    monitor: Arc<Monitor>,
+    places: Arc<Places>,
+}
 
-async fn open(
-    connect: ConnectOptions,
-    topology: Option<Topology>,
-    channels: usize,
-) -> Result<(Arc<Link>, Vec<Opened>), ConnectError> {
-    let link = Arc::new(Link::new(connect, topology, channels));
-    let mut opened = Vec::with_capacity(channels);
-    for _ in 0..channels {
-        opened.push(link.channel().await?);
+impl Drop for AtTheEnd {
+    fn drop(&mut self) {
+        self.places.close();
+        self.monitor.closed();
     }
-    Ok((link, opened))
+}
+
+/// Runs a lane to its end. If it panics, what it had in flight fails, as it may have been published; the rest goes on, on a
+/// new channel.
+async fn keep(mut lane: Lane, number: usize, mut first: Option<Opened>, around: Surroundings) -> Left {
+    let mut unaccounted = false;
+    loop {
+        match caught("a publishing task", lane.run(first.take())).await {
+            Ok(payloads) => return Left { payloads, unaccounted },
+            Err(panicked) => {
+                unaccounted |= around.closing.borrow().is_some();
+                tracing::error!(error = %panicked, "a publishing task goes on after a panic");
+                around.monitor.set_lane(number, LaneState::Down);
+                around.monitor.error(panicked.to_string());
+                sleep(REST).await;
+            }
+        }
+    }
 }
 
 /// Closes a connection when all its lanes are done.
-async fn finish(link: Arc<Link>, lanes: Vec<JoinHandle<Vec<Payload>>>) -> Vec<Payload> {
-    let left = join_all(lanes).await.into_iter().filter_map(Result::ok).flatten().collect();
+async fn finish(link: Arc<Link>, lanes: Vec<JoinHandle<Left>>) -> Left {
+    let left = Left::of(join_all(lanes).await);
     link.close().await;
     left
 }
@@ -216,8 +301,9 @@ impl Lanes {
                 up.or_else(|| self.lightest(|_| true)).unwrap_or(&doors[0])
             }
         };
-        // If the lane has ended, the job is dropped, and with it its sender: the caller sees a closed publisher.
-        let _ = door.enter(job);
+        if let Some(job) = door.enter(job) {
+            job.fail_with(PublishErrorKind::Closed, None, Instant::now());
+        }
     }
 
     /// Takes over a job from a lane that has no connection, if another has one; gives it back if not.

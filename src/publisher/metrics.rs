@@ -1,11 +1,21 @@
 //! Counters and gauges through the `metrics` facade, from one status to the next: nothing is recorded per message.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use metrics::{counter, gauge};
 
 use super::status::PublisherStatus;
 
 /// Records what has changed. Several publishers of a process add up.
+///
+/// A recorder is the application's, and a panic in it must not end the task that publishes.
 pub(super) fn record(before: &PublisherStatus, now: &PublisherStatus) {
+    if catch_unwind(AssertUnwindSafe(|| record_all(before, now))).is_err() {
+        tracing::error!("the recorder of metrics panicked");
+    }
+}
+
+fn record_all(before: &PublisherStatus, now: &PublisherStatus) {
     let counters = [
         ("confirmed", before.confirmed, now.confirmed),
         ("retried", before.retried, now.retried),

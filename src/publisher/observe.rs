@@ -103,7 +103,7 @@ pub(super) fn span(stamped: &Stamped) -> Span {
 }
 
 /// How the publish ended.
-pub(super) fn finish(span: &Span, result: &Result<Receipt, PublishError>) {
+pub(super) fn finish(span: &Span, result: Result<&Receipt, &PublishError>) {
     if span.is_disabled() {
         return;
     }

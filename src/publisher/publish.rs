@@ -1,15 +1,11 @@
 //! `publish_idempotent`: stamp, hand over, await the verdict.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::stream::{self, Stream};
 use tokio::{
-    sync::{oneshot, watch},
-    task::JoinHandle,
+    runtime::Handle,
+    sync::{TryAcquireError, oneshot, watch},
     time::{Instant, timeout_at},
 };
 use tracing::Span;
@@ -17,11 +13,14 @@ use tracing::Span;
 use super::{
     all::PublishAll,
     builder::PublisherBuilder,
+    closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
+    handed::Handed,
     job::{Job, Reply},
-    lanes::{self, Lanes, Setup},
+    lanes::{self, Lanes, Setup, Started},
     observe,
     payload::{Forwarded, Payload},
+    pending::{Pending, PendingConfirm},
     places::{Place, Places},
     receipt::Receipt,
     stamper::Stamper,
@@ -54,8 +53,10 @@ struct Inner {
     monitor: Arc<Monitor>,
     stamper: Stamper,
     total: Duration,
-    closing: watch::Sender<Option<Instant>>,
-    working: Mutex<Option<JoinHandle<Vec<Payload>>>>,
+    handed: Handed,
+    closing: Closing,
+    /// Where the lanes are.
+    runtime: Handle,
 }
 
 impl IdempotentPublisher {
@@ -69,25 +70,33 @@ impl IdempotentPublisher {
     }
 
     /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them in random order.
-    pub fn builder_for_cluster<'a>(uris: impl IntoIterator<Item = &'a str>) -> PublisherBuilder {
+    pub fn builder_for_cluster(uris: impl IntoIterator<Item = impl AsRef<str>>) -> PublisherBuilder {
         PublisherBuilder::new(uris)
     }
 
     pub(crate) async fn connect(setup: Setup, stamper: Stamper) -> Result<Self, ConnectError> {
-        let places = Arc::clone(&setup.places);
-        let total = setup.options.retry.total();
-        let started = lanes::start(setup).await?;
-        Ok(Self {
+        let (places, total) = (Arc::clone(&setup.places), setup.options.retry.total());
+        Ok(Self::new(lanes::start(setup).await?, places, total, stamper))
+    }
+
+    pub(crate) fn connect_lazy(setup: Setup, stamper: Stamper) -> Self {
+        let (places, total) = (Arc::clone(&setup.places), setup.options.retry.total());
+        Self::new(lanes::start_unconnected(setup), places, total, stamper)
+    }
+
+    fn new(started: Started, places: Arc<Places>, total: Duration, stamper: Stamper) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 lanes: started.lanes,
                 places,
                 monitor: started.monitor,
                 stamper,
                 total,
-                closing: started.closing,
-                working: Mutex::new(Some(started.working)),
+                handed: Handed::default(),
+                closing: Closing { limit: started.closing, ended: started.ended },
+                runtime: Handle::current(),
             }),
-        })
+        }
     }
 
     /// Publishes one message and waits for its confirm.
@@ -118,6 +127,70 @@ impl IdempotentPublisher {
         self.conclude(pending, reply.ok())
     }
 
+    /// Hands a message over, and returns as soon as there is a place for it in the window; its confirm is awaited later.
+    ///
+    /// Messages are sent in the order in which they were handed over, so who enqueues one after the other publishes in order, over one
+    /// connection and one channel, as long as nothing has to be sent again. [`publish_stream`](Self::publish_stream) does the same for
+    /// a stream.
+    ///
+    /// ```no_run
+    /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) -> Result<(), lapin_idempotent::BoxError> {
+    /// use lapin_idempotent::OutgoingMessage;
+    ///
+    /// let first = publisher.enqueue(OutgoingMessage::to("", "debits").body("1")).await?;
+    /// let second = publisher.enqueue(OutgoingMessage::to("", "debits").body("2")).await?;
+    /// let (first, second) = (first.await?, second.await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no place became free before the message's deadline. What
+    /// happens to it later, [`PendingConfirm`] tells.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future publishes nothing. For the [`PendingConfirm`] it is different, see there.
+    pub async fn enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
+        let started = Instant::now();
+        let stamped = self.stamp(message)?;
+        let span = observe::span(&stamped);
+        let deadline = self.deadline(&stamped, started);
+        match self.place(stamped.message.payload().len(), deadline).await {
+            Ok(place) => Ok(PendingConfirm::new(self.clone(), self.submit(stamped, place, span, started))),
+            Err(kind) => Err(self.refused(kind, stamped, &span, started)),
+        }
+    }
+
+    /// Like [`enqueue`](Self::enqueue), but never waits.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`PublishErrorKind::Full`] if there is no place now.
+    pub fn try_enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
+        let started = Instant::now();
+        let stamped = self.stamp(message)?;
+        let span = observe::span(&stamped);
+        let kind = match self.inner.places.try_enter(stamped.message.payload().len()) {
+            Ok(place) => {
+                return Ok(PendingConfirm::new(self.clone(), self.submit(stamped, place, span, started)));
+            }
+            Err(TryAcquireError::NoPermits) => PublishErrorKind::Full,
+            Err(TryAcquireError::Closed) => PublishErrorKind::Closed,
+        };
+        Err(self.refused(kind, stamped, &span, started))
+    }
+
+    /// Waits until everything is answered that was handed over before this call, by any clone: confirmed, or failed.
+    ///
+    /// It says nothing of success: that the calls are told, and each [`PendingConfirm`]. What is handed over meanwhile is neither
+    /// waited for nor held up. It ends at the latest when the last deadline of those messages has passed. Dropping the future leaves
+    /// nothing behind.
+    pub async fn flush(&self) {
+        self.inner.handed.flush().await;
+    }
+
     /// Publishes many messages, pipelined, and yields one result per message in the order of the messages.
     ///
     /// See [`publish_stream`](Self::publish_stream).
@@ -143,29 +216,21 @@ impl IdempotentPublisher {
     ///
     /// New publishes fail with [`PublishErrorKind::Closed`] at once. Pending ones are answered.
     ///
+    /// There is one end, and every call waits for it and gets the same answer, also one that comes when all is over. If several give a
+    /// limit, the earliest counts. A call takes at most three seconds longer than its limit: two to say goodbye to a broker that does not
+    /// answer, and one to spare.
+    ///
     /// # Errors
     ///
     /// A [`CloseError`] with the messages that were still unconfirmed. Their pending calls fail with
     /// [`PublishErrorKind::Closed`]; each of them may have been published.
+    ///
+    /// # Cancellation
+    ///
+    /// Once polled, closing goes on when the future is dropped, and a later call gets its result.
     pub async fn close(&self, limit: Duration) -> Result<(), CloseError> {
-        let deadline = Instant::now() + limit.min(FAR_FUTURE);
         self.inner.places.close();
-        self.inner.closing.send_modify(|closing| {
-            *closing = Some(closing.map_or(deadline, |earlier| earlier.min(deadline)));
-        });
-        let working = self.inner.working.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let left = match working {
-            Some(working) => working.await.unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let messages: Vec<OutgoingMessage> = left
-            .into_iter()
-            .filter_map(|payload| match payload {
-                Payload::Stamped(stamped) => Some(Arc::unwrap_or_clone(stamped).message),
-                Payload::Forwarded(_) => None,
-            })
-            .collect();
-        if messages.is_empty() { Ok(()) } else { Err(CloseError { messages }) }
+        self.inner.closing.close_by(Instant::now() + limit.min(FAR_FUTURE)).await
     }
 
     /// How the publisher is doing now.
@@ -226,8 +291,8 @@ impl IdempotentPublisher {
         started: Instant,
         deadline: Instant,
     ) -> oneshot::Receiver<Reply> {
-        let (sender, reply) = oneshot::channel();
-        self.inner.lanes.send(Job::new(payload, sender, place, started, deadline));
+        let (answer, reply) = self.inner.handed.answer();
+        self.inner.lanes.send(Job::new(payload, answer, place, started, deadline));
         reply
     }
 
@@ -248,6 +313,33 @@ impl IdempotentPublisher {
         self.finish(&span, result)
     }
 
+    /// Sees to a verdict that nobody waits for any more.
+    pub(super) fn conclude_unseen(&self, mut pending: Pending) {
+        let publisher = self.clone();
+        self.inner.runtime.spawn(async move {
+            let reply = (&mut pending.reply).await;
+            if let Err(error) = publisher.conclude(pending, reply.ok()) {
+                let message_id = error.message_id().map(tracing::field::display);
+                tracing::warn!(message_id, error = %error, "a message failed whose confirm nobody awaits");
+            }
+        });
+    }
+
+    /// The error of a message that was never handed over.
+    fn refused(
+        &self,
+        kind: PublishErrorKind,
+        stamped: Arc<Stamped>,
+        span: &Span,
+        started: Instant,
+    ) -> PublishError {
+        let failure = Failure::unsent(kind, started.elapsed());
+        let error = PublishError::new(failure, stamped);
+        self.inner.monitor.failed();
+        observe::finish(span, Err(&error));
+        error
+    }
+
     /// Fails a message that was never handed over.
     pub(super) fn refuse(
         &self,
@@ -256,15 +348,14 @@ impl IdempotentPublisher {
         span: &Span,
         started: Instant,
     ) -> Result<Receipt, PublishError> {
-        let failure = Failure::unsent(kind, started.elapsed());
-        self.finish(span, Err(PublishError::new(failure, stamped)))
+        Err(self.refused(kind, stamped, span, started))
     }
 
     fn finish(&self, span: &Span, result: Result<Receipt, PublishError>) -> Result<Receipt, PublishError> {
         if result.is_err() {
             self.inner.monitor.failed();
         }
-        observe::finish(span, &result);
+        observe::finish(span, result.as_ref());
         result
     }
 
@@ -285,32 +376,5 @@ impl fmt::Debug for IdempotentPublisher {
             .field("id_strategy", self.inner.stamper.strategy())
             .field("places", &self.inner.places)
             .finish_non_exhaustive()
-    }
-}
-
-/// A message that was handed over, and where its verdict will come.
-pub(super) struct Pending {
-    pub(super) stamped: Arc<Stamped>,
-    pub(super) reply: oneshot::Receiver<Reply>,
-    span: Span,
-    started: Instant,
-}
-
-/// The time ran out while messages were unconfirmed; they are handed back, with their IDs.
-#[derive(Debug, thiserror::Error)]
-#[error("{} message(s) were not confirmed before the publisher closed", .messages.len())]
-pub struct CloseError {
-    messages: Vec<OutgoingMessage>,
-}
-
-impl CloseError {
-    /// The messages that were not confirmed.
-    pub fn messages(&self) -> &[OutgoingMessage] {
-        &self.messages
-    }
-
-    /// Takes the messages back: to publish them again or to store them.
-    pub fn into_messages(self) -> Vec<OutgoingMessage> {
-        self.messages
     }
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::error::PublishErrorKind;
 
+/// No delay is longer: an `Instant` cannot be moved by every duration.
+const LONGEST_DELAY: Duration = Duration::from_secs(365 * 86_400);
+
 /// Exponential backoff with jitter, bounded by attempts and by total time.
 ///
 /// All attempts of one message carry the same message ID and the same body, so trying again never makes a second
@@ -137,6 +140,50 @@ impl RetryPolicy {
         self
     }
 
+    /// What [`max_attempts`](Self::max_attempts) was set to.
+    pub fn get_max_attempts(&self) -> u32 {
+        self.max_attempts
+    }
+
+    /// What [`max_elapsed`](Self::max_elapsed) was set to.
+    pub fn get_max_elapsed(&self) -> Duration {
+        self.max_elapsed
+    }
+
+    /// What [`initial_delay`](Self::initial_delay) was set to.
+    pub fn get_initial_delay(&self) -> Duration {
+        self.initial_delay
+    }
+
+    /// What [`max_delay`](Self::max_delay) was set to.
+    pub fn get_max_delay(&self) -> Duration {
+        self.max_delay
+    }
+
+    /// What [`factor`](Self::factor) was set to.
+    pub fn get_factor(&self) -> f64 {
+        self.factor
+    }
+
+    /// What [`jitter`](Self::jitter) was set to.
+    pub fn get_jitter(&self) -> f64 {
+        self.jitter
+    }
+
+    /// Whether a message that failed like this is tried again, as long as there are attempts and time left.
+    pub fn is_retried(&self, kind: PublishErrorKind) -> bool {
+        match kind {
+            PublishErrorKind::Nacked => self.retries.nacked,
+            PublishErrorKind::Unroutable => self.retries.unroutable,
+            PublishErrorKind::TimedOut => self.retries.timed_out,
+            PublishErrorKind::Disconnected => self.retries.disconnected,
+            PublishErrorKind::Refused
+            | PublishErrorKind::Invalid
+            | PublishErrorKind::Closed
+            | PublishErrorKind::Full => false,
+        }
+    }
+
     pub(crate) fn total(&self) -> Duration {
         self.max_elapsed
     }
@@ -148,23 +195,21 @@ impl RetryPolicy {
 
     /// Whether another attempt may follow number `attempts`, which failed like this.
     pub(crate) fn retries(&self, kind: PublishErrorKind, attempts: u32) -> bool {
-        let wanted = match kind {
-            PublishErrorKind::Nacked => self.retries.nacked,
-            PublishErrorKind::Unroutable => self.retries.unroutable,
-            PublishErrorKind::TimedOut => self.retries.timed_out,
-            PublishErrorKind::Disconnected => self.retries.disconnected,
-            PublishErrorKind::Refused | PublishErrorKind::Invalid | PublishErrorKind::Closed => false,
-        };
-        wanted && attempts < self.max_attempts
+        self.is_retried(kind) && attempts < self.max_attempts
     }
 
     /// The delay after `attempts` attempts, jitter included and never above `max_delay`.
     pub(crate) fn delay(&self, attempts: u32) -> Duration {
+        if self.initial_delay.is_zero() {
+            // However large the factor has become.
+            return Duration::ZERO;
+        }
         let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
-        let ceiling = self.max_delay.as_secs_f64();
+        let longest = self.max_delay.min(LONGEST_DELAY);
+        let ceiling = longest.as_secs_f64();
         let base = (self.initial_delay.as_secs_f64() * self.factor.powi(exponent)).min(ceiling);
         let spread = 1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0);
-        Duration::try_from_secs_f64((base * spread).min(ceiling)).unwrap_or(self.max_delay)
+        Duration::try_from_secs_f64((base * spread).min(ceiling)).unwrap_or(longest)
     }
 }
 
@@ -210,7 +255,26 @@ mod tests {
     #[test]
     fn odd_numbers_do_no_harm() {
         let policy = RetryPolicy::default().factor(f64::NAN).jitter(f64::INFINITY).max_attempts(0);
-        assert_eq!((policy.delay(7), policy.max_attempts), (Duration::from_millis(100), 1));
+        assert_eq!((policy.delay(7), policy.get_max_attempts()), (Duration::from_millis(100), 1));
+        let endless = RetryPolicy::default().factor(1e30).max_delay(Duration::MAX);
+        assert!(tokio::time::Instant::now().checked_add(endless.delay(u32::MAX)).is_some());
+        assert!(
+            tokio::time::Instant::now().checked_add(endless.initial_delay(Duration::MAX).delay(1)).is_some()
+        );
+        assert_eq!(RetryPolicy::default().initial_delay(Duration::ZERO).delay(u32::MAX), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_was_set_can_be_read() {
+        let second = Duration::from_secs(1);
+        let policy = RetryPolicy::default().max_attempts(3).max_elapsed(9 * second).initial_delay(second);
+        let policy = policy.max_delay(2 * second).factor(3.0).jitter(0.25).retry_unroutable(true);
+        assert_eq!((policy.get_max_attempts(), policy.get_max_elapsed()), (3, 9 * second));
+        assert_eq!((policy.get_initial_delay(), policy.get_max_delay()), (second, 2 * second));
+        assert!((policy.get_factor() - 3.0).abs() < f64::EPSILON);
+        assert!((policy.get_jitter() - 0.25).abs() < f64::EPSILON);
+        assert!(policy.is_retried(PublishErrorKind::Unroutable));
+        assert!(!policy.is_retried(PublishErrorKind::Refused));
     }
 
     #[test]

@@ -53,13 +53,16 @@ pub struct PublisherStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PublisherState {
+    /// There was no connection yet; one is being opened. Only after
+    /// [`connect_lazy`](super::PublisherBuilder::connect_lazy); `last_error` says what is in the way.
+    Connecting,
     /// At least one connection takes messages.
     Connected,
     /// The broker takes no messages (`connection.blocked`); they wait, up to their deadlines.
     Blocked,
-    /// There is no connection; one is being opened.
+    /// There is no connection any more; one is being opened.
     Reconnecting,
-    /// The publisher was closed.
+    /// The publisher was closed, or the runtime is gone that connected it.
     Closed,
 }
 
@@ -70,6 +73,8 @@ pub(crate) enum LaneState {
     Down = 0,
     Up = 1,
     Blocked = 2,
+    /// It was never up.
+    New = 3,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +105,7 @@ pub(crate) struct Monitor {
 impl Monitor {
     pub(crate) fn new(connections: usize, lanes_each: usize, places: Arc<Places>) -> Self {
         let nothing = PublisherStatus {
-            state: PublisherState::Reconnecting,
+            state: PublisherState::Connecting,
             connections,
             connected: 0,
             blocked: 0,
@@ -119,7 +124,7 @@ impl Monitor {
         };
         Self {
             counters: Counters::default(),
-            lanes: (0..connections * lanes_each).map(|_| AtomicU8::new(LaneState::Down as u8)).collect(),
+            lanes: (0..connections * lanes_each).map(|_| AtomicU8::new(LaneState::New as u8)).collect(),
             lanes_each,
             places,
             closed: AtomicBool::new(false),
@@ -146,7 +151,7 @@ impl Monitor {
             PublishErrorKind::TimedOut => &self.counters.timed_out,
             PublishErrorKind::Disconnected => &self.counters.disconnected,
             PublishErrorKind::Refused => &self.counters.refused,
-            PublishErrorKind::Invalid | PublishErrorKind::Closed => return,
+            PublishErrorKind::Invalid | PublishErrorKind::Closed | PublishErrorKind::Full => return,
         };
         counter.fetch_add(attempts, Relaxed);
     }
@@ -163,8 +168,11 @@ impl Monitor {
         self.counters.failed.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn reconnected(&self) {
-        self.counters.reconnects.fetch_add(1, Relaxed);
+    /// A lane has a channel: again, unless it is its first.
+    pub(crate) fn reconnected(&self, lane: usize) {
+        if self.lanes[lane].load(Relaxed) != LaneState::New as u8 {
+            self.counters.reconnects.fetch_add(1, Relaxed);
+        }
     }
 
     pub(crate) fn error(&self, error: String) {
@@ -183,11 +191,13 @@ impl Monitor {
         let has = |connection: &[u8], state: LaneState| connection.contains(&(state as u8));
         let blocked = connections.clone().filter(|lanes| has(lanes, LaneState::Blocked)).count();
         let up = connections.clone().filter(|lanes| has(lanes, LaneState::Up)).count();
-        let connected = connections.clone().filter(|lanes| lanes.iter().any(|s| *s != LaneState::Down as u8));
+        let connected =
+            connections.clone().filter(|lanes| has(lanes, LaneState::Up) || has(lanes, LaneState::Blocked));
         let state = match () {
             () if self.closed.load(Relaxed) => PublisherState::Closed,
             () if up > 0 => PublisherState::Connected,
             () if blocked > 0 => PublisherState::Blocked,
+            () if states.iter().all(|state| *state == LaneState::New as u8) => PublisherState::Connecting,
             () => PublisherState::Reconnecting,
         };
         let (in_flight, bytes_in_flight) = self.places.taken();
@@ -248,6 +258,9 @@ mod tests {
             let status = monitor.status();
             (status.state, status.connected, status.blocked)
         };
+        assert_eq!(seen(&monitor), (PublisherState::Connecting, 0, 0));
+        monitor.set_lane(0, LaneState::Up);
+        monitor.set_lane(0, LaneState::Down);
         assert_eq!(seen(&monitor), (PublisherState::Reconnecting, 0, 0));
         monitor.set_lane(0, LaneState::Blocked);
         assert_eq!(seen(&monitor), (PublisherState::Blocked, 1, 1));

@@ -21,6 +21,8 @@ mod examples;
 mod faults;
 #[path = "guard.rs"]
 mod guard;
+#[path = "handles.rs"]
+mod handles;
 #[path = "interop.rs"]
 mod interop;
 #[path = "isolation.rs"]
@@ -37,6 +39,8 @@ mod publisher;
 mod redelivery;
 #[path = "returns.rs"]
 mod returns;
+#[path = "starting.rs"]
+mod starting;
 #[path = "status.rs"]
 mod status;
 #[path = "subscription.rs"]
@@ -98,6 +102,7 @@ pub(crate) fn main() -> ExitCode {
         guard::shutdown_finishes_what_is_in_hand_and_leaves_the_rest,
         guard::stuck_handler_is_given_up_after_the_drain_timeout,
         guard::panicking_handler_counts_as_a_failed_attempt,
+        handles::enqueued_messages_are_in_the_queue_in_order,
         interop::message_of_another_client_is_guarded,
         interop::another_client_sees_the_stamp,
         interop::guard_in_a_consume_loop_of_ones_own,
@@ -159,6 +164,9 @@ pub(crate) fn main() -> ExitCode {
         returns::suspect_that_is_held_holds_nobody_up,
         returns::lost_connections_lose_double_and_park_nothing,
         returns::memory_alarm_loses_and_parks_nothing_that_did_not_fail,
+        starting::panic_in_the_topology_is_a_failed_connect,
+        starting::reason_of_a_failed_reconnect_is_told,
+        starting::more_channels_than_the_broker_allows_are_refused,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
         status::lost_subscription_shows_until_there_is_another,

@@ -64,6 +64,12 @@ impl ScriptedBroker {
         &self.url
     }
 
+    /// Accepts a client and leaves it at once, as a broker does that is not ready.
+    #[allow(dead_code, reason = "not every test has a use for it")]
+    pub async fn turn_away(&self) {
+        timeout(PATIENCE, self.listener.accept()).await.expect("in time").expect("accept");
+    }
+
     /// Accepts a client and goes with it up to `confirm.select`.
     pub async fn accept(&self) -> Peer {
         timeout(PATIENCE, self.shake_hands()).await.expect("in time").expect("handshake")
@@ -172,6 +178,13 @@ impl Peer {
             self.tags += 1;
             return Ok(Published { tag: self.tags, publish, header, body });
         }
+    }
+
+    /// Reads until the client has ended its connection, and answers nothing.
+    #[allow(dead_code, reason = "not every test has a use for it")]
+    pub async fn end_of_silence(&mut self) {
+        let reading = async { while self.read_frame().await.is_ok() {} };
+        timeout(PATIENCE, reading).await.expect("the client ends its connection");
     }
 
     /// Confirms one message, or all up to it.

@@ -3,13 +3,13 @@
 use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::poll_fn;
-use lapin::{Channel, Confirmation, Connection, types::ShortString};
+use lapin::{Channel, Confirmation, types::ShortString};
 use tokio::time::{Instant, interval, timeout, timeout_at};
 
 use super::{End, INTAKE, Lane};
 use crate::{
-    amqp::ConnectError,
-    error::BoxError,
+    amqp::{ConnectError, Connection},
+    error::{BoxError, Chain},
     publisher::{
         RetryPolicy,
         attempt::show,
@@ -165,13 +165,13 @@ impl Lane {
         for attempt in 1.. {
             match self.meanwhile(link.channel()).await? {
                 Ok(generation) => {
-                    tracing::info!("publishing channel open again");
-                    self.around.monitor.reconnected();
+                    tracing::info!("publishing channel open");
+                    self.around.monitor.reconnected(self.number);
                     return Some(generation);
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, attempt, "cannot open a publishing channel");
-                    self.around.monitor.error(error.to_string());
+                    tracing::warn!(error = %Chain(&error), attempt, "cannot open a publishing channel");
+                    self.around.monitor.error(Chain(&error).to_string());
                     self.give_away();
                     self.blame(error);
                 }
