@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{
-    AssertSqlSafe, Connection, Pool, Postgres, Row, Transaction,
+    AssertSqlSafe, Pool, Postgres, Row, Transaction,
     error::DatabaseError,
     postgres::{PgArguments, PgConnection, PgDatabaseError},
     query::Query,
@@ -249,14 +249,13 @@ impl Dialect for Postgres {
             return Ok(());
         }
         let mut connection = pool.acquire().await?;
-        // The trial is worth no wait for a connection that others hold.
-        let Ok(other) = timeout(Duration::from_secs(1), pool.acquire()).await else { return Ok(()) };
-        let mut other = other?;
         let ask = "SELECT $1::bigint";
         sqlx::query(ask).bind(1_i64).execute(&mut *connection).await?;
-        let transaction = other.begin().await?;
+        // The trial is worth no wait for a connection that others hold.
+        let Ok(other) = timeout(Duration::from_secs(1), begun(pool, "BEGIN")).await else { return Ok(()) };
+        let other = other?;
         let kept = sqlx::query(ask).bind(1_i64).execute(&mut *connection).await;
-        transaction.rollback().await?;
+        other.rollback().await?;
         kept.map(|_| ())
     }
 

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use lapin_idempotent::{IdempotencyStore, consumer::ConsumerState, store::SqlStore};
-use sqlx::Postgres;
+use lapin_idempotent::{
+    HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresStore,
+    consumer::ConsumerState, store::SqlStore,
+};
+use sqlx::{AssertSqlSafe, Postgres, Transaction};
 use tokio::time::Instant;
 
 use super::{
     claims::request,
     consuming::{assert_one_effect_each, consumer, delete},
-    database::{Kind, Table, server::Server},
+    database::{Insert, Kind, Table, message, server::Server},
     flow::Flow,
     support::{amqp::Client, broker, consumer::Running, eventually},
 };
@@ -281,4 +284,46 @@ pub async fn dropped_claim_leaves_no_open_transaction<K: Kind>() {
             assert_eq!(table.effects().await, (written, written), "another session sees it: {polls} polls");
         }
     }
+}
+
+/// Reads, with a statement that stays prepared, what a column holds.
+struct Reads(Insert);
+
+impl IdempotentHandler<PostgresStore> for Reads {
+    async fn handle(
+        &self,
+        message: &IncomingMessage,
+        tx: &mut Transaction<'static, Postgres>,
+    ) -> HandlerResult {
+        self.0.handle(message, tx).await?;
+        let read = format!("SELECT message_id FROM {}", self.0.effects);
+        sqlx::query(AssertSqlSafe(read)).fetch_all(&mut **tx).await?;
+        Ok(())
+    }
+}
+
+/// What a handler had prepared does not fit any more: it is run again at once, and that is no failure of its message.
+pub async fn handler_whose_statement_went_stale_runs_again_at_once() {
+    let table = Table::<Postgres>::create().await;
+    let one = PostgresStore::connect_with(&table.url, |pool| pool.max_connections(1)).await.expect("connect");
+    let table = Table { store: one.with_table(&table.name).expect("name"), ..table };
+    let reads = Reads(table.insert());
+    for (n, length) in [300, 400, 500].into_iter().enumerate() {
+        let outcome = table.guard().process(&message(&format!("m{n}")), &reads).await;
+        assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
+        table
+            .sql(&format!("ALTER TABLE {} ALTER COLUMN message_id TYPE varchar({length})", table.effects))
+            .await;
+    }
+    assert!(reads.0.runs() > 3, "it never went stale: nothing was tested");
+    assert_eq!(table.effects().await, (3, 3));
+}
+
+/// A consumer warns of more workers than that.
+pub async fn store_says_how_many_sessions_it_can_have<K: Kind>() {
+    let table = Table::<K>::create().await;
+    assert_eq!(table.store.sessions(), Some(if K::NAME == "SQLite" { 1 } else { 10 }));
+    let larger = SqlStore::<K>::connect_with(&table.url, |pool| pool.max_connections(12)).await;
+    assert_eq!(larger.expect("connect").sessions(), Some(12));
+    assert_eq!(table.store.clone().leased(Duration::from_secs(1)).expect("lease").sessions(), None);
 }

@@ -102,7 +102,9 @@ pub(crate) fn main() -> ExitCode {
         changes::read_only_server_is_left_at_once<Postgres, MySql>;
         changes::complete_schema_is_left_alone_while_it_is_in_use<Postgres, MySql>;
         changes::statements_are_prepared_anew_in_the_same_claim;
-        changes::dropped_claim_leaves_no_open_transaction<Postgres, MySql>;
+        changes::dropped_claim_leaves_no_open_transaction<Postgres, MySql, Sqlite>;
+        changes::handler_whose_statement_went_stale_runs_again_at_once;
+        changes::store_says_how_many_sessions_it_can_have<Postgres, MySql, Sqlite>;
         claims::one_effect_however_often_it_is_delivered<Postgres, MySql, Sqlite>;
         claims::two_scopes_one_id_two_effects<Postgres, MySql, Sqlite>;
         claims::rival_waits_and_then_sees_a_duplicate<Postgres, MySql, Sqlite>;

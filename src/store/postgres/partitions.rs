@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool, Postgres, Row, Transaction};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool, Postgres, Row};
 use tokio::time::sleep;
 
 use super::{LOCK, Limits, TableName, Texts, begun, by_code, micros};
@@ -14,10 +14,11 @@ use crate::{
     store::sql::{Cause, Dialect},
 };
 
-/// The longest wait for the lock on the whole table. All claims queue up behind it, and it is got only while no transaction has the table open.
+/// The first wait for the lock on the whole table; each one after it is twice as long. It is got while no transaction has the table open, and all claims queue up
+/// behind whoever waits for it.
 const BRIEF: Duration = Duration::from_millis(100);
 
-/// How often that lock is asked for in one purge.
+/// How often that lock is asked for in one purge: the last wait is 1.6 seconds, which is less than the time that claims wait.
 const TRIES: u32 = 5;
 
 /// The time inside an ID in milliseconds since 1970; -1, which only the default partition takes, for an ID without one.
@@ -101,7 +102,7 @@ pub(super) async fn maintain(
     };
     if !missing(&existing).is_empty() {
         let mut tries = Tries::default();
-        while let Err(error) = create(pool, texts, limits, missing).await {
+        while let Err(error) = create(pool, texts, &tries.limits(limits), missing).await {
             if !tries.again(error).await? {
                 tracing::warn!(table = %texts.table, "no partitions made ahead, as the table is in use: the next purge tries again");
                 break;
@@ -116,7 +117,7 @@ pub(super) async fn maintain(
         }
         let mut tries = Tries::default();
         loop {
-            match drop_if_old(pool, texts, limits, span, retention).await {
+            match drop_if_old(pool, texts, &tries.limits(limits), span, retention).await {
                 Ok(gone) => {
                     dropped += if gone { rows } else { 0 };
                     break;
@@ -138,6 +139,11 @@ pub(super) async fn maintain(
 struct Tries(u32);
 
 impl Tries {
+    /// With the wait for a lock of this try.
+    fn limits(&self, limits: &Limits) -> Limits {
+        Limits { lock: limits.lock.min(BRIEF * 2_u32.pow(self.0)), ..*limits }
+    }
+
     /// Whether to try again, after a pause; an error of another kind is given back.
     async fn again(&mut self, error: sqlx::Error) -> Result<bool, sqlx::Error> {
         match &error {
@@ -152,15 +158,6 @@ impl Tries {
         }
         Ok(self.0 < TRIES)
     }
-}
-
-/// Begins a transaction that waits for locks only briefly.
-async fn begin_briefly(
-    pool: &PgPool,
-    limits: &Limits,
-) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let limits = Limits { lock: limits.lock.min(BRIEF), ..*limits };
-    begun(pool, Postgres::begin(&limits)).await
 }
 
 /// The partitions but the default one, each with the rows that the statistics count in it.
@@ -188,7 +185,7 @@ async fn create(
     limits: &Limits,
     missing: impl Fn(&[(Span, u64)]) -> Vec<Span> + Send + Sync + Copy,
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = begin_briefly(pool, limits).await?;
+    let mut transaction = begun(pool, Postgres::begin(limits)).await?;
     let lock = format!("SELECT pg_advisory_xact_lock({LOCK})");
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
     for span in missing(&partitions(&mut *transaction, texts).await?) {
@@ -263,7 +260,7 @@ async fn drop_if_old(
     retention: Duration,
 ) -> Result<bool, sqlx::Error> {
     let partition = span.partition_of(&texts.table).quoted('"');
-    let mut transaction = begin_briefly(pool, limits).await?;
+    let mut transaction = begun(pool, Postgres::begin(limits)).await?;
     // The lock of the whole table first, as DROP takes it: claims that are under way end, and none begins.
     let lock = format!(
         "SELECT pg_advisory_xact_lock({LOCK}); LOCK TABLE {} IN ACCESS EXCLUSIVE MODE; LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE",
