@@ -374,6 +374,14 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             guard = guard.handler_timeout(limit);
         }
         guard.store().check().await?;
+        let workers = self.options.workers;
+        if let Some(sessions) = guard.store().sessions().filter(|sessions| *sessions < workers) {
+            tracing::warn!(
+                workers,
+                sessions,
+                "more workers than sessions of the store: the others wait for one, and their messages are held"
+            );
+        }
         // On the heap: it is large, and would be a part of every future that awaits it.
         Box::pin(Runner::new(guard, handler, connect, self.options, self.monitor).run(shutdown)).await
     }

@@ -51,6 +51,8 @@ pub enum ParkReason {
     MissingId,
     /// Its message ID cannot be used.
     InvalidId,
+    /// The store's database refuses its ID, and takes others.
+    RefusedByStore,
     /// Its ID was seen before with another body.
     FingerprintMismatch,
     /// It is older than the retention, and its ID is not known.
@@ -67,6 +69,7 @@ impl ParkReason {
             Self::AttemptsExhausted => "attempts-exhausted",
             Self::MissingId => "missing-id",
             Self::InvalidId => "invalid-id",
+            Self::RefusedByStore => "refused-by-store",
             Self::FingerprintMismatch => "fingerprint-mismatch",
             Self::Indeterminate => "indeterminate",
             Self::ConsumerDied => "consumer-died",
@@ -95,6 +98,7 @@ pub fn settle(outcome: &Outcome) -> Settlement {
         Outcome::Indeterminate { .. } => Settlement::Park(ParkReason::Indeterminate),
         Outcome::MissingId => Settlement::Park(ParkReason::MissingId),
         Outcome::InvalidId { .. } => Settlement::Park(ParkReason::InvalidId),
+        Outcome::Refused { .. } => Settlement::Park(ParkReason::RefusedByStore),
         // The next claim tells what happened.
         Outcome::StoreUnavailable { .. } => Settlement::Hold { after: STORE_AWAY },
         Outcome::Conflict { .. } => Settlement::Hold { after: CONFLICT },
@@ -135,6 +139,10 @@ mod tests {
             (Outcome::Indeterminate { age: second }, Settlement::Park(ParkReason::Indeterminate)),
             (Outcome::MissingId, Settlement::Park(ParkReason::MissingId)),
             (Outcome::InvalidId { error: "e".into() }, Settlement::Park(ParkReason::InvalidId)),
+            (
+                Outcome::Refused { error: StoreError::from(StoreErrorKind::Refused) },
+                Settlement::Park(ParkReason::RefusedByStore),
+            ),
             (
                 Outcome::StoreUnavailable { error: StoreError::from(StoreErrorKind::OutcomeUnknown) },
                 Settlement::Hold { after: STORE_AWAY },

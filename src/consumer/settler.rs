@@ -318,6 +318,7 @@ fn error_text(outcome: &Outcome) -> Option<String> {
         Outcome::Retry { error, .. } | Outcome::Reject { error } | Outcome::InvalidId { error } => {
             Some(describe(&**error))
         }
+        Outcome::Refused { error } => Some(describe(error)),
         Outcome::FingerprintMismatch { stored, found } => {
             Some(format!("the ID was completed with body {stored}, this body is {found}"))
         }

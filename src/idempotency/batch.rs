@@ -43,15 +43,21 @@ enum Role {
     Copy(usize),
 }
 
-/// Why a batch has no common outcome: it is to be run one by one.
-struct Apart;
+/// Why a batch has no common outcome.
+enum Apart {
+    /// It is to be run one by one.
+    OneByOne,
+    /// The store refuses one of the identities, and nothing was begun: it is to be run by halves.
+    Halves,
+}
 
 impl<S: IdempotencyStore> Guard<S> {
     /// Runs the handler on several messages, if the store can hold them in one session: one claim, one transaction, one commit.
     ///
     /// Gives what [`process`](Self::process) would give for each of them in turn, in their order. If the handler or the commit fails for all, the
     /// transaction is rolled back and each message is processed alone, so that a handler may run twice for a message
-    /// whose neighbour fails; nothing of the first run was committed. A copy of a message in the same batch is a duplicate. When the store
+    /// whose neighbour fails; nothing of the first run was committed. If the store refuses one of the identities, halves of the batch are tried until it
+    /// is alone. A copy of a message in the same batch is a duplicate. When the store
     /// cannot be asked, it is not asked for the rest.
     ///
     /// # Cancellation
@@ -68,23 +74,37 @@ impl<S: IdempotencyStore> Guard<S> {
     where
         H: IdempotentHandler<S>,
     {
-        if S::BATCHES && messages.len() > 1 {
-            let identified = self.identify_all(messages);
-            if let Ok(outcomes) = self.together(&identified, handler).await {
-                let outcomes = self.spread(identified, messages, outcomes);
-                return Batch { outcomes, together: true };
+        let mut outcomes = Vec::with_capacity(messages.len());
+        // What is not decided, in order from the end.
+        let mut parts = vec![messages];
+        let mut sessions = 0;
+        while let Some(part) = parts.pop() {
+            sessions += 1;
+            if S::BATCHES && part.len() > 1 && !is_away(outcomes.last()) {
+                let identified = self.identify_all(part);
+                match self.together(&identified, handler).await {
+                    Ok(decided) => {
+                        outcomes.extend(self.spread(identified, part, decided));
+                        continue;
+                    }
+                    Err(Apart::Halves) => {
+                        let (left, right) = part.split_at(part.len() / 2);
+                        parts.extend([right, left]);
+                        continue;
+                    }
+                    Err(Apart::OneByOne) => sessions += part.len(),
+                }
+            }
+            for message in part {
+                let outcome = match outcomes.last() {
+                    // Each question to a store that is away may take as long as its limit: one is enough.
+                    Some(Outcome::StoreUnavailable { error }) => unavailable(error),
+                    _ => self.process(message, handler).await,
+                };
+                outcomes.push(outcome);
             }
         }
-        let mut outcomes = Vec::with_capacity(messages.len());
-        for message in messages {
-            let outcome = match outcomes.last() {
-                // Each question to a store that is away may take as long as its limit: one is enough.
-                Some(Outcome::StoreUnavailable { error }) => unavailable(error),
-                _ => self.process(message, handler).await,
-            };
-            outcomes.push(outcome);
-        }
-        Batch { outcomes, together: messages.len() < 2 }
+        Batch { outcomes, together: messages.len() < 2 || (S::BATCHES && sessions == 1) }
     }
 
     fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Identified<'m> {
@@ -122,8 +142,9 @@ impl<S: IdempotencyStore> Guard<S> {
             Ok(claims) => claims,
             // Somebody is in the way of one of them, and not of the others.
             Err(error) if matches!(error.kind(), StoreErrorKind::Busy | StoreErrorKind::Conflict) => {
-                return Err(Apart);
+                return Err(Apart::OneByOne);
             }
+            Err(error) if error.kind() == StoreErrorKind::Refused => return Err(Apart::Halves),
             Err(error) => return Ok(requests.iter().map(|_| unavailable(&error)).collect()),
         };
         let mut lost = None;
@@ -133,7 +154,7 @@ impl<S: IdempotencyStore> Guard<S> {
             };
             if first.iter().zip(&claims).any(stale) {
                 self.give_back(session).await;
-                return Err(Apart);
+                return Err(Apart::OneByOne);
             }
             let acquired: Vec<&IncomingMessage> = first
                 .iter()
@@ -143,7 +164,7 @@ impl<S: IdempotencyStore> Guard<S> {
             let work = handler.handle_batch(&acquired, &mut session);
             if self.run(acquired.len(), work).await.is_err() {
                 self.give_back(session).await;
-                return Err(Apart);
+                return Err(Apart::OneByOne);
             }
             match self.store().complete(session).await {
                 Ok(()) => {}
@@ -151,7 +172,7 @@ impl<S: IdempotencyStore> Guard<S> {
                 Err(error)
                     if matches!(error.kind(), StoreErrorKind::Conflict | StoreErrorKind::RolledBack) =>
                 {
-                    return Err(Apart);
+                    return Err(Apart::OneByOne);
                 }
                 Err(error) => lost = Some(error),
             }
@@ -206,6 +227,10 @@ impl<S: IdempotencyStore> Guard<S> {
             })
             .collect()
     }
+}
+
+fn is_away(last: Option<&Outcome>) -> bool {
+    matches!(last, Some(Outcome::StoreUnavailable { .. }))
 }
 
 /// The same error once more; its causes as text, as they cannot be cloned.

@@ -30,9 +30,9 @@ use crate::{
 /// How long a message is left alone when a rival holds its identity and the store cannot say for how long.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// The identity that a store is asked for which was away. It is released again: always the same one, so that a store that keeps something of what was
-/// released keeps it once.
-const PROBE: &str = "lapin-idempotent/probe";
+/// The identities that a store is asked for to find out whether it takes any: the second one, in the shape of a UUIDv7, if it refuses the first. They are released again: always
+/// the same, so that a store that keeps something of what was released keeps it once.
+const PROBES: [&str; 2] = ["lapin-idempotent/probe", "00000000-0000-7000-8000-000000000000"];
 
 /// How often a message is tried in place when a rival's transaction stood in the way each time.
 const CONFLICTS: u32 = 5;
@@ -211,7 +211,15 @@ impl<S: IdempotencyStore> Guard<S> {
     where
         H: IdempotentHandler<S>,
     {
-        match self.claim(request).await {
+        let mut claimed = self.claim(request).await;
+        if claimed.as_ref().is_err_and(|error| error.kind() == StoreErrorKind::Refused) {
+            // The message is to blame only if the store takes another one, before and after which it refuses this one.
+            if let Err(error) = self.probe().await {
+                return Attempt::Decided(Outcome::StoreUnavailable { error });
+            }
+            claimed = self.claim(request).await;
+        }
+        match claimed {
             Ok(Claims { session: Some(session), .. }) => match self.too_old(message) {
                 None => self.handle(message, handler, session).await,
                 Some(age) => {
@@ -225,6 +233,7 @@ impl<S: IdempotencyStore> Guard<S> {
             Err(error) => match error.kind() {
                 StoreErrorKind::Conflict => Attempt::Conflict(error.into()),
                 StoreErrorKind::Busy => Attempt::Decided(Outcome::InProgress { remaining: BUSY }),
+                StoreErrorKind::Refused => Attempt::Decided(Outcome::Refused { error }),
                 _ => Attempt::Decided(Outcome::StoreUnavailable { error }),
             },
         }
@@ -300,8 +309,15 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// Asks the store for something that concerns no message: whether it takes claims.
     pub(crate) async fn probe(&self) -> Result<(), StoreError> {
+        match self.probe_with(PROBES[0]).await {
+            Err(error) if error.kind() == StoreErrorKind::Refused => self.probe_with(PROBES[1]).await,
+            answer => answer,
+        }
+    }
+
+    async fn probe_with(&self, id: &'static str) -> Result<(), StoreError> {
         let probe = |error| StoreError::new(StoreErrorKind::Configuration, error);
-        let message_id = MessageId::new(PROBE).map_err(probe)?;
+        let message_id = MessageId::new(id).map_err(probe)?;
         let request =
             ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: Fingerprint::of(b"") };
         match self.claim(&request).await {

@@ -67,6 +67,12 @@ pub enum Outcome {
         /// What is wrong with it.
         error: BoxError,
     },
+    /// The store takes others and refuses this one, twice: by a constraint or a trigger of its table, an encoding without one of the ID's characters, a column that is
+    /// too short. The handler did not run.
+    Refused {
+        /// What the store said.
+        error: StoreError,
+    },
     /// The store could not be asked, or the outcome of the commit is unknown. The guard must be asked again.
     StoreUnavailable {
         /// What the store said.
@@ -91,6 +97,7 @@ impl Outcome {
             Self::TooEarly { .. } => "too_early",
             Self::MissingId => "missing_id",
             Self::InvalidId { .. } => "invalid_id",
+            Self::Refused { .. } => "refused",
             Self::StoreUnavailable { .. } => "store_unavailable",
             Self::LeaseLost => "lease_lost",
         }

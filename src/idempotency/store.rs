@@ -39,7 +39,8 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`StoreErrorKind::Busy`] if a rival held an identity for too long, [`StoreErrorKind::Full`] if a bounded store has
-    /// no room, [`StoreErrorKind::Unavailable`] and others if it could not be asked. Nothing is claimed then.
+    /// no room, [`StoreErrorKind::Refused`] if one of the identities may be what it cannot take, [`StoreErrorKind::Unavailable`] and others if it could not
+    /// be asked. Nothing is claimed then.
     fn claim(
         &self,
         requests: &[ClaimRequest],
@@ -78,12 +79,18 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// Any [`StoreError`]; the identities then become free later (contract, 4).
     fn release(&self, session: Self::Session) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Forgets identities that were completed more than `retention` ago, at most `limit` of them; returns how many.
+    /// Forgets identities that were completed more than `retention` ago, at most `limit` of them; returns how many. A store that drops them by the
+    /// partition may forget more.
     ///
     /// # Errors
     ///
     /// Any [`StoreError`]; some may have been forgotten.
     fn purge(&self, retention: Duration, limit: u32) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// How many sessions can be open at the same time, if there is a limit. A consumer with more workers than that warns.
+    fn sessions(&self) -> Option<usize> {
+        None
+    }
 
     /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take about as long as one claim, and an identity that
     /// fails there fails alone. A consumer then asks together for messages that it handles at once. The answer stays the same.
@@ -178,6 +185,10 @@ impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
         (**self).purge(retention, limit).await
     }
 
+    fn sessions(&self) -> Option<usize> {
+        (**self).sessions()
+    }
+
     fn asks_together(&self) -> bool {
         (**self).asks_together()
     }
@@ -227,6 +238,9 @@ pub enum StoreErrorKind {
     Busy,
     /// A bounded store has no room for another identity; it refuses rather than forget.
     Full,
+    /// It answers, and refuses one of the identities of this claim: by a constraint or a trigger of the table, an encoding without one of its characters,
+    /// a column that is too short. Nothing was claimed.
+    Refused,
     /// The claim was not ours any more.
     LeaseLost,
     /// A rival's transaction stood in the way (a deadlock, a serialization failure). Nothing was committed; the same work may succeed.
@@ -266,6 +280,7 @@ impl fmt::Display for StoreErrorKind {
             Self::Unavailable => "the store is unavailable",
             Self::Busy => "the identity is held by another consumer",
             Self::Full => "the store is full",
+            Self::Refused => "the store refuses the identity",
             Self::LeaseLost => "the lease was lost",
             Self::Conflict => "a rival's transaction stood in the way",
             Self::RolledBack => "the transaction was rolled back",

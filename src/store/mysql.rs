@@ -9,8 +9,8 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, micros,
-    millis, runs_statements,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, begun, found,
+    micros, millis, runs_statements,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -22,7 +22,7 @@ use crate::{
 ///
 /// * The effects' tables must be transactional too: MyISAM, and any DDL statement in a handler (MySQL commits before it), break the
 ///   guarantee. A transaction that was ended that way fails to complete.
-/// * The store sets `innodb_lock_wait_timeout`, and the limits for statements and idle transactions, on the sessions of the pool whenever
+/// * The store sets `innodb_lock_wait_timeout`, `lock_wait_timeout`, and the limits for statements and idle transactions, on the sessions of the pool whenever
 ///   it begins a transaction, and they stay set.
 /// * A commit is as durable as `innodb_flush_log_at_trx_commit` and `sync_binlog` make it: both must be 1.
 pub type MySqlStore = SqlStore<MySql>;
@@ -60,6 +60,10 @@ impl SqlDatabase for MySql {
             schema: include_str!("schema/mysql.sql")
                 .replace("{table}", t)
                 .replace("{index}", &format!("`{}`", index.name())),
+            index: format!(
+                "ALTER TABLE {t} ADD KEY `{}` (processed_at), ALGORITHM=INPLACE, LOCK=NONE",
+                index.name()
+            ),
             ..texts
         }
     }
@@ -79,13 +83,18 @@ impl Dialect for MySql {
                                table_name = ? AND table_schema = COALESCE(NULLIF(?, ''), DATABASE()) \
                                AND constraint_name = 'PRIMARY'";
 
+    const INDEXES: &'static str = "SELECT CAST(LOWER(index_type) AS CHAR) FROM information_schema.statistics WHERE \
+                                   table_name = ? AND table_schema = COALESCE(NULLIF(?, ''), DATABASE()) \
+                                   AND column_name = 'processed_at' AND seq_in_index = 1";
+    const LEAVE: Option<&'static str> = Some("KILL CONNECTION_ID()");
+
     fn begin(limits: &Limits) -> String {
         let seconds = |limit: Duration| limit.as_secs().clamp(1, 1_000_000);
+        let lock = seconds(limits.lock);
         // The comments are run by MariaDB and by MySQL 8 only.
         format!(
-            "SET SESSION innodb_lock_wait_timeout = {} /*M! , max_statement_time = {}, idle_transaction_timeout = {} */ \
+            "SET SESSION innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock} /*M! , max_statement_time = {}, idle_transaction_timeout = {} */ \
              /*!80000 , max_execution_time = {} */; START TRANSACTION; SAVEPOINT lapin_idempotent",
-            seconds(limits.lock),
             limits.statement.as_secs_f64(),
             seconds(limits.idle),
             millis(limits.statement)
@@ -95,17 +104,7 @@ impl Dialect for MySql {
     /// By error number (MySQL Server Error Message Reference; MariaDB Error Codes).
     fn cause(error: &dyn DatabaseError) -> Cause {
         let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() else { return Cause::Refused };
-        match error.number() {
-            1062 => Cause::Duplicate,
-            // A deadlock, and a write conflict with a snapshot (MariaDB 11).
-            1213 | 1020 => Cause::Conflict,
-            // The lock wait, and the statement time-outs of MariaDB and MySQL.
-            1205 | 1969 | 3024 => Cause::Busy,
-            1146 | 1054 | 1049 => Cause::Schema,
-            // The server shuts down, the connection was killed, or was idle for too long.
-            1053 | 1317 | 1927 | 4030 | 4031 | 1040 | 1077 | 1079 => Cause::Unavailable,
-            _ => Cause::Refused,
-        }
+        by_number(error.number())
     }
 
     /// Inserts plainly, and looks only when a row is there already: `INSERT IGNORE` would hide other errors, and with
@@ -180,7 +179,7 @@ impl Dialect for MySql {
         retention: Duration,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
-        let mut transaction = pool.begin_with(AssertSqlSafe(Self::begin(limits))).await?;
+        let mut transaction = begun(pool, Self::begin(limits)).await?;
         let old: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(texts.purge.as_str()))
             .bind(micros(retention))
             .bind(micros(retention))
@@ -205,6 +204,31 @@ impl Dialect for MySql {
     }
 
     runs_statements!(|text: &str| text.as_bytes().to_vec());
+}
+
+/// By error number (MySQL Server Error Message Reference; MariaDB Error Codes).
+fn by_number(number: u16) -> Cause {
+    match number {
+        1062 => Cause::Duplicate,
+        // A deadlock (Galera's failed certification is one, too), a write conflict with a snapshot (MariaDB 11), a table that was altered since the
+        // transaction began, a member of a group that was rolled back at its commit.
+        1213 | 1020 | 1412 | 3101 => Cause::Conflict,
+        // The lock waits, for rows and for tables, and the statement time-outs of MariaDB and MySQL.
+        1205 | 1969 | 3024 => Cause::Busy,
+        1146 | 1054 | 1049 => Cause::Schema,
+        // --read-only and --super-read-only, a server that is set to read only, a transaction that is.
+        1290 | 1836 | 1792 => Cause::ReadOnly,
+        // The server shuts down, the connection was killed, or was idle for too long.
+        1053 | 1317 | 1927 | 4030 | 4031 | 1040 | 1077 | 1079 => Cause::Unavailable,
+        // A node without its Galera cluster. The commit, or a replication plugin's part in it, failed in the server: what became of it shows at the
+        // next claim.
+        1047 | 1180 | 3100 => Cause::Unavailable,
+        // NULL, out of range, truncated, wrong value, no default, a character that the column lacks, too long, a foreign key, CHECK OPTION, no
+        // partition, SIGNAL, CHECK of MySQL and of MariaDB.
+        1048 | 1264 | 1265 | 1292 | 1364 | 1366 | 1406 | 1216 | 1452 | 1369 | 1526 | 1644 | 1690 | 3819
+        | 4025 => Cause::Row,
+        _ => Cause::Refused,
+    }
 }
 
 /// The rows as literals: one round trip, where bound values would be prepared anew for every size of a batch. Hexadecimal, so that no
@@ -256,4 +280,26 @@ fn hex(sql: &mut String, bytes: &[u8]) {
         sql.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
     sql.push('\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_mean_what_the_manuals_say() {
+        let numbers: [(&[u16], Cause); 7] = [
+            (&[1062], Cause::Duplicate),
+            (&[1213, 1020, 1412, 3101], Cause::Conflict),
+            (&[1205, 1969, 3024], Cause::Busy),
+            (&[1146, 1054, 1049], Cause::Schema),
+            (&[1290, 1836, 1792], Cause::ReadOnly),
+            (&[1047, 1180, 3100, 1053, 1317, 1927, 4030, 4031], Cause::Unavailable),
+            (&[1366, 1406, 1644, 3819, 4025], Cause::Row),
+        ];
+        for (number, cause) in numbers.iter().flat_map(|(of, cause)| of.iter().map(move |of| (*of, *cause))) {
+            assert_eq!(by_number(number), cause, "{number}");
+        }
+        assert_eq!(by_number(1142), Cause::Refused, "a right that lacks is no row's fault");
+    }
 }

@@ -5,13 +5,15 @@ use std::time::Duration;
 use sqlx::{
     AssertSqlSafe, Pool, Postgres, Row, Transaction,
     error::DatabaseError,
-    postgres::{PgArguments, PgConnection},
+    postgres::{PgArguments, PgConnection, PgDatabaseError},
     query::Query,
 };
+use tokio::time::timeout;
 
+use self::partitions::default_of;
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, micros,
-    millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, begun, found,
+    micros, millis, runs_statements, which,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -25,6 +27,9 @@ mod partitions;
 ///
 /// A commit is as durable as the server's `synchronous_commit` makes it: with `off`, the last commits before a crash of the server are lost after
 /// their messages were acked. Leave it on.
+///
+/// Behind PgBouncer in transaction mode it needs version 1.21 or later with `max_prepared_statements` above 0 (and `extra_float_digits` among
+/// `ignore_startup_parameters`, as the driver sends it); where prepared statements get lost, a consumer does not start. With `pool_mode = session` any version does.
 ///
 /// A batch of 32 or more identities is inserted in the expectation that all are new. One that is not leaves an error 23505 in the server's log, and the
 /// batch is claimed again with care, as are the next 32.
@@ -65,8 +70,9 @@ impl SqlDatabase for Postgres {
         } else {
             include_str!("schema/postgres.sql")
         };
-        let default = partitions::default_of(&table);
-        let index = format!("{}_processed_at", table.name());
+        let default = default_of(&table);
+        // Earlier versions had a block range index of the name `.._processed_at`.
+        let index = format!("\"{}_by_age\"", table.name());
         let texts = Texts::new::<Self>(table, &WORDS);
         let leased = if partitioned { ("$5", "$6") } else { ("$4", "$5") };
         let values = format!(", {}::bigint, {}", leased.0, (WORDS.later)(leased.1));
@@ -79,11 +85,16 @@ impl SqlDatabase for Postgres {
             insert_leased: insert(&texts.quoted, (", token, leased_until", &values), partitioned, SKIPPED),
             purge: format!(
                 "DELETE FROM {swept} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {swept} WHERE processed_at < {old} \
-                 AND (leased_until IS NULL OR leased_until < {old}) LIMIT $2 FOR UPDATE SKIP LOCKED))"
+                 AND (leased_until IS NULL OR leased_until < {old}) ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
             ),
+            index: if partitioned {
+                format!("CREATE INDEX IF NOT EXISTS {index} ON {} (processed_at)", texts.quoted)
+            } else {
+                format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {} (processed_at)", texts.quoted)
+            },
             schema: schema
                 .replace("{table}", &texts.quoted)
-                .replace("{index}", &format!("\"{index}\""))
+                .replace("{index}", &index)
                 .replace("{default}", &default.quoted('"')),
             partition_hours,
             ..texts
@@ -94,8 +105,9 @@ impl SqlDatabase for Postgres {
 impl Dialect for Postgres {
     const QUOTE: char = '"';
     // COMMIT answers "ROLLBACK", and the driver Ok, in a transaction that an error aborted; SELECT fails there with 25P02, and what
-    // follows is not run. A setting that is local to the transaction shows whether it is still the one we began.
-    const COMMIT: &'static str = "SELECT 1 / (current_setting('lapin_idempotent.transaction', true) = 'open')::int; \
+    // follows is not run. A setting that is local to the transaction shows whether it is still the one we began; it is NULL in a session that
+    // never had it, which a pooler may have put in our place.
+    const COMMIT: &'static str = "SELECT 1 / (coalesce(current_setting('lapin_idempotent.transaction', true), '') = 'open')::int; \
                                   COMMIT; BEGIN";
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
     const ONE_WRITER: bool = false;
@@ -108,6 +120,14 @@ impl Dialect for Postgres {
                                AND attnum = ANY(indkey) WHERE indisprimary AND indrelid = \
                                to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
                                ELSE quote_ident($2) || '.' || quote_ident($1) END)";
+
+    const INDEXES: &'static str = "SELECT amname::text FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid \
+                                   JOIN pg_am ON pg_am.oid = relam JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] \
+                                   WHERE indisvalid AND attname = 'processed_at' AND indrelid = \
+                                   to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
+                                   ELSE quote_ident($2) || '.' || quote_ident($1) END)";
+    const LEAVE: Option<&'static str> = Some("ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())");
+    const GOES_STALE: bool = true;
 
     fn begin(limits: &Limits) -> String {
         format!(
@@ -122,20 +142,8 @@ impl Dialect for Postgres {
     /// By SQLSTATE (PostgreSQL manual, appendix A).
     fn cause(error: &dyn DatabaseError) -> Cause {
         let code = error.code().unwrap_or_default();
-        match &*code {
-            "23505" => Cause::Duplicate,
-            "40001" | "40P01" => Cause::Conflict,
-            // lock_not_available, query_canceled (the statement time-out)
-            "55P03" | "57014" => Cause::Busy,
-            // undefined table, column, schema; no default partition for a row
-            "42P01" | "42703" | "3F000" => Cause::Schema,
-            // The server shuts down, our backend was terminated; 25P03: it was idle for too long.
-            "25P03" => Cause::Unavailable,
-            _ if ["08", "53", "57", "58", "XX"].contains(&code.get(..2).unwrap_or_default()) => {
-                Cause::Unavailable
-            }
-            _ => Cause::Refused,
-        }
+        let routine = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::routine);
+        by_code(&code, routine)
     }
 
     async fn insert(
@@ -214,27 +222,49 @@ impl Dialect for Postgres {
             Some(hours) => partitions::maintain(pool, texts, limits, hours, Some(retention)).await?,
             None => 0,
         };
+        let mut transaction = begun(pool, Self::begin(limits)).await?;
         let purged = sqlx::query(AssertSqlSafe(texts.purge.as_str()))
             .bind(micros(retention))
             .bind(i64::from(limit))
-            .execute(pool)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
         Ok(dropped + purged.rows_affected())
+    }
+
+    async fn tend(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
+        let Some(hours) = texts.partition_hours else { return Ok(()) };
+        let default = default_of(&texts.table).quoted('"');
+        let there = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(default).fetch_one(pool);
+        if there.await? {
+            partitions::maintain(pool, texts, limits, hours, None).await.map(|_| ())
+        } else {
+            Self::create(pool, texts, limits).await
+        }
+    }
+
+    /// Uses a prepared statement again after somebody else took the server session that a pooler would give next.
+    async fn keeps_prepared(pool: &Pool<Self>) -> Result<(), sqlx::Error> {
+        if pool.options().get_max_connections() < 2 {
+            return Ok(());
+        }
+        let mut connection = pool.acquire().await?;
+        let ask = "SELECT $1::bigint";
+        sqlx::query(ask).bind(1_i64).execute(&mut *connection).await?;
+        // The trial is worth no wait for a connection that others hold.
+        let Ok(other) = timeout(Duration::from_secs(1), begun(pool, "BEGIN")).await else { return Ok(()) };
+        let other = other?;
+        let kept = sqlx::query(ask).bind(1_i64).execute(&mut *connection).await;
+        other.rollback().await?;
+        kept.map(|_| ())
     }
 
     async fn create(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
         // IF NOT EXISTS is no protection from a second session that creates the same table at the same time.
-        let locked =
-            format!("{}; SELECT pg_advisory_xact_lock({}); {}", Self::begin(limits), LOCK, texts.schema);
-        let mut connection = pool.acquire().await?;
-        let created =
-            sqlx::raw_sql(AssertSqlSafe(format!("{locked}; COMMIT"))).execute(&mut *connection).await;
-        if let Err(error) = created {
-            // Fails if the connection did.
-            let _ = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
-            return Err(error);
-        }
-        drop(connection);
+        let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
+        let mut transaction = begun(pool, locked).await?;
+        sqlx::raw_sql(AssertSqlSafe(texts.schema.as_str())).execute(&mut *transaction).await?;
+        transaction.commit().await?;
         if let Some(hours) = texts.partition_hours {
             partitions::maintain(pool, texts, limits, hours, None).await?;
         }
@@ -242,6 +272,34 @@ impl Dialect for Postgres {
     }
 
     runs_statements!(str::to_owned);
+}
+
+/// By SQLSTATE (PostgreSQL manual, appendix A), and the server's routine.
+fn by_code(code: &str, routine: Option<&str>) -> Cause {
+    match code {
+        "23505" => Cause::Duplicate,
+        "40001" | "40P01" => Cause::Conflict,
+        // lock_not_available, query_canceled (the statement time-out)
+        "55P03" | "57014" => Cause::Busy,
+        // undefined table, column, schema; no default partition for a row
+        "42P01" | "42703" | "3F000" => Cause::Schema,
+        // read_only_sql_transaction
+        "25006" => Cause::ReadOnly,
+        // A column's type was changed: "cached plan must not change result type".
+        "0A000" if routine == Some("RevalidateCachedQuery") => Cause::Stale,
+        // invalid_sql_statement_name, duplicate_prepared_statement: a pooler gave us another session.
+        "26000" | "42P05" => Cause::Stale,
+        // The server shuts down, our backend was terminated; 25P03: it was idle for too long.
+        "25P03" => Cause::Unavailable,
+        // insufficient_privilege is also what a policy for rows says.
+        "42501" => Cause::Row,
+        _ => match code.get(..2).unwrap_or_default() {
+            "08" | "53" | "57" | "58" | "XX" => Cause::Unavailable,
+            // data exception, integrity constraint, triggered action or change, WITH CHECK OPTION, program limit, RAISE
+            "22" | "23" | "09" | "27" | "44" | "54" | "P0" => Cause::Row,
+            _ => Cause::Refused,
+        },
+    }
 }
 
 /// An INSERT with its rows, as arrays.
@@ -276,5 +334,42 @@ impl PostgresStore {
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
         let texts = Postgres::texts(self.table().clone(), Some(u32::from(hours.get())));
         self.with_texts(texts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_mean_what_the_manual_says() {
+        let codes = [
+            ("23505", Cause::Duplicate),
+            ("40001", Cause::Conflict),
+            ("40P01", Cause::Conflict),
+            ("55P03", Cause::Busy),
+            ("57014", Cause::Busy),
+            ("42P01", Cause::Schema),
+            ("25006", Cause::ReadOnly),
+            ("26000", Cause::Stale),
+            ("42P05", Cause::Stale),
+            ("57P01", Cause::Unavailable),
+            ("53300", Cause::Unavailable),
+            ("25P03", Cause::Unavailable),
+            ("22P05", Cause::Row),
+            ("22001", Cause::Row),
+            ("23514", Cause::Row),
+            ("23502", Cause::Row),
+            ("42501", Cause::Row),
+            ("44000", Cause::Row),
+            ("P0001", Cause::Row),
+            ("0A000", Cause::Refused),
+            ("42601", Cause::Refused),
+            ("", Cause::Refused),
+        ];
+        for (code, cause) in codes {
+            assert_eq!(by_code(code, None), cause, "{code}");
+        }
+        assert_eq!(by_code("0A000", Some("RevalidateCachedQuery")), Cause::Stale);
     }
 }

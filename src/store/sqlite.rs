@@ -11,8 +11,8 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, found, millis,
-    runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, begun, found,
+    millis, runs_statements, which,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -61,6 +61,7 @@ impl SqlDatabase for Sqlite {
                 .replace("{table}", t)
                 .replace("{index}", &index)
                 .replace("{name}", &name),
+            index: format!("CREATE INDEX IF NOT EXISTS {index} ON {name} (processed_at)"),
             ..texts
         }
     }
@@ -76,6 +77,9 @@ impl Dialect for Sqlite {
     const AFTER_FAILURE: Option<&'static str> = Some("BEGIN");
     const COLUMNS: &'static str = "SELECT name FROM pragma_table_info(?1, NULLIF(?2, ''))";
     const KEY: &'static str = "SELECT name FROM pragma_table_info(?1, NULLIF(?2, '')) WHERE pk > 0";
+    const INDEXES: &'static str = "SELECT 'btree' FROM pragma_index_list(?1, NULLIF(?2, '')) AS list, \
+                                   pragma_index_info(list.name, NULLIF(?2, '')) AS info \
+                                   WHERE info.seqno = 0 AND info.name = 'processed_at'";
 
     /// IMMEDIATE takes the write lock now: a transaction that starts as a reader may fail with `SQLITE_BUSY` at its first write, and
     /// waiting would not help it.
@@ -104,6 +108,8 @@ impl Dialect for Sqlite {
             (1555 | 2067, _) => Cause::Duplicate,
             // SQLITE_BUSY_SNAPSHOT: the reader would have to begin anew.
             (517, _) => Cause::Conflict,
+            // SQLITE_TOOBIG, SQLITE_CONSTRAINT, SQLITE_MISMATCH
+            (_, 18..=20) => Cause::Row,
             // SQLITE_BUSY, SQLITE_LOCKED
             (_, 5 | 6) => Cause::Busy,
             // SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_PROTOCOL, SQLITE_NOTADB
@@ -192,7 +198,7 @@ impl Dialect for Sqlite {
     }
 
     async fn create(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
-        let mut transaction = pool.begin_with(AssertSqlSafe(Self::begin(limits))).await?;
+        let mut transaction = begun(pool, Self::begin(limits)).await?;
         sqlx::raw_sql(AssertSqlSafe(texts.schema.as_str())).execute(&mut *transaction).await?;
         transaction.commit().await
     }

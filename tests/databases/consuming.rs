@@ -1,19 +1,19 @@
-//! Consumers in this process, on PostgreSQL: several batches at once.
+//! Consumers in this process: several batches at once.
 
 use std::time::Duration;
 
-use lapin_idempotent::{IdempotentConsumer, PostgresStore, consumer::ConsumerBuilder};
+use lapin_idempotent::{IdempotentConsumer, consumer::ConsumerBuilder, store::SqlStore};
 use sqlx::{AssertSqlSafe, Postgres};
 
 use super::{
-    database::Table,
+    database::{Kind, Table},
     support::{amqp::Client, broker, consumer::Running, eventually},
 };
 
 /// A message whose handler met a fault comes again after this: one delay queue.
 const DELAY: Duration = Duration::from_millis(100);
 
-pub fn consumer(table: &Table<Postgres>, url: &str, queue: &str) -> ConsumerBuilder<PostgresStore> {
+pub fn consumer<K: Kind>(table: &Table<K>, url: &str, queue: &str) -> ConsumerBuilder<SqlStore<K>> {
     IdempotentConsumer::builder(url, queue, table.store.clone())
         .scope("test")
         .workers(4)
@@ -28,9 +28,9 @@ pub async fn effects(table: &Table<Postgres>) -> Vec<String> {
 }
 
 /// Waits until all messages have taken effect, and stops the consumers. Each has one effect, and nothing is left in the queue of `client`.
-pub async fn assert_one_effect_each(
+pub async fn assert_one_effect_each<K: Kind>(
     messages: i64,
-    table: &Table<Postgres>,
+    table: &Table<K>,
     (client, url, queue): (&Client, &str, &str),
     consumers: Vec<Running>,
 ) {

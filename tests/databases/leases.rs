@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin_idempotent::{
     HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresStore,
-    idempotency::{Claim, Guard, Inspect, Lease, Scope},
+    idempotency::{Claim, Guard, Inspect, Lease, Scope, StoreErrorKind},
     message::MessageId,
     store::LeasedStore,
 };
@@ -118,4 +118,27 @@ pub async fn batches_of_leases_are_claimed_and_completed_in_order<K: Kind>() {
         assert_eq!(result.is_err(), index == 50, "{index}: {result:?}");
     }
     assert_eq!(leases.count(&Scope::new("test").unwrap()).await.expect("count"), 98);
+}
+
+/// A rival's transaction that holds the row is a rival that is busy, and no store that is away.
+pub async fn lease_gives_up_after_the_lock_timeout<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let ran_out = table.store.clone().leased(Duration::from_millis(1)).expect("lease");
+    let taken = lease(&ran_out, "known").await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let held = table.store.claim(&[request("test", "new"), request("test", "known")]).await.expect("claim");
+    let other = table.again().await.store.lock_timeout(Duration::from_secs(1));
+    let leases = other.clone().leased(LONG).expect("lease");
+    let limit = Duration::from_secs(20);
+    for id in ["new", "known"] {
+        let requests = [request("test", id)];
+        let refused = tokio::time::timeout(limit, leases.claim(&requests)).await.expect("in time");
+        assert_eq!(refused.expect_err("held").kind(), StoreErrorKind::Busy, "{id}");
+    }
+    // Nor does the completion of one that was taken over wait for ever.
+    let refused = tokio::time::timeout(limit, leases.complete(taken.clone())).await.expect("in time");
+    assert_eq!(refused.expect_err("held").kind(), StoreErrorKind::Busy);
+    table.store.release(held.session.expect("acquired")).await.expect("release");
+    let _ = lease(&leases, "new").await;
+    ran_out.complete(taken).await.expect("nobody has taken it over");
 }

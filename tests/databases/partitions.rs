@@ -11,8 +11,10 @@ use ulid::Ulid;
 use uuid::Uuid;
 
 use super::{
+    claims::request,
     database::{Kind, Table, message, short},
     retention::age,
+    support::eventually,
 };
 
 const HOUR: u64 = 3_600_000;
@@ -243,6 +245,44 @@ pub async fn the_present_has_one_whatever_the_width_was() {
             }
             store.pool().close().await;
         }
+    })
+    .await;
+}
+
+/// A handler with a transaction that stays open keeps a partition from being dropped, and nothing else: others claim meanwhile, and rows are purged.
+pub async fn slow_handler_stops_neither_claims_nor_the_purge() {
+    let table = partitioned(&Postgres::url()).await;
+    let (odd, past) = (MessageId::new("order-42").unwrap(), 100_000 * HOUR);
+    assert!(matches!(table.process(odd.as_str()).await, Outcome::Processed));
+    let old = format!("{}_{}_{}", table.name, past / 1000, (past + HOUR) / 1000);
+    table
+        .sql(&format!(
+            "CREATE TABLE {old} PARTITION OF {} FOR VALUES FROM ({past}) TO ({})",
+            table.name,
+            past + HOUR
+        ))
+        .await;
+    age(&table, 4, "1 = 1").await;
+    let slow = table.store.claim(&[request("test", "slow")]).await.expect("claim");
+    let other = table.again().await.store.partitioned(NonZero::new(1).unwrap());
+    let guard = Guard::new(other, Scope::new("test").unwrap());
+    let purging = tokio::spawn({
+        let store = table.store.clone();
+        async move { store.purge(RETENTION, 100).await }
+    });
+    for n in 0.. {
+        let outcome = guard.process(&message(&format!("m{n}")), &table.insert()).await;
+        assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
+        if purging.is_finished() {
+            break;
+        }
+    }
+    assert_eq!(purging.await.expect("join").expect("purge"), 1, "the row that no partition has");
+    assert!(partitions(&table).await.contains(&old), "it is in use");
+    table.store.release(slow.session.expect("acquired")).await.expect("release");
+    eventually("it is dropped", async || {
+        table.store.purge(RETENTION, 100).await.expect("purge");
+        (!partitions(&table).await.contains(&old)).then_some(())
     })
     .await;
 }

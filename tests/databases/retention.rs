@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use lapin_idempotent::{
-    IdempotencyStore, IdempotentConsumer, Outcome,
+    IdempotencyStore, IdempotentConsumer, Outcome, PostgresStore,
     consumer::ConsumeErrorKind,
     idempotency::{StalePolicy, Sweeper},
     message::MessageId,
@@ -60,6 +60,54 @@ pub async fn purge_skips_what_others_hold<K: Kind>() {
     assert_eq!(purged, 2);
     holder.rollback().await.expect("rollback");
     assert_eq!(table.store.purge(HOUR, 100).await.expect("purge"), 1);
+}
+
+/// One retention later, when the room of purged rows is taken by new ones, a purge reads few pages, whether or not it finds something.
+pub async fn purge_reads_what_it_deletes_and_no_more() {
+    const ROWS: u64 = 20_000;
+    const STEP: u64 = ROWS / 10;
+    let table = Table::<Postgres>::create().await;
+    let name = &table.name;
+    // A row each minute, from so many minutes ago on.
+    let insert = async |first: u64, count: u64| {
+        let sql = format!(
+            "INSERT INTO {name} SELECT 'test', n::text, decode(repeat('ab', 32), 'hex'), now() - ({ROWS} - n) * interval '1 minute', NULL, NULL \
+             FROM generate_series({first}, {}) n",
+            first + count - 1
+        );
+        table.sql(&sql).await;
+        table.sql(&format!("VACUUM ANALYZE {name}")).await;
+    };
+    // Its statistics are those of the one session.
+    let one = PostgresStore::connect_with(&table.url, |pool| pool.max_connections(1)).await.expect("connect");
+    let store = one.with_table(name).expect("name").statement_timeout(HOUR);
+    let purge = async |minutes: u64| {
+        let blocks = format!(
+            "SELECT pg_stat_force_next_flush()::text, (heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint \
+             FROM pg_statio_user_tables WHERE relid = '{name}'::regclass"
+        );
+        let read = async || {
+            sqlx::raw_sql("SELECT pg_stat_force_next_flush()").execute(store.pool()).await.expect("flush");
+            let row = sqlx::raw_sql(sqlx::AssertSqlSafe(blocks.as_str())).fetch_one(store.pool()).await;
+            sqlx::Row::try_get::<i64, _>(&row.expect("statistics"), 1).expect("blocks")
+        };
+        let before = read().await;
+        let purged = store.purge(Duration::from_secs(60 * minutes), 100_000).await.expect("purge");
+        (purged, read().await - before)
+    };
+    insert(1, ROWS).await;
+    for step in 1..=10 {
+        let (purged, _) = purge(ROWS - STEP * step).await;
+        assert!(purged.abs_diff(STEP) < 5, "step {step}: {purged}");
+        table.sql(&format!("VACUUM {name}")).await;
+        insert(ROWS + STEP * (step - 1) + 1, STEP).await;
+    }
+    // The new rows are of the future here, and none of them is old.
+    let pages = Postgres::number(store.pool(), &format!("SELECT pg_relation_size('{name}') / 8192")).await;
+    let pages = pages.expect("size");
+    assert!(pages > 200, "{pages} pages");
+    let (purged, nothing) = purge(1).await;
+    assert!(purged <= 2 && nothing < 30, "{purged} rows in {nothing} of {pages} pages");
 }
 
 pub async fn sweeper_keeps_the_young_and_stops_on_request<K: Kind>() {

@@ -5,6 +5,8 @@ mod support;
 
 #[path = "batches.rs"]
 mod batches;
+#[path = "changes.rs"]
+mod changes;
 #[path = "claims.rs"]
 mod claims;
 #[path = "commit.rs"]
@@ -29,10 +31,14 @@ mod limits;
 mod outages;
 #[path = "partitions.rs"]
 mod partitions;
+#[path = "pooled.rs"]
+mod pooled;
 #[path = "processes.rs"]
 mod processes;
 #[path = "reconnects.rs"]
 mod reconnects;
+#[path = "refusals.rs"]
+mod refusals;
 #[path = "retention.rs"]
 mod retention;
 #[path = "schema.rs"]
@@ -56,6 +62,7 @@ use sqlx::{MySql, Postgres, Sqlite};
 
 use support::trials::{there, trial};
 
+#[expect(clippy::too_many_lines, reason = "a list")]
 pub(crate) fn main() -> ExitCode {
     if let Some(code) = processes::child() {
         return code;
@@ -88,6 +95,16 @@ pub(crate) fn main() -> ExitCode {
         batches::rival_of_one_message_does_not_hold_up_the_others<Postgres, MySql>;
         batches::commit_of_a_batch_with_an_unknown_outcome_is_a_failure;
         batches::consumers_handle_in_batches_and_ack_what_they_handled;
+        changes::altered_columns_under_load_one_effect_each<Postgres, MySql>;
+        changes::rewritten_tables_under_load_one_effect_each<Postgres, MySql>;
+        changes::restarted_server_under_load_one_effect_each<Postgres, MySql>;
+        changes::read_only_server_under_load_one_effect_each<Postgres, MySql>;
+        changes::read_only_server_is_left_at_once<Postgres, MySql>;
+        changes::complete_schema_is_left_alone_while_it_is_in_use<Postgres, MySql>;
+        changes::statements_are_prepared_anew_in_the_same_claim;
+        changes::dropped_claim_leaves_no_open_transaction<Postgres, MySql, Sqlite>;
+        changes::handler_whose_statement_went_stale_runs_again_at_once;
+        changes::store_says_how_many_sessions_it_can_have<Postgres, MySql, Sqlite>;
         claims::one_effect_however_often_it_is_delivered<Postgres, MySql, Sqlite>;
         claims::two_scopes_one_id_two_effects<Postgres, MySql, Sqlite>;
         claims::rival_waits_and_then_sees_a_duplicate<Postgres, MySql, Sqlite>;
@@ -117,6 +134,7 @@ pub(crate) fn main() -> ExitCode {
         leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
         leases::no_transaction_is_open_during_the_handler;
         leases::batches_of_leases_are_claimed_and_completed_in_order<Postgres, MySql, Sqlite>;
+        leases::lease_gives_up_after_the_lock_timeout<Postgres, MySql, Sqlite>;
         limits::database_that_is_down_loses_and_parks_nothing;
         limits::message_that_ends_its_consumers_is_parked_and_no_other;
         outages::server_stopped_for_20_seconds_nothing_acked_meanwhile;
@@ -127,6 +145,7 @@ pub(crate) fn main() -> ExitCode {
         partitions::made_ahead_and_dropped_when_all_is_old;
         partitions::identity_is_unique_everywhere;
         partitions::the_present_has_one_whatever_the_width_was;
+        partitions::slow_handler_stops_neither_claims_nor_the_purge;
         processes::two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>;
         processes::zombie_whose_lease_ran_out_cannot_complete<Postgres, MySql, Sqlite>;
         processes::zombie_whose_transaction_was_ended_cannot_commit;
@@ -135,7 +154,14 @@ pub(crate) fn main() -> ExitCode {
         reconnects::queue_deleted_and_created_anew_under_load_is_consumed_again;
         reconnects::connection_lost_under_a_handler_that_finishes_one_effect;
         reconnects::connection_lost_under_a_handler_that_is_stuck_one_effect;
+        refusals::constraint_refuses_one_and_no_neighbour<Postgres, MySql, Sqlite>;
+        refusals::shorter_column_refuses_one_and_no_neighbour<Postgres, MySql, Sqlite>;
+        refusals::row_level_security_refuses_one_and_no_neighbour;
+        refusals::encoding_refuses_one_and_no_neighbour;
+        refusals::table_that_refuses_all_is_a_store_that_is_away<Postgres, MySql, Sqlite>;
+        refusals::refused_message_is_parked_and_its_neighbours_are_handled;
         retention::late_duplicate_is_handled_once_more_only_after_the_purge<Postgres, MySql, Sqlite>;
+        retention::purge_reads_what_it_deletes_and_no_more;
         retention::purge_skips_what_others_hold<Postgres, MySql>;
         retention::sweeper_keeps_the_young_and_stops_on_request<Postgres, MySql, Sqlite>;
         retention::message_older_than_the_retention_is_not_judged_by_a_missing_record<Postgres, MySql, Sqlite>;
@@ -149,6 +175,18 @@ pub(crate) fn main() -> ExitCode {
         sharing::consumers_in_one_process_share_a_queue_one_effect_each;
         sharing::single_active_consumer_is_followed_by_the_next_one_effect_each;
         tags::foreign_tag_would_be_seen;
+    }
+    // PgBouncer is installed with the servers where that can be done.
+    let there_too = there && pooled::version().is_some();
+    macro_rules! pooled {
+        ($($module:ident::$test:ident;)*) => {$(
+            trials.push(trial(concat!(stringify!($module), "::", stringify!($test)), $module::$test, there_too));
+        )*};
+    }
+    pooled! {
+        pooled::handler_ends_the_transaction_itself_nothing_is_acked;
+        pooled::lost_prepared_statements_are_told_at_the_start;
+        pooled::pooler_in_between_under_load_one_effect_each;
     }
     trials.extend(crashes::trials(there));
     trials.extend(seeds::trials(there));

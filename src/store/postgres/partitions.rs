@@ -5,10 +5,21 @@
 
 use std::time::{Duration, SystemTime};
 
-use sqlx::{AssertSqlSafe, PgExecutor, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool, Postgres, Row};
+use tokio::time::sleep;
 
-use super::{LOCK, Limits, TableName, Texts, micros};
-use crate::{message::MessageId, store::sql::Dialect};
+use super::{LOCK, Limits, TableName, Texts, begun, by_code, micros};
+use crate::{
+    message::MessageId,
+    store::sql::{Cause, Dialect},
+};
+
+/// The first wait for the lock on the whole table; each one after it is twice as long. It is got while no transaction has the table open, and all claims queue up
+/// behind whoever waits for it.
+const BRIEF: Duration = Duration::from_millis(100);
+
+/// How often that lock is asked for in one purge: the last wait is 1.6 seconds, which is less than the time that claims wait.
+const TRIES: u32 = 5;
 
 /// The time inside an ID in milliseconds since 1970; -1, which only the default partition takes, for an ID without one.
 pub(super) fn id_time(id: &MessageId) -> i64 {
@@ -90,16 +101,63 @@ pub(super) async fn maintain(
         missing(now, hours, &spans, horizon)
     };
     if !missing(&existing).is_empty() {
-        create(pool, texts, limits, missing).await?;
+        let mut tries = Tries::default();
+        while let Err(error) = create(pool, texts, &tries.limits(limits), missing).await {
+            if !tries.again(error).await? {
+                tracing::warn!(table = %texts.table, "no partitions made ahead, as the table is in use: the next purge tries again");
+                break;
+            }
+        }
     }
     let Some(retention) = retention else { return Ok(0) };
     let mut dropped = 0;
     for (span, rows) in existing {
-        if span.end < horizon && drop_if_old(pool, texts, limits, span, retention).await? {
-            dropped += rows;
+        if span.end >= horizon || is_young(pool, texts, span, retention).await? {
+            continue;
+        }
+        let mut tries = Tries::default();
+        loop {
+            match drop_if_old(pool, texts, &tries.limits(limits), span, retention).await {
+                Ok(gone) => {
+                    dropped += if gone { rows } else { 0 };
+                    break;
+                }
+                Err(error) => {
+                    if !tries.again(error).await? {
+                        // The next purge tries again.
+                        return Ok(dropped);
+                    }
+                }
+            }
         }
     }
     Ok(dropped)
+}
+
+/// How often the lock on the table was not to be had.
+#[derive(Default)]
+struct Tries(u32);
+
+impl Tries {
+    /// With the wait for a lock of this try.
+    fn limits(&self, limits: &Limits) -> Limits {
+        Limits { lock: limits.lock.min(BRIEF * 2_u32.pow(self.0)), ..*limits }
+    }
+
+    /// Whether to try again, after a pause; an error of another kind is given back.
+    async fn again(&mut self, error: sqlx::Error) -> Result<bool, sqlx::Error> {
+        match &error {
+            sqlx::Error::Database(reason)
+                if by_code(&reason.code().unwrap_or_default(), None) == Cause::Busy => {}
+            _ => return Err(error),
+        }
+        self.0 += 1;
+        if self.0 < TRIES {
+            // The claims that queued up behind us go first.
+            sleep(BRIEF.mul_f64(1.0 + fastrand::f64())).await;
+        }
+        Ok(self.0 < TRIES)
+    }
 }
 
 /// The partitions but the default one, each with the rows that the statistics count in it.
@@ -125,9 +183,9 @@ async fn create(
     pool: &PgPool,
     texts: &Texts,
     limits: &Limits,
-    missing: impl Fn(&[(Span, u64)]) -> Vec<Span> + Send + Sync,
+    missing: impl Fn(&[(Span, u64)]) -> Vec<Span> + Send + Sync + Copy,
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = pool.begin_with(AssertSqlSafe(sqlx::Postgres::begin(limits))).await?;
+    let mut transaction = begun(pool, Postgres::begin(limits)).await?;
     let lock = format!("SELECT pg_advisory_xact_lock({LOCK})");
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
     for span in missing(&partitions(&mut *transaction, texts).await?) {
@@ -156,7 +214,44 @@ fn creation(texts: &Texts, span: Span) -> String {
     statements.join("; ")
 }
 
-/// Drops a partition unless something in it is younger than the retention.
+/// Whether something in a partition is younger than the retention.
+async fn is_young(
+    pool: &PgPool,
+    texts: &Texts,
+    span: Span,
+    retention: Duration,
+) -> Result<bool, sqlx::Error> {
+    let partition = span.partition_of(&texts.table).quoted('"');
+    let leased = format!(
+        "SELECT EXISTS (SELECT FROM {partition} WHERE leased_until >= now() - $1::bigint * interval '1 microsecond')"
+    );
+    let mut connection = pool.acquire().await?;
+    let young = async {
+        if was_processed_since(&mut connection, &partition, retention).await? {
+            return Ok(true);
+        }
+        sqlx::query_scalar(AssertSqlSafe(leased)).bind(micros(retention)).fetch_one(&mut *connection).await
+    };
+    match young.await {
+        // Another process dropped it.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Ok(true),
+        young => young,
+    }
+}
+
+async fn was_processed_since(
+    connection: &mut PgConnection,
+    partition: &str,
+    retention: Duration,
+) -> Result<bool, sqlx::Error> {
+    let processed = format!(
+        "SELECT EXISTS (SELECT FROM {partition} WHERE processed_at >= now() - $1::bigint * interval '1 microsecond')"
+    );
+    let processed = sqlx::query_scalar(AssertSqlSafe(processed)).bind(micros(retention));
+    processed.fetch_one(connection).await
+}
+
+/// Drops a partition that was found to be old, unless something in it was processed since. That is asked of an index: all claims wait meanwhile.
 async fn drop_if_old(
     pool: &PgPool,
     texts: &Texts,
@@ -165,7 +260,7 @@ async fn drop_if_old(
     retention: Duration,
 ) -> Result<bool, sqlx::Error> {
     let partition = span.partition_of(&texts.table).quoted('"');
-    let mut transaction = pool.begin_with(AssertSqlSafe(sqlx::Postgres::begin(limits))).await?;
+    let mut transaction = begun(pool, Postgres::begin(limits)).await?;
     // The lock of the whole table first, as DROP takes it: claims that are under way end, and none begins.
     let lock = format!(
         "SELECT pg_advisory_xact_lock({LOCK}); LOCK TABLE {} IN ACCESS EXCLUSIVE MODE; LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE",
@@ -177,13 +272,8 @@ async fn drop_if_old(
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => return Ok(false),
         locked => locked?,
     };
-    let young = format!(
-        "SELECT EXISTS (SELECT FROM {partition} WHERE processed_at >= now() - $1::bigint * interval '1 microsecond' \
-         OR leased_until >= now() - $1::bigint * interval '1 microsecond')"
-    );
-    let young: bool =
-        sqlx::query_scalar(AssertSqlSafe(young)).bind(micros(retention)).fetch_one(&mut *transaction).await?;
-    if young {
+    // A lease that was renewed since had not run out before; one that is taken over counts as processed.
+    if was_processed_since(&mut transaction, &partition, retention).await? {
         transaction.rollback().await?;
         return Ok(false);
     }

@@ -11,5 +11,5 @@ CREATE TABLE IF NOT EXISTS {table} (
     leased_until timestamptz,          -- NULL: completed
     PRIMARY KEY (scope, message_id, id_time)
 ) PARTITION BY RANGE (id_time);
-CREATE INDEX IF NOT EXISTS {index} ON {table} USING brin (processed_at) WITH (pages_per_range = 32);
+CREATE INDEX IF NOT EXISTS {index} ON {table} (processed_at);
 CREATE TABLE IF NOT EXISTS {default} PARTITION OF {table} DEFAULT;

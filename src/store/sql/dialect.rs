@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use sqlx::{Connection, Database, Pool, error::DatabaseError, pool::PoolOptions, query::Query};
+use sqlx::{
+    Connection, Database, Pool, database::HasStatementCache, error::DatabaseError, pool::PoolOptions,
+    query::Query,
+};
 
 use super::{options::Limits, texts::Texts};
 use crate::{
@@ -20,7 +23,7 @@ pub(super) type ConnectOptions<DB> = <<DB as Database>::Connection as Connection
 const TRUSTED: Duration = Duration::from_secs(1);
 
 /// One of the databases. Public only so that `SqlDatabase` can rest on it; its path is private.
-pub trait Dialect: Database + Sized {
+pub trait Dialect: Database + HasStatementCache + Sized {
     /// The quotation mark of names.
     const QUOTE: char;
     /// Commits if the transaction is still the one that [`begin`](Self::begin) opened and can be committed, and fails otherwise. Leaves an empty
@@ -39,6 +42,13 @@ pub trait Dialect: Database + Sized {
     const COLUMNS: &'static str;
     /// The columns of its primary key.
     const KEY: &'static str;
+    /// The methods of its indexes whose first column is `processed_at`, in small letters.
+    const INDEXES: &'static str;
+
+    /// Ends its own connection on the server, so that no pool keeps it.
+    const LEAVE: Option<&'static str> = None;
+    /// Whether a statement that was prepared before can fail because something changed since, and has to be prepared anew.
+    const GOES_STALE: bool = false;
 
     /// Opens a transaction with the limits set, and marks it as ours.
     fn begin(limits: &Limits) -> String;
@@ -143,6 +153,22 @@ pub trait Dialect: Database + Sized {
         texts: &Texts,
         limits: &Limits,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// What a table that is complete may need all the same.
+    fn tend(
+        pool: &Pool<Self>,
+        texts: &Texts,
+        limits: &Limits,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        let _ = (pool, texts, limits);
+        std::future::ready(Ok(()))
+    }
+
+    /// Whether the connections of a pool keep what was prepared on them.
+    fn keeps_prepared(pool: &Pool<Self>) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        let _ = pool;
+        std::future::ready(Ok(()))
+    }
 }
 
 /// A value to be bound.
@@ -212,6 +238,12 @@ pub enum Cause {
     Schema,
     /// The server is going away, or cannot tell what became of the transaction.
     Unavailable,
+    /// The server takes no writes: after a failover it may be another one that does.
+    ReadOnly,
+    /// The statement was prepared before, and has to be prepared anew.
+    Stale,
+    /// Perhaps only this row: a constraint, a trigger, a policy, an encoding, a column that is too short.
+    Row,
     /// The statement was refused; nothing of it was done.
     Refused,
 }

@@ -1,6 +1,11 @@
 //! Looking into the table.
 
-use super::{SqlDatabase, SqlStore, dialect::Value, error::failed};
+use super::{
+    SqlDatabase, SqlStore,
+    dialect::Value,
+    error::{failed, not_committed},
+    session::end,
+};
 use crate::{
     idempotency::{Inspect, Record, Scope, StoreError, StoreErrorKind},
     message::MessageId,
@@ -28,12 +33,13 @@ impl<DB: SqlDatabase> Inspect for SqlStore<DB> {
 
     async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
         let forgetting = async {
-            let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
+            let mut transaction = self.begin().await?;
             let identity = [Value::Text(scope.as_str()), Value::Text(message_id.as_str())];
             let mut changed = 0;
             for sql in [&self.texts.forget, &self.texts.forget_leased] {
-                changed += DB::execute(&mut connection, sql, &identity).await.map_err(failed::<DB>)?;
+                changed += DB::execute(&mut *transaction, sql, &identity).await.map_err(failed::<DB>)?;
             }
+            end(transaction, DB::COMMIT).await.map_err(not_committed::<DB>)?;
             Ok(changed > 0)
         };
         let forgotten = self.answered(StoreErrorKind::Unavailable, forgetting).await?;

@@ -9,11 +9,11 @@ use futures_util::future::BoxFuture;
 
 use super::{
     SqlDatabase, SqlStore,
-    claim::{Answer, NotClaimed, ROWS, claim_all},
+    claim::{Answer, ROWS},
     dialect::{NewLease, Value},
     error::{failed, not_committed},
     micros,
-    session::end,
+    session::{NotClaimedError, end},
 };
 use crate::{
     idempotency::{
@@ -32,7 +32,7 @@ use crate::{
 /// compare-and-set on its token.
 ///
 /// What is guaranteed: at most one consumer holds an identity at a time as far as its lease has not run out, and what was completed is not
-/// handled again within the retention. The effect is *not* atomic with that: a process that dies between its call and `complete` makes
+/// handled again within the retention. Each change of a row is a transaction with the store's limits. The effect is *not* atomic with that: a process that dies between its call and `complete` makes
 /// the call again. Give the other service an idempotency key (the message ID), or the token, if it can refuse older ones.
 ///
 /// Tokens of one identity grow with each lease, for as long as its row is there: released and completed rows keep them until
@@ -59,11 +59,15 @@ impl<DB: SqlDatabase> LeasedStore<DB> {
 
     async fn claim_leases(&self, requests: &[ClaimRequest]) -> Result<Vec<Claims<Lease>>, StoreError> {
         let lease = NewLease { token: first_token(), micros: micros(self.lease) };
-        let mut connection = self.store.pool.acquire().await.map_err(failed::<DB>)?;
-        let answers = match claim_all::<DB>(&mut connection, &self.store.texts, requests, Some(lease)).await {
-            Ok(answers) => answers,
-            Err(NotClaimed::Moved) => return Err(StoreErrorKind::Conflict.into()),
-            Err(NotClaimed::Failed(error)) => return Err(failed::<DB>(error)),
+        // A transaction, for the sake of its limits: a rival's may hold the row for as long as its handler takes.
+        let transaction = self.store.begin().await?;
+        let answers = match self.store.claim_in(transaction, requests, Some(lease)).await {
+            Ok((transaction, answers)) => {
+                end(transaction, DB::COMMIT).await.map_err(failed::<DB>)?;
+                answers
+            }
+            Err(NotClaimedError::Moved) => return Err(StoreErrorKind::Conflict.into()),
+            Err(NotClaimedError::Failed(error)) => return Err(error),
         };
         let claims = requests.iter().zip(answers).map(|(request, Answer { claim, token })| match claim {
             Claim::Acquired => Claims::leased(Lease::new(request, token.cast_unsigned())),
@@ -74,9 +78,17 @@ impl<DB: SqlDatabase> LeasedStore<DB> {
 
     /// Changes the row of a lease that is ours, or says that it is not.
     async fn change(&self, sql: &str, before: &[Value<'_>], lease: &Lease) -> Result<(), StoreError> {
-        let mut connection = self.store.pool.acquire().await.map_err(failed::<DB>)?;
-        let changed = change_row::<DB>(&mut connection, sql, before, lease).await.map_err(failed::<DB>)?;
-        if changed { Ok(()) } else { Err(StoreErrorKind::LeaseLost.into()) }
+        let mut transaction = self.store.begin().await?;
+        let changed = match change_row::<DB>(&mut transaction, sql, before, lease).await {
+            Err(error) => return Err(self.store.refused(transaction, error).await),
+            Ok(changed) => changed,
+        };
+        if changed {
+            end(transaction, DB::COMMIT).await.map_err(not_committed::<DB>)
+        } else {
+            end(transaction, DB::ROLLBACK).await.map_err(failed::<DB>)?;
+            Err(StoreErrorKind::LeaseLost.into())
+        }
     }
 }
 
@@ -111,11 +123,19 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
     }
 
     async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<Lease>, StoreError>> {
-        match self.store.answered(StoreErrorKind::Unavailable, self.claim_leases(requests)).await {
-            Ok(claims) => claims.into_iter().map(Ok).collect(),
-            // One row may have failed them all, and some may be ours by now: their leases run out.
-            Err(error) => repeated(requests.len(), error),
+        let (mut answers, mut parts) = (Vec::with_capacity(requests.len()), vec![requests]);
+        while let Some(part) = parts.pop() {
+            match self.store.answered(StoreErrorKind::Unavailable, self.claim_leases(part)).await {
+                Ok(claims) => answers.extend(claims.into_iter().map(Ok)),
+                // One of them is refused: halves find out which.
+                Err(error) if error.kind() == StoreErrorKind::Refused && part.len() > 1 => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
+                }
+                Err(error) => answers.extend(repeated(part.len(), error)),
+            }
         }
+        answers
     }
 
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {

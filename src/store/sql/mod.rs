@@ -18,7 +18,7 @@ mod texts;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use sqlx::{ConnectOptions as _, Pool};
+use sqlx::{ConnectOptions as _, Pool, pool::PoolOptions};
 use tokio::time::timeout;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -29,6 +29,7 @@ pub(super) use self::{
     error::failed,
     options::{Limits, micros, millis},
     run::{found, runs_statements},
+    session::begun,
     table::TableName,
     texts::{Texts, Words},
 };
@@ -71,15 +72,29 @@ pub struct SqlStore<DB: SqlDatabase> {
 impl<DB: SqlDatabase> SqlStore<DB> {
     /// Opens a pool of ten connections (SQLite: one) and keeps the identities in the table `processed_messages`.
     ///
+    /// Every message in hand, or batch of messages, holds a connection: see [`connect_with`](Self::connect_with) for more than ten workers.
+    ///
     /// # Errors
     ///
     /// `Configuration` for a URL that cannot be used, `Unavailable` if the database cannot be reached. The URL is in no error.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::connect_with(url, |pool| pool).await
+    }
+
+    /// The same, with a pool that is set up otherwise, such as `|pool| pool.max_connections(32)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(
+        url: &str,
+        set_up: impl FnOnce(PoolOptions<DB>) -> PoolOptions<DB>,
+    ) -> Result<Self, StoreError> {
         let limits = Limits::default();
         let url = ConnectOptions::<DB>::from_str(url);
         let url = url.map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
         let settings = DB::settings(url, &limits);
-        let pool = match DB::pool(&limits).connect_with(settings.clone()).await {
+        let pool = match set_up(DB::pool(&limits)).connect_with(settings.clone()).await {
             // The pool has tried until its time was over, and does not say what was wrong.
             Err(sqlx::Error::PoolTimedOut) => match timeout(limits.acquire, settings.connect()).await {
                 Ok(Err(reason)) => Err(reason),

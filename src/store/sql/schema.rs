@@ -30,8 +30,10 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         self.texts.schema.clone()
     }
 
-    /// Creates the table if it is missing. Safe to run again, and by several processes at once. A schema that the table's name has must be
-    /// there.
+    /// Creates the table if it is missing. Safe to run again, and by several processes at once: where nothing is missing it only reads the catalog, and
+    /// takes no lock on the table. A schema that the table's name has must be there.
+    ///
+    /// An index that [`check_schema`](Self::check_schema) warns of is not made here, as that would stop all claims on a large table meanwhile.
     ///
     /// The crate never touches the table in which sqlx's migrator keeps its versions.
     ///
@@ -39,40 +41,74 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     ///
     /// `Unavailable`, with the database's reason, such as a missing right.
     pub async fn create_schema(&self) -> Result<(), StoreError> {
-        let creating =
-            async { DB::create(&self.pool, &self.texts, &self.limits).await.map_err(failed::<DB>) };
+        let creating = async {
+            // Even CREATE INDEX IF NOT EXISTS waits for every transaction that has the table open, and all claims behind it.
+            if self.look().await?.is_complete() {
+                DB::tend(&self.pool, &self.texts, &self.limits).await.map_err(failed::<DB>)
+            } else {
+                DB::create(&self.pool, &self.texts, &self.limits).await.map_err(failed::<DB>)
+            }
+        };
         self.answered(StoreErrorKind::Unavailable, creating).await?;
         self.check_schema().await
     }
 
-    /// Looks whether the table is there with all its columns and its key. A consumer does this before it takes messages.
+    async fn look(&self) -> Result<Seen, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
+        let table = &self.texts.table;
+        let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
+        let mut ask = async |sql| DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>);
+        Ok(Seen {
+            columns: ask(DB::COLUMNS).await?,
+            key: ask(DB::KEY).await?,
+            indexes: ask(DB::INDEXES).await?,
+        })
+    }
+
+    /// Looks whether the table is there with all its columns and its key. A consumer does this before it takes messages. Warns, with the SQL to run,
+    /// if there is no B-tree index that begins with `processed_at`, so that each purge would read the whole table.
     ///
     /// # Errors
     ///
     /// [`StoreErrorKind::Schema`], whose source is a [`SchemaMismatch`] that names what is missing and the SQL to run.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let asking = async {
-            let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
-            let table = &self.texts.table;
-            let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
-            let columns = DB::strings(&mut connection, DB::COLUMNS, &values).await.map_err(failed::<DB>)?;
-            let key = DB::strings(&mut connection, DB::KEY, &values).await.map_err(failed::<DB>)?;
-            Ok((columns, key))
+            DB::keeps_prepared(&self.pool).await.map_err(failed::<DB>)?;
+            self.look().await
         };
-        let (columns, key) = self.answered(StoreErrorKind::Unavailable, asking).await?;
-        let absent: Vec<&str> =
-            COLUMNS.into_iter().filter(|column| !columns.iter().any(|found| found == column)).collect();
-        let table = &self.texts.table;
-        let missing = if columns.is_empty() {
+        let seen = self.answered(StoreErrorKind::Unavailable, asking).await?;
+        let (absent, table) = (seen.absent(), &self.texts.table);
+        let missing = if seen.columns.is_empty() {
             format!("the table {table} is missing")
         } else if !absent.is_empty() {
             format!("the table {table} lacks the columns {}", absent.join(", "))
-        } else if !has_key(&key) {
+        } else if !has_key(&seen.key) {
             format!("the table {table} has no unique key on exactly (scope, message_id)")
         } else {
+            if !seen.indexes.iter().any(|method| method == "btree") {
+                tracing::warn!(%table, sql = self.texts.index, "no B-tree index on processed_at: each purge reads the whole table");
+            }
             return Ok(());
         };
         Err(StoreError::new(StoreErrorKind::Schema, SchemaMismatch { missing, sql: self.schema_sql() }))
+    }
+}
+
+/// What the catalog says of the table.
+struct Seen {
+    columns: Vec<String>,
+    key: Vec<String>,
+    indexes: Vec<String>,
+}
+
+impl Seen {
+    fn absent(&self) -> Vec<&'static str> {
+        COLUMNS.into_iter().filter(|column| !self.columns.iter().any(|found| found == column)).collect()
+    }
+
+    /// Whether there is nothing to be created.
+    fn is_complete(&self) -> bool {
+        self.absent().is_empty() && has_key(&self.key) && !self.indexes.is_empty()
     }
 }
 

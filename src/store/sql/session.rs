@@ -2,14 +2,15 @@
 
 use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
-use sqlx::{AssertSqlSafe, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Pool, Transaction};
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::{
     SqlDatabase, SqlStore,
     claim::{Answer, NotClaimed, claim_all},
-    dialect::Cause,
-    error::{cause, failed, is_conflict, not_committed},
+    dialect::{Cause, NewLease},
+    error::{cause, failed, is_conflict, not_claimed, not_committed},
     hope::claim_new,
 };
 use crate::idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, StoreError, StoreErrorKind};
@@ -20,7 +21,7 @@ const TRIES: usize = 3;
 impl<DB: SqlDatabase> SqlStore<DB> {
     /// Begins a transaction with the limits set.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, DB>, StoreError> {
-        let begin = || self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin)));
+        let begin = || begun(&self.pool, Arc::clone(&self.begin));
         match begin().await {
             // A cancelled handler left a connection behind on which SQLite had ended the transaction by itself (see `end`).
             Err(sqlx::Error::InvalidSavePointStatement) => {
@@ -54,18 +55,16 @@ impl<DB: SqlDatabase> SqlStore<DB> {
                     return Ok(Claims { session: Some(transaction), claims });
                 }
                 Err(error) if cause::<DB>(&error) == Some(Cause::Duplicate) => {
-                    // The server has undone all of it; the driver still counts the transaction, which begins anew.
-                    let again = format!("ROLLBACK; {}", self.begin);
-                    DB::execute(&mut *transaction, &again, &[]).await.map_err(failed::<DB>)?;
+                    self.begin_anew(&mut transaction).await.map_err(failed::<DB>)?;
                 }
-                Err(error) => return Err(failed::<DB>(error).into()),
+                // With care it is asked once more.
+                Err(error) if cause::<DB>(&error) == Some(Cause::Stale) => {
+                    self.prepare_anew(&mut transaction).await.map_err(failed::<DB>)?;
+                }
+                Err(error) => return Err(self.refused(transaction, error).await.into()),
             }
         }
-        let answers = match claim_all::<DB>(&mut *transaction, &self.texts, requests, None).await {
-            Ok(answers) => answers,
-            Err(NotClaimed::Moved) => return Err(NotClaimedError::Moved),
-            Err(NotClaimed::Failed(error)) => return Err(failed::<DB>(error).into()),
-        };
+        let (transaction, answers) = self.claim_in(transaction, requests, None).await?;
         let claims: Vec<Claim> = answers.into_iter().map(|Answer { claim, .. }| claim).collect();
         self.hope.learn(claims.iter().all(|claim| *claim == Claim::Acquired));
         if claims.contains(&Claim::Acquired) {
@@ -74,9 +73,77 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         end(transaction, DB::ROLLBACK).await.map_err(failed::<DB>)?;
         Ok(Claims { session: None, claims })
     }
+
+    /// Claims all in a transaction that is open, and gives it back with the answers.
+    pub(super) async fn claim_in(
+        &self,
+        mut transaction: Transaction<'static, DB>,
+        requests: &[ClaimRequest],
+        lease: Option<NewLease>,
+    ) -> Result<(Transaction<'static, DB>, Vec<Answer>), NotClaimedError> {
+        let mut claimed = claim_all::<DB>(&mut *transaction, &self.texts, requests, lease).await;
+        if let Err(NotClaimed::Failed(error)) = &claimed
+            && cause::<DB>(error) == Some(Cause::Stale)
+        {
+            // On this very connection: each of the pool's has statements of its own.
+            self.prepare_anew(&mut transaction).await.map_err(failed::<DB>)?;
+            claimed = claim_all::<DB>(&mut *transaction, &self.texts, requests, lease).await;
+        }
+        match claimed {
+            Ok(answers) => Ok((transaction, answers)),
+            Err(NotClaimed::Moved) => Err(NotClaimedError::Moved),
+            Err(NotClaimed::Failed(error)) => Err(self.refused(transaction, error).await.into()),
+        }
+    }
+
+    /// The server has undone all of it; the driver still counts the transaction, which begins anew.
+    async fn begin_anew(&self, transaction: &mut Transaction<'static, DB>) -> Result<(), sqlx::Error> {
+        DB::execute(&mut *transaction, &format!("ROLLBACK; {}", self.begin), &[]).await.map(|_| ())
+    }
+
+    /// Forgets what was prepared on this connection.
+    async fn prepare_anew(&self, transaction: &mut Transaction<'static, DB>) -> Result<(), sqlx::Error> {
+        transaction.clear_cached_statements().await?;
+        self.begin_anew(transaction).await
+    }
+
+    /// What an error of a claim means. Connections to a server that takes no writes are given up: the next ones may lead to the one that does.
+    pub(super) async fn refused(
+        &self,
+        mut transaction: Transaction<'static, DB>,
+        error: sqlx::Error,
+    ) -> StoreError {
+        if cause::<DB>(&error) == Some(Cause::ReadOnly)
+            && let Some(leave) = DB::LEAVE
+        {
+            // Ends with an error. The driver has no way to close a connection whose transaction is open.
+            let _ = raw::<DB>(&mut transaction, leave).await;
+            for _ in 0..self.pool.num_idle() {
+                match self.pool.try_acquire() {
+                    Some(mut idle) => idle.close_on_drop(),
+                    None => break,
+                }
+            }
+        }
+        not_claimed::<DB>(error)
+    }
 }
 
-enum NotClaimedError {
+/// Begins a transaction, in a task of its own: if whoever wants it goes while the server begins it, the driver would not know of it, and would put the connection
+/// back into its pool as it is.
+pub(in crate::store) async fn begun<DB: SqlDatabase>(
+    pool: &Pool<DB>,
+    statement: impl Into<Arc<str>>,
+) -> Result<Transaction<'static, DB>, sqlx::Error> {
+    let (pool, statement) = (pool.clone(), AssertSqlSafe(statement.into()));
+    let beginning = async move { pool.begin_with(statement).await };
+    match tokio::spawn(beginning.in_current_span()).await {
+        Ok(begun) => begun,
+        Err(ended) => Err(sqlx::Error::Io(std::io::Error::other(ended))),
+    }
+}
+
+pub(super) enum NotClaimedError {
     Moved,
     Failed(StoreError),
 }
@@ -133,8 +200,14 @@ impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
         self.answered(StoreErrorKind::OutcomeUnknown, committing).await
     }
 
-    async fn release(&self, session: Self::Session) -> Result<(), StoreError> {
-        let undoing = async { end(session, DB::ROLLBACK).await.map_err(failed::<DB>) };
+    async fn release(&self, mut session: Self::Session) -> Result<(), StoreError> {
+        let undoing = async {
+            if DB::GOES_STALE {
+                // The handler may have failed because what it had prepared does not fit any more.
+                session.clear_cached_statements().await.map_err(failed::<DB>)?;
+            }
+            end(session, DB::ROLLBACK).await.map_err(failed::<DB>)
+        };
         self.answered(StoreErrorKind::Unavailable, undoing).await
     }
 
@@ -143,6 +216,10 @@ impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
             DB::purge(&self.pool, &self.texts, &self.limits, retention, limit).await.map_err(failed::<DB>)
         };
         self.answered(StoreErrorKind::Unavailable, purging).await
+    }
+
+    fn sessions(&self) -> Option<usize> {
+        usize::try_from(self.pool.options().get_max_connections()).ok()
     }
 
     fn is_conflict(&self, error: &(dyn Error + 'static)) -> bool {

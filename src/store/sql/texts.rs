@@ -43,6 +43,8 @@ pub struct Texts {
     pub(in crate::store) forget_leased: String,
     pub(in crate::store) purge: String,
     pub(in crate::store) schema: String,
+    /// Makes the index that a table of an earlier version lacks, beside work that goes on.
+    pub(in crate::store) index: String,
     /// Hours that a partition spans, where the layout has partitions.
     pub(in crate::store) partition_hours: Option<u32>,
 }
@@ -52,7 +54,7 @@ pub(super) const COLUMNS: [&str; 6] =
     ["scope", "message_id", "fingerprint", "processed_at", "token", "leased_until"];
 
 impl Texts {
-    /// The statements for a table; `insert` and its variants, `purge` and `schema` are left to the database.
+    /// The statements for a table; `insert` and its variants, `purge`, `schema` and `index` are left to the database.
     pub(in crate::store) fn new<DB: Dialect>(table: TableName, words: &Words) -> Self {
         let t = table.quoted(DB::QUOTE);
         let Words { now, micros, until, .. } = words;
@@ -106,6 +108,7 @@ impl Texts {
             ),
             purge: String::new(),
             schema: String::new(),
+            index: String::new(),
             partition_hours: None,
             quoted: t,
             table,
