@@ -11,8 +11,6 @@ mod socket;
 mod tls;
 mod uri;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use bytes::Bytes;
 use lapin::{
     Acker, BasicProperties, ErrorKind,
@@ -37,7 +35,9 @@ pub(crate) use settings::connection_settings;
 pub use tls::TlsOptions;
 pub use uri::InvalidUri;
 
-use crate::message::{HeaderValue, Headers, IncomingMessage, Properties, Stamped, reserved};
+use crate::message::{
+    HeaderValue, Headers, IncomingMessage, Properties, Stamped, reserved, seconds_since_1970 as seconds,
+};
 
 const TRANSIENT: u8 = 1;
 const PERSISTENT: u8 = 2;
@@ -52,7 +52,7 @@ pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicPropert
     let mut properties = BasicProperties::default()
         .with_message_id(ShortString::try_new(stamped.id().as_str())?)
         .with_delivery_mode(if message.is_persistent() { PERSISTENT } else { TRANSIENT });
-    if let Some(timestamp) = stamped.timestamp {
+    if let Some(timestamp) = message.stamped_at() {
         properties = properties.with_timestamp(seconds(timestamp));
     }
     if let Some(mime) = message.mime() {
@@ -73,6 +73,9 @@ pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicPropert
         }
         if let Some(queue) = &extra.reply_to {
             properties = properties.with_reply_to(ShortString::try_new(queue.as_str())?);
+        }
+        if let Some(user) = &extra.user_id {
+            properties = properties.with_user_id(ShortString::try_new(user.as_str())?);
         }
         if let Some(priority) = extra.priority {
             properties = properties.with_priority(priority);
@@ -149,10 +152,6 @@ fn message(delivery: &Delivery, body: Bytes) -> IncomingMessage {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 fn headers(table: &FieldTable) -> Headers {
     table.inner().iter().map(|(name, value)| (name.to_string(), header_value(value))).collect()
 }
@@ -192,6 +191,8 @@ fn amqp_value(value: &HeaderValue) -> Result<AMQPValue, ShortStringError> {
         HeaderValue::Void => AMQPValue::Void,
         HeaderValue::Bool(value) => AMQPValue::Boolean(*value),
         HeaderValue::Int(value) => AMQPValue::LongLongInt(*value),
+        // Refused before: no message is sent with one.
+        HeaderValue::Unsigned(value) => AMQPValue::LongString(LongString::from(value.to_string())),
         HeaderValue::Float(value) => AMQPValue::Double(*value),
         HeaderValue::String(text) => AMQPValue::LongString(LongString::from(text.as_str())),
         HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(bytes.to_vec().into()),

@@ -209,6 +209,43 @@ fn pointers_count_with_their_values() {
     assert!(matches!(pointer_id(&[], body), Err(IdError::InvalidPointer { .. })));
 }
 
+/// An empty key would make one message of all that have it.
+#[test]
+fn a_value_that_says_nothing_is_refused_and_a_structured_one_is_taken_only_when_asked_for() {
+    let structured = IdStrategy::json_pointers(["/id"]).with_structured_values();
+    for empty in ["null", r#""""#, "{}", "[]", "{ }", "[\n]"] {
+        let body = format!("{{\"id\":{empty}}}");
+        for refused in [pointer_id(&["/id"], &body), structured.derive_from_body(body.as_bytes())] {
+            assert!(matches!(&refused, Err(IdError::PointerMissing { .. })), "{empty}: {refused:?}");
+        }
+    }
+    for value in [r#"{"a":1}"#, "[0]", r#"[""]"#] {
+        let body = format!("{{\"id\":{value}}}");
+        let refused = pointer_id(&["/id"], &body);
+        assert!(matches!(refused, Err(IdError::Structured { pointer }) if pointer == "/id"), "{value}");
+        assert!(structured.derive_from_body(body.as_bytes()).is_ok(), "{value}");
+    }
+    for value in ["0", "false", r#"" ""#, "-0"] {
+        let body = format!("{{\"id\":{value}}}");
+        assert_eq!(
+            pointer_id(&["/id"], &body).unwrap(),
+            structured.derive_from_body(body.as_bytes()).unwrap()
+        );
+    }
+}
+
+/// RFC 8259, section 8.1: JSON is UTF-8. Exact bytes may be anything.
+#[test]
+fn json_that_is_not_utf_8_has_no_id() {
+    for body in [b"{\"id\":\"caf\xe9\"}".as_slice(), b"{\"id\":1,\"a\":\"\xed\xa0\x80\"}"] {
+        for strategy in [IdStrategy::canonical_json(), IdStrategy::json_pointers(["/id"])] {
+            let refused = strategy.message_id(&message().content_type("application/json").body(body));
+            assert!(matches!(refused, Err(IdError::NotJson(_))), "{refused:?}");
+        }
+        assert!(IdStrategy::content().derive_from_body(body).is_ok());
+    }
+}
+
 #[test]
 fn a_body_that_has_no_one_meaning_has_no_canonical_id() {
     assert!(matches!(canonical_id("{"), Err(IdError::NotJson(_))));

@@ -102,13 +102,25 @@ impl KeySource {
 
     /// The values at JSON pointers into the body (RFC 6901), such as `/order/id`.
     ///
-    /// Gives the ID that a publisher with [`IdStrategy::json_pointers`] stamps for the same body.
+    /// Gives the ID that a publisher with [`IdStrategy::json_pointers`] stamps for the same body. A value that is missing, `null` or
+    /// empty counts as no ID, an object or an array as one that is not usable.
     pub fn json_pointers<I>(pointers: I) -> Self
     where
         I: IntoIterator,
         I::Item: Into<String>,
     {
         Self(Source::Body(IdStrategy::json_pointers(pointers)))
+    }
+
+    /// The ID that a strategy derives from the body, which must be one of [`IdStrategy::content`], [`canonical_json`](IdStrategy::canonical_json)
+    /// and [`json_pointers`](IdStrategy::json_pointers).
+    ///
+    /// ```
+    /// # use lapin_idempotent::{IdStrategy, idempotency::KeySource};
+    /// KeySource::body(IdStrategy::json_pointers(["/order"]).with_structured_values());
+    /// ```
+    pub fn body(strategy: IdStrategy) -> Self {
+        Self(Source::Body(strategy))
     }
 
     /// A function of the message; `None` means that the message has no ID.
@@ -150,5 +162,30 @@ impl fmt::Debug for KeySource {
             Source::Body(strategy) => write!(f, "KeySource({strategy:?})"),
             Source::Closure(_) => f.write_str("KeySource::from_fn"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It would make one message of all that have it.
+    #[test]
+    fn an_empty_key_is_no_id() {
+        let sources = [
+            KeySource::message_id(),
+            KeySource::header("k"),
+            KeySource::json_pointers(["/k"]),
+            KeySource::body(IdStrategy::json_pointers(["/k"]).with_structured_values()),
+        ];
+        for body in [r#"{"k":""}"#, r#"{"k":null}"#, r#"{"k":[]}"#, "{}"] {
+            let message = IncomingMessage::new(body).with_message_id("").with_header("k", "");
+            for source in &sources {
+                assert_eq!(source.id(&message).unwrap(), None, "{source:?} {body}");
+            }
+        }
+        let structured = IncomingMessage::new(r#"{"k":[1]}"#);
+        assert!(sources[2].id(&structured).is_err());
+        assert!(sources[3].id(&structured).unwrap().is_some());
     }
 }

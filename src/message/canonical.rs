@@ -13,6 +13,9 @@ use super::number;
 /// How many levels `serde_json` reads by default: it refuses the 128th.
 const LEVELS: usize = 127;
 
+/// The values that identify nothing, in their canonical form.
+const EMPTY: [&[u8]; 4] = [b"null", b"\"\"", b"{}", b"[]"];
+
 /// How much of an offending text is shown.
 const SHOWN: usize = 40;
 
@@ -34,7 +37,8 @@ pub(super) fn canonical(text: &[u8]) -> Result<Vec<u8>, CanonicalError> {
     canonical_of(checked(text)?)
 }
 
-/// The canonical form of the value at a pointer; `None` if there is no value, or `null`.
+/// The canonical form of the value at a pointer; `None` if there is no value, or one that says nothing: `null`, or an empty string,
+/// object or array.
 pub(super) fn canonical_at(text: &[u8], pointer: &str) -> Result<Option<Vec<u8>>, CanonicalError> {
     let mut value = checked(text)?;
     for name in pointer.split('/').skip(1) {
@@ -43,7 +47,8 @@ pub(super) fn canonical_at(text: &[u8], pointer: &str) -> Result<Option<Vec<u8>>
             None => return Ok(None),
         }
     }
-    if value == "null" { Ok(None) } else { canonical_of(value).map(Some) }
+    let canonical = canonical_of(value)?;
+    Ok(Some(canonical).filter(|value| !EMPTY.contains(&value.as_slice())))
 }
 
 /// The value that a JSON text holds, as it stands there: syntax and UTF-8 are right from here on.
@@ -313,7 +318,7 @@ mod tests {
             "{\"]\\\\\":\"}{\\\"[,:\",\"a\":{},\"b\":[],\"é,\":[true,{\"x\":[null],\"y\":0}]}"
         );
         for (pointer, expected) in
-            [("/b", "[]"), ("/a", "{}"), ("/]\\", "\"}{\\\"[,:\""), ("/é,/1/x/0", ""), ("/é,/0", "true")]
+            [("/b", ""), ("/a", ""), ("/]\\", "\"}{\\\"[,:\""), ("/é,/1/x/0", ""), ("/é,/0", "true")]
         {
             let found = canonical_at(input.as_bytes(), pointer).unwrap().unwrap_or_default();
             assert_eq!(String::from_utf8(found).unwrap(), expected, "{pointer}");

@@ -1,12 +1,18 @@
 //! Message headers, and the names that are ours.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map},
     fmt,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    outgoing::seconds_since_1970,
+    stored::{base64, exact},
+};
 
 /// The header names that this crate writes. All have one prefix, and applications cannot set any of them.
 pub(crate) mod reserved {
@@ -61,7 +67,10 @@ pub(crate) mod reserved {
 }
 
 /// A value in an AMQP header table (AMQP 0-9-1, section 4.2.5.5, with RabbitMQ's additions).
-#[derive(Debug, Clone, PartialEq)]
+///
+/// Serialized as its kind and value, such as `{"int":5}`: numbers in floating point as decimal text, which gives back every bit, and bytes as Base64.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum HeaderValue {
     /// No value.
@@ -70,12 +79,14 @@ pub enum HeaderValue {
     Bool(bool),
     /// A signed integer, of whatever width on the wire; sent as 64 bits.
     Int(i64),
-    /// A number in floating point; sent as 64 bits.
-    Float(f64),
+    /// An integer above [`i64::MAX`], as `From<u64>` and `From<usize>` make it. RabbitMQ has no such numbers: refused at publish.
+    Unsigned(u64),
+    /// A number in floating point, which must be finite; sent as 64 bits.
+    Float(#[serde(with = "exact")] f64),
     /// Text.
     String(String),
     /// Bytes; also a string that is not UTF-8.
-    Bytes(Bytes),
+    Bytes(#[serde(with = "base64")] Bytes),
     /// A time, in seconds since 1970-01-01 UTC.
     Timestamp(u64),
     /// A list.
@@ -123,7 +134,7 @@ impl HeaderValue {
         1 + match self {
             Self::Void => 0,
             Self::Bool(_) => 1,
-            Self::Int(_) | Self::Float(_) | Self::Timestamp(_) => 8,
+            Self::Int(_) | Self::Unsigned(_) | Self::Float(_) | Self::Timestamp(_) => 8,
             Self::String(text) => 4 + text.len(),
             Self::Bytes(bytes) => 4 + bytes.len(),
             Self::List(values) => 4 + values.iter().map(Self::encoded_len).sum::<usize>(),
@@ -146,17 +157,28 @@ header_value_from! {
     &str => |value| Self::String(value.to_owned());
     String => |value| Self::String(value);
     bool => |value| Self::Bool(value);
+    i8 => |value| Self::Int(value.into());
+    u8 => |value| Self::Int(value.into());
+    i16 => |value| Self::Int(value.into());
+    u16 => |value| Self::Int(value.into());
     i32 => |value| Self::Int(value.into());
     u32 => |value| Self::Int(value.into());
     i64 => |value| Self::Int(value);
+    u64 => |value| i64::try_from(value).map_or(Self::Unsigned(value), Self::Int);
+    usize => |value| Self::from(value as u64);
+    f32 => |value| Self::Float(value.into());
     f64 => |value| Self::Float(value);
     Bytes => |value| Self::Bytes(value);
+    Vec<u8> => |value| Self::Bytes(value.into());
+    &[u8] => |value| Self::Bytes(Bytes::copy_from_slice(value));
+    SystemTime => |value| Self::Timestamp(seconds_since_1970(value));
     Headers => |value| Self::Table(value);
     Vec<HeaderValue> => |value| Self::List(value);
 }
 
 /// Header names and their values, in the order of the names.
-#[derive(Clone, PartialEq, Default)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Headers(BTreeMap<String, HeaderValue>);
 
 impl Headers {
@@ -207,6 +229,30 @@ impl FromIterator<(String, HeaderValue)> for Headers {
     }
 }
 
+impl Extend<(String, HeaderValue)> for Headers {
+    fn extend<I: IntoIterator<Item = (String, HeaderValue)>>(&mut self, headers: I) {
+        self.0.extend(headers);
+    }
+}
+
+impl IntoIterator for Headers {
+    type Item = (String, HeaderValue);
+    type IntoIter = btree_map::IntoIter<String, HeaderValue>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Headers {
+    type Item = (&'a String, &'a HeaderValue);
+    type IntoIter = btree_map::Iter<'a, String, HeaderValue>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(&self.0).finish()
@@ -246,6 +292,28 @@ mod tests {
         assert_eq!(headers.encoded_len(), 4 + 1 + 2 + 1 + 1);
         headers.insert("c", vec![HeaderValue::Void, "xyz".into(), 7.into()]);
         assert_eq!(headers.encoded_len(), 9 + (1 + 1 + 1 + 4) + 1 + (1 + 4 + 3) + 9);
+    }
+
+    #[test]
+    fn every_integer_is_exact_or_told_apart() {
+        let length = usize::try_from(i64::MAX).unwrap();
+        assert_eq!(HeaderValue::from(length), HeaderValue::Int(i64::MAX));
+        assert_eq!(HeaderValue::from(length + 1), HeaderValue::Unsigned(1 << 63));
+        let small = [i8::MIN.into(), u8::MAX.into(), i16::MIN.into(), u16::MAX.into(), u32::MAX.into()];
+        let values: Vec<_> = small.iter().map(HeaderValue::as_i64).collect();
+        assert_eq!(values, [-128, 255, -32_768, 65_535, 4_294_967_295].map(Some));
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_999);
+        assert_eq!(HeaderValue::from(time), HeaderValue::Timestamp(1));
+        assert_eq!(HeaderValue::from(0.5_f32), HeaderValue::Float(0.5));
+        assert_eq!(HeaderValue::from(vec![1_u8]), HeaderValue::from([1_u8].as_slice()));
+    }
+
+    #[test]
+    fn headers_are_a_collection() {
+        let mut headers: Headers = [("a".to_owned(), 1.into())].into_iter().collect();
+        headers.extend([("b".to_owned(), 2.into())]);
+        assert_eq!((&headers).into_iter().map(|(name, _)| name.as_str()).collect::<String>(), "ab");
+        assert_eq!(headers.into_iter().collect::<Headers>().len(), 2);
     }
 
     #[test]

@@ -19,7 +19,22 @@ use super::{
 ///
 /// Setters cannot fail; what AMQP or this crate does not allow is found by [`validate`](Self::validate), which every publish
 /// does before anything is sent. `Debug` shows neither the body nor header values.
-#[derive(Clone)]
+///
+/// `Serialize` and `Deserialize` are for an outbox, or for what failed and is to be published again: everything that was set comes back,
+/// with the ID and the time of the first publish. The form has a version; one that is not known, an unknown field and an invalid message
+/// are errors. Later releases read what this one wrote. It needs a format that describes itself, such as JSON.
+///
+/// ```
+/// # use lapin_idempotent::OutgoingMessage;
+/// # fn main() -> Result<(), serde_json::Error> {
+/// # let returned = OutgoingMessage::to("payments", "debit");
+/// let stored = serde_json::to_string(&returned)?;
+/// let again: OutgoingMessage = serde_json::from_str(&stored)?;
+/// assert_eq!(again, returned);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq)]
 #[must_use = "a message does nothing until it is published"]
 pub struct OutgoingMessage {
     exchange: String,
@@ -28,13 +43,14 @@ pub struct OutgoingMessage {
     id: Option<MessageId>,
     key: Option<Vec<String>>,
     content_type: Option<String>,
+    timestamp: Option<SystemTime>,
     /// Most messages set none of these.
     extra: Option<Box<Extra>>,
     persistent: bool,
 }
 
 /// The properties that few messages set.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Extra {
     pub(crate) kind: Option<String>,
     pub(crate) content_encoding: Option<String>,
@@ -42,7 +58,8 @@ pub(crate) struct Extra {
     pub(crate) reply_to: Option<String>,
     pub(crate) priority: Option<u8>,
     pub(crate) expiration: Option<Duration>,
-    pub(crate) timestamp: Option<SystemTime>,
+    pub(crate) user_id: Option<String>,
+    pub(crate) mandatory: Option<bool>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) headers: Headers,
 }
@@ -57,6 +74,7 @@ impl OutgoingMessage {
             id: None,
             key: None,
             content_type: None,
+            timestamp: None,
             extra: None,
             persistent: true,
         }
@@ -145,24 +163,43 @@ impl OutgoingMessage {
         self
     }
 
-    /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the message. In milliseconds on
-    /// the wire; a shorter rest is cut off. At most ten years.
+    /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the message. At most ten years.
+    ///
+    /// In milliseconds on the wire, rounded up. Zero is kept: RabbitMQ then drops what it cannot deliver at once, also after it was confirmed.
     pub fn expiration(mut self, after: Duration) -> Self {
-        self.extra_mut().expiration = Some(after);
+        let millis = Duration::from_millis(after.as_millis().try_into().unwrap_or(u64::MAX));
+        let rest = if millis < after { Duration::from_millis(1) } else { Duration::ZERO };
+        self.extra_mut().expiration = Some(millis.saturating_add(rest));
         self
     }
 
-    /// AMQP property `timestamp`, in seconds on the wire; before 1970 becomes 1970.
+    /// AMQP property `timestamp`, in whole seconds; before 1970 becomes 1970.
     ///
-    /// Default: the time of the publish, unless the publisher makes the message a time-ordered ID (UUIDv7, ULID), which says it better.
+    /// Default: the time of the publish, unless the publisher makes the message a time-ordered ID (UUIDv7, ULID), which says it better. A
+    /// message that is handed back has kept it, so that a consumer sees its age when it is published again.
     pub fn timestamp(mut self, at: SystemTime) -> Self {
-        self.extra_mut().timestamp = Some(at);
+        self.timestamp = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds_since_1970(at)));
+        self
+    }
+
+    /// AMQP property `user_id`. RabbitMQ closes the channel over one that is not the user of the connection, and the message then
+    /// fails as [`Refused`](crate::publisher::PublishErrorKind::Refused).
+    pub fn user_id(mut self, user: impl Into<String>) -> Self {
+        self.extra_mut().user_id = Some(user.into());
+        self
+    }
+
+    /// Whether this message must reach a queue, in place of the publisher's
+    /// [`mandatory`](crate::publisher::PublisherBuilder::mandatory). With `false`, one that no queue gets is confirmed and gone: for
+    /// exchanges that may have no subscribers, and for those that keep messages themselves (`x-delayed-message`).
+    pub fn mandatory(mut self, mandatory: bool) -> Self {
+        self.extra_mut().mandatory = Some(mandatory);
         self
     }
 
     /// Sets a header. Names that start with `x-idempotency-` are reserved and refused at publish.
     ///
-    /// RabbitMQ acts on some headers: `CC` and `BCC` route copies of the message.
+    /// RabbitMQ acts on some headers: `CC` and `BCC`, lists of strings, route copies of the message.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
         self.extra_mut().headers.insert(name, value);
         self
@@ -219,11 +256,25 @@ impl OutgoingMessage {
         self.headers().is_some_and(|headers| headers.get(TRACEPARENT).is_some())
     }
 
-    /// Checks everything that can be checked before sending.
+    /// Checks what the message alone shows. Every publish does so before anything is sent.
+    ///
+    /// * Exchange, routing key and the properties that are short strings: at most 255 bytes, and no zero byte.
+    /// * `reply_to` is not `amq.rabbitmq.reply-to`, which needs a consumer on the publisher's own channel.
+    /// * `expiration`: at most ten years.
+    /// * Names of headers and in nested tables: 1 to 255 bytes, no zero byte; none of the headers is reserved.
+    /// * Values of headers, also nested: floating-point numbers are finite, integers fit into 64 bits with a sign; lists and tables are nested
+    ///   at most 16 deep.
+    /// * `CC` and `BCC` are lists of strings, `x-death` is a list of tables.
+    /// * All headers together: at most 120,000 bytes.
+    ///
+    /// What depends on the publisher is checked by the publish: the length of the body
+    /// ([`max_message_bytes`](crate::publisher::PublisherBuilder::max_message_bytes)), the length of the headers, for which its frames may have less room, and whether
+    /// its [`IdStrategy`](super::IdStrategy) can make an ID. What only the broker knows, such as whether the exchange is there or `user_id` is right, it says
+    /// itself.
     ///
     /// # Errors
     ///
-    /// The first [`InvalidMessage`] found. Whether an ID can be made is found when it is.
+    /// The first [`InvalidMessage`] found.
     pub fn validate(&self) -> Result<(), InvalidMessage> {
         check(self)
     }
@@ -238,7 +289,7 @@ impl OutgoingMessage {
     }
 
     pub(crate) fn stamped_at(&self) -> Option<SystemTime> {
-        self.extra.as_ref().and_then(|extra| extra.timestamp)
+        self.timestamp
     }
 
     pub(crate) fn extra(&self) -> Option<&Extra> {
@@ -256,6 +307,11 @@ impl OutgoingMessage {
     fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_with(Box::default)
     }
+}
+
+/// As AMQP counts; 0 before.
+pub(crate) fn seconds_since_1970(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl fmt::Debug for OutgoingMessage {
@@ -278,5 +334,15 @@ mod tests {
     fn debug_shows_no_content() {
         let message = OutgoingMessage::to("e", "k").body("canary").header("token", "canary");
         assert!(!format!("{message:?}").contains("canary"));
+    }
+
+    #[test]
+    fn an_expiration_is_never_shorter_than_asked_for() {
+        let of = |after| OutgoingMessage::to("e", "k").expiration(after).properties().expiration.unwrap();
+        assert_eq!(of(Duration::from_nanos(1)), Duration::from_millis(1));
+        assert_eq!(of(Duration::from_micros(1500)), Duration::from_millis(2));
+        assert_eq!(of(Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(of(Duration::ZERO), Duration::ZERO);
+        assert!(OutgoingMessage::to("e", "k").expiration(Duration::MAX).validate().is_err());
     }
 }

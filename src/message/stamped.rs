@@ -7,10 +7,8 @@ use super::{MessageId, OutgoingMessage};
 /// A checked message with everything that all its attempts share.
 #[derive(Debug, Clone)]
 pub(crate) struct Stamped {
-    /// The message, which holds the ID, so that it keeps it when it is handed back.
+    /// The message, which holds the ID and the time of its first publish, so that it keeps both when it is handed back.
     pub(crate) message: OutgoingMessage,
-    /// The AMQP property; none if the ID alone says when.
-    pub(crate) timestamp: Option<SystemTime>,
     pub(crate) app_id: Option<Arc<str>>,
     id: MessageId,
 }
@@ -22,8 +20,11 @@ impl Stamped {
         app_id: Option<Arc<str>>,
         timestamp: Option<SystemTime>,
     ) -> Self {
-        let message = message.message_id(id.clone());
-        Self { message, timestamp, app_id, id }
+        let mut message = message.message_id(id.clone());
+        if let Some(timestamp) = timestamp {
+            message = message.timestamp(timestamp);
+        }
+        Self { message, app_id, id }
     }
 
     pub(crate) fn id(&self) -> &MessageId {

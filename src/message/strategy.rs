@@ -49,8 +49,15 @@ enum Kind {
     Key,
     Content,
     CanonicalJson,
-    JsonPointers(Arc<[String]>),
+    JsonPointers(Pointers),
     Closure(Arc<IdFn>),
+}
+
+#[derive(Clone)]
+struct Pointers {
+    pointers: Arc<[String]>,
+    /// Whether objects and arrays may be part of an ID.
+    structured: bool,
 }
 
 /// Why no ID could be made.
@@ -81,9 +88,15 @@ pub enum IdError {
     /// The body is nested more than 127 deep, which is as far as `serde_json` reads by default.
     #[error("the body is nested more than 127 deep")]
     TooDeep,
-    /// There is no value at a pointer, or `null`.
+    /// There is no value at a pointer, or one that says nothing: `null`, or an empty string, object or array.
     #[error("the body has no value at {pointer:?}")]
     PointerMissing {
+        /// The pointer.
+        pointer: String,
+    },
+    /// There is an object or an array at a pointer, which the strategy was not told to take.
+    #[error("the value at {pointer:?} is an object or an array, which `with_structured_values` allows")]
+    Structured {
         /// The pointer.
         pointer: String,
     },
@@ -153,9 +166,10 @@ impl IdStrategy {
 
     /// SHA-256 of the values at these JSON pointers (RFC 6901) into the body, such as `/order/id`, as a UUIDv8.
     ///
-    /// The pointers themselves count, too, but not their order. A missing value or `null` is an error at that message; no
-    /// pointer at all, or a malformed one, is an error at every message. `42` and `"42"` differ. Only these values need to be
-    /// exact, as in [`canonical_json`](Self::canonical_json).
+    /// The pointers themselves count, too, but not their order. A value that is missing, `null` or empty is an error at that message, and so
+    /// is an object or an array, unless [`with_structured_values`](Self::with_structured_values) allows them; no pointer at all, or a
+    /// malformed one, is an error at every message. `42` and `"42"` differ. Only these values need to be exact, as in
+    /// [`canonical_json`](Self::canonical_json).
     pub fn json_pointers<I>(pointers: I) -> Self
     where
         I: IntoIterator,
@@ -164,7 +178,17 @@ impl IdStrategy {
         let mut pointers: Vec<String> = pointers.into_iter().map(Into::into).collect();
         pointers.sort_unstable();
         pointers.dedup();
-        Self::new(Kind::JsonPointers(pointers.into()))
+        Self::new(Kind::JsonPointers(Pointers { pointers: pointers.into(), structured: false }))
+    }
+
+    /// Lets [`json_pointers`](Self::json_pointers) take objects and arrays, in their canonical form; empty ones are still errors. Without
+    /// effect on other strategies.
+    #[must_use]
+    pub fn with_structured_values(mut self) -> Self {
+        if let Kind::JsonPointers(pointers) = &mut self.kind {
+            pointers.structured = true;
+        }
+        self
     }
 
     /// A function of the message.
@@ -221,12 +245,15 @@ impl IdStrategy {
         match &self.kind {
             Kind::Content => Ok(named_v8(self.namespace, body)),
             Kind::CanonicalJson => Ok(named_v8(self.sub_namespace(CANONICAL_JSON), &canonical(body)?)),
-            Kind::JsonPointers(pointers) => {
+            Kind::JsonPointers(Pointers { pointers, structured }) => {
                 pointers.iter().try_for_each(|pointer| check_pointer(pointer))?;
                 let mut name = Vec::with_capacity(pointers.len() * 2);
                 for pointer in pointers.iter() {
                     let value = canonical_at(body, pointer)?;
                     let value = value.ok_or_else(|| IdError::PointerMissing { pointer: pointer.clone() })?;
+                    if !structured && matches!(value.first(), Some(b'{' | b'[')) {
+                        return Err(IdError::Structured { pointer: pointer.clone() });
+                    }
                     name.extend([pointer.as_bytes().to_vec(), value]);
                 }
                 if name.is_empty() {
@@ -312,7 +339,9 @@ impl fmt::Debug for IdStrategy {
             Kind::Key => "IdStrategy::uuid_v5",
             Kind::Content => "IdStrategy::content",
             Kind::CanonicalJson => "IdStrategy::canonical_json",
-            Kind::JsonPointers(pointers) => return write!(f, "IdStrategy::json_pointers({pointers:?})"),
+            Kind::JsonPointers(Pointers { pointers, .. }) => {
+                return write!(f, "IdStrategy::json_pointers({pointers:?})");
+            }
             Kind::Closure(_) => "IdStrategy::from_fn",
         })
     }

@@ -89,8 +89,8 @@ pub(super) fn publish(
     mandatory: bool,
     written: &Written,
 ) -> impl Future<Output = (usize, lapin::Result<Confirmation>)> {
-    let Frames { exchange, routing_key, properties, body } = frames;
-    let options = BasicPublishOptions { mandatory, immediate: false };
+    let Frames { exchange, routing_key, properties, body, mandatory: own } = frames;
+    let options = BasicPublishOptions { mandatory: own.unwrap_or(mandatory), immediate: false };
     async move {
         match channel.basic_publish(exchange, routing_key, options, &body, properties).await {
             Ok(confirm) => {

@@ -23,6 +23,8 @@ pub(crate) struct Frames {
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
+    /// The message's own choice.
+    pub(crate) mandatory: Option<bool>,
 }
 
 /// What is to be sent, kept in a form that every attempt can be made from.
@@ -52,12 +54,14 @@ impl Payload {
                 routing_key: ShortString::try_new(stamped.message.routing_key())?,
                 properties: amqp::properties(stamped, attempt)?,
                 body: stamped.message.payload().clone(),
+                mandatory: stamped.message.extra().and_then(|extra| extra.mandatory),
             },
             Self::Forwarded(forwarded) => Frames {
                 exchange: forwarded.exchange.clone(),
                 routing_key: forwarded.routing_key.clone(),
                 properties: forwarded.properties.clone(),
                 body: forwarded.body.clone(),
+                mandatory: None,
             },
         })
     }

@@ -3,25 +3,34 @@
 use std::{
     io::Write,
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
-use super::support::{amqp::Client, broker, unique};
+use super::support::{amqp::Client, broker, eventually, unique};
+
+fn example(name: &str, arguments: &[&str], input: &str) -> Output {
+    example_bytes(name, arguments, input.as_bytes())
+}
+
+fn example_bytes(name: &str, arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = started(name, arguments);
+    // Whoever refuses its input does not read it.
+    child.stdin.take().expect("stdin").write_all(input).unwrap_or_default();
+    child.wait_with_output().expect("output")
+}
 
 /// Cargo builds the examples beside the tests.
-fn example(name: &str, arguments: &[&str], input: &str) -> Output {
+fn started(name: &str, arguments: &[&str]) -> Child {
     let tests = std::env::current_exe().expect("exe");
     let built = tests.parent().and_then(|deps| deps.parent()).expect("target").join("examples").join(name);
-    let mut child = Command::new(built)
+    Command::new(built)
         .args(arguments)
         .env("AMQP_URL", broker())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the example was built");
-    child.stdin.take().expect("stdin").write_all(input.as_bytes()).expect("input");
-    child.wait_with_output().expect("output")
+        .expect("the example was built")
 }
 
 fn scratch(name: &str) -> PathBuf {
@@ -94,4 +103,107 @@ pub async fn jsonl_unroutable_lines_come_back() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("0 confirmed (0 retried), 2 unroutable"), "{text}");
     assert_eq!(std::fs::read_to_string(&failed).expect("failed"), "{\"a\":1}\n{\"a\":2}\n");
+}
+
+/// The run that the example itself asks for: what failed, again, from the file that what fails is written to.
+pub async fn jsonl_never_truncates_what_it_reads() {
+    let folder = scratch("again");
+    std::fs::create_dir_all(&folder).expect("folder");
+    let lines = (0..3_000).map(|n| format!("{{\"id\":{n}}}\n")).collect::<Vec<_>>().concat();
+    let (file, hard, soft) = (folder.join("failed.jsonl"), folder.join("hard"), folder.join("soft"));
+    let roundabout = folder.join(".").join("failed.jsonl");
+    std::fs::write(&file, &lines).expect("input");
+    std::fs::hard_link(&file, &hard).expect("link");
+    std::os::unix::fs::symlink(&file, &soft).expect("link");
+    let target = unique("no-such-queue");
+    for (input, failed) in
+        [(&file, &file), (&file, &hard), (&file, &soft), (&soft, &file), (&file, &roundabout)]
+    {
+        let paths = [input, failed].map(|path| path.to_str().expect("path"));
+        let arguments = [paths[0], "--routing-key", &target, "--id-pointer", "/id", "--failed", paths[1]];
+        let output = example("publish_jsonl", &arguments, "");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("0 confirmed (0 retried), 3000 unroutable, 0 invalid"), "{text}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("run the whole input again"));
+        for path in [input, failed] {
+            assert_eq!(std::fs::read_to_string(path).expect("kept"), lines, "{}", failed.display());
+        }
+    }
+    // The report, too, and not both into one file.
+    let path = file.to_str().expect("path");
+    let both = ["--routing-key", &target, "--failed", path, "--report", path];
+    assert!(!example("publish_jsonl", &both, "{}\n").status.success());
+    let other = folder.join("other");
+    let report = [path, "--routing-key", &target, "--id-pointer", "/id", "--report", path, "--failed"];
+    let report = [report.as_slice(), &[other.to_str().expect("path")]].concat();
+    example("publish_jsonl", &report, "");
+    assert_eq!(std::fs::read_to_string(&file).expect("report").lines().count(), 3_000);
+    assert_eq!(std::fs::read_to_string(&other).expect("failed"), lines);
+    let left: Vec<_> =
+        std::fs::read_dir(&folder).expect("folder").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(left.len(), 4, "no partial file is left: {left:?}");
+    std::fs::remove_dir_all(&folder).expect("clean");
+}
+
+pub async fn jsonl_that_is_killed_leaves_what_was_there_and_what_failed() {
+    let folder = scratch("killed");
+    std::fs::create_dir_all(&folder).expect("folder");
+    let failed = folder.join("failed.jsonl");
+    std::fs::write(&failed, "before\n").expect("written");
+    let target = unique("no-such-queue");
+    let arguments = ["--routing-key", &target, "--failed", failed.to_str().expect("path")];
+    let mut child = started("publish_jsonl", &arguments);
+    let input = "not json\n{\"a\":1}\n";
+    child.stdin.as_mut().expect("stdin").write_all(input.as_bytes()).expect("input");
+    let partial = folder.join(format!("failed.jsonl.{}.partial", child.id()));
+    eventually("both lines are kept", async || {
+        std::fs::read_to_string(&partial).is_ok_and(|text| text == input).then_some(())
+    })
+    .await;
+    child.kill().expect("killed");
+    let told = child.wait_with_output().expect("output").stderr;
+    assert!(String::from_utf8_lossy(&told).contains(partial.to_str().expect("path")));
+    assert_eq!(std::fs::read_to_string(&failed).expect("as it was"), "before\n");
+    assert_eq!(std::fs::read_to_string(&partial).expect("kept"), input);
+    std::fs::remove_dir_all(&folder).expect("clean");
+}
+
+pub async fn jsonl_is_utf_8_and_keys_are_not_empty() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("jsonl-text").await;
+    let failed = scratch("failed");
+    let run = |id: &[&str], input: &[u8]| {
+        let common = ["--routing-key", &queue, "--failed", failed.to_str().expect("path")];
+        let output = example_bytes("publish_jsonl", &[&common, id].concat(), input);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    for id in [["--id", "content"], ["--id-pointer", "/a"], ["--id", "ulid"]] {
+        for bad in [b"{\"a\":\"caf\xe9\"}\n".as_slice(), b"{\"a\":\"caf\xed\xa0\x80\"}\n"] {
+            let (code, counts, told) = run(&id, bad);
+            assert!(
+                code == Some(1) && counts.contains("0 confirmed") && counts.contains("1 invalid"),
+                "{counts}"
+            );
+            assert!(told.contains("not UTF-8 at byte 10 of the line"), "{told}");
+            assert_eq!(std::fs::read(&failed).expect("failed"), bad);
+        }
+        let (code, counts, told) = run(&id, b"\xef\xbb\xbf{\"a\":1}\n");
+        assert!(code == Some(0) && counts.starts_with("1 confirmed"), "{counts}");
+        assert!(told.contains("byte order mark"), "{told}");
+    }
+    for (order, mark) in
+        [(u16::to_le_bytes as fn(u16) -> [u8; 2], true), (u16::to_be_bytes, true), (u16::to_le_bytes, false)]
+    {
+        let text = if mark { "\u{feff}{\"a\":1}\n" } else { "{\"a\":1}\n" };
+        let (code, counts, told) =
+            run(&["--id", "content"], &text.encode_utf16().flat_map(order).collect::<Vec<_>>());
+        assert!(code == Some(1) && counts.is_empty() && told.contains("UTF-16"), "{told}");
+    }
+    let (_, counts, _) = run(
+        &["--id-pointer", "/a"],
+        b"{\"a\":\"\"}\n{\"a\":{}}\n{\"a\":[]}\n{\"a\":[1]}\n{\"a\":null}\n{\"a\":0}\n",
+    );
+    assert!(counts.starts_with("1 confirmed") && counts.contains("5 invalid"), "{counts}");
+    client.delete(&queue).await;
 }

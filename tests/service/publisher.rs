@@ -157,6 +157,10 @@ pub async fn invalid_messages_leave_the_connection_alone() {
         OutgoingMessage::to("", &queue).header("x-idempotency-attempt", 7),
         OutgoingMessage::to("", &queue).header("h".repeat(256), 7),
         OutgoingMessage::to("", &queue).idempotency_key(""),
+        OutgoingMessage::to("", &queue).header("ratio", f64::NAN),
+        OutgoingMessage::to("", &queue).header("size", u64::MAX),
+        OutgoingMessage::to("", &queue).header("CC", "elsewhere"),
+        OutgoingMessage::to("", &queue).reply_to("amq.rabbitmq.reply-to"),
     ];
     for message in invalid {
         let error = publisher.publish_idempotent(message).await.expect_err("invalid");

@@ -29,6 +29,8 @@ mod interop;
 mod isolation;
 #[path = "limits.rs"]
 mod limits;
+#[path = "messages.rs"]
+mod messages;
 #[path = "options.rs"]
 mod options;
 #[path = "parking.rs"]
@@ -93,6 +95,9 @@ pub(crate) fn main() -> ExitCode {
         examples::payments_are_right_with_the_guard_and_wrong_without,
         examples::jsonl_lines_are_published_and_bad_ones_reported,
         examples::jsonl_unroutable_lines_come_back,
+        examples::jsonl_never_truncates_what_it_reads,
+        examples::jsonl_that_is_killed_leaves_what_was_there_and_what_failed,
+        examples::jsonl_is_utf_8_and_keys_are_not_empty,
         guard::handler_fails_then_succeeds_one_effect,
         guard::same_id_with_another_body_is_a_duplicate_if_wanted,
         guard::two_scopes_one_id_two_effects,
@@ -106,6 +111,10 @@ pub(crate) fn main() -> ExitCode {
         interop::message_of_another_client_is_guarded,
         interop::another_client_sees_the_stamp,
         interop::guard_in_a_consume_loop_of_ones_own,
+        messages::one_number_that_the_broker_cannot_read_fails_alone,
+        messages::message_that_is_handed_back_keeps_its_first_timestamp,
+        messages::a_messages_own_mandatory_goes_before_the_publishers,
+        messages::user_id_travels_and_a_wrong_one_fails_alone,
         options::topology_is_there_before_publishing_resumes,
         options::topology_that_is_refused_is_a_typed_error,
         options::without_mandatory_an_unroutable_message_is_published_into_the_void,

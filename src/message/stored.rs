@@ -1,0 +1,290 @@
+//! The stored form of an outgoing message: for an outbox, or until what failed is published again.
+//!
+//! It has a version, and is read only if every field of it is known: half a message is not published.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+use super::{
+    headers::Headers,
+    id::MessageId,
+    outgoing::{OutgoingMessage, seconds_since_1970},
+};
+
+/// By version. The tag is a string, which every format can have for one.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "version")]
+enum Stored {
+    #[serde(rename = "1")]
+    V1(Box<V1>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct V1 {
+    exchange: String,
+    routing_key: String,
+    #[serde(with = "base64")]
+    body: Bytes,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message_id: Option<MessageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<Vec<String>>,
+    persistent: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reply_to: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expiration_millis: Option<u64>,
+    /// In seconds since 1970-01-01 UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timestamp: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mandatory: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deadline: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Headers::is_empty")]
+    headers: Headers,
+}
+
+impl V1 {
+    fn of(message: &OutgoingMessage) -> Self {
+        let properties = message.properties();
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        Self {
+            exchange: message.exchange().to_owned(),
+            routing_key: message.routing_key().to_owned(),
+            body: message.payload().clone(),
+            message_id: message.id().cloned(),
+            idempotency_key: properties.idempotency_key.map(<[String]>::to_vec),
+            persistent: properties.is_persistent,
+            content_type: owned(properties.content_type),
+            content_encoding: owned(properties.content_encoding),
+            kind: owned(properties.kind),
+            correlation_id: owned(properties.correlation_id),
+            reply_to: owned(properties.reply_to),
+            user_id: owned(properties.user_id),
+            priority: properties.priority,
+            // A checked one is at most ten years.
+            expiration_millis: properties
+                .expiration
+                .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
+            timestamp: properties.timestamp.map(seconds_since_1970),
+            mandatory: properties.mandatory,
+            deadline: properties.deadline,
+            headers: message.headers().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// `None` if the timestamp is beyond what this system's clock can show.
+    fn into_message(self) -> Option<OutgoingMessage> {
+        /// Sets what there is.
+        fn set<T>(
+            message: OutgoingMessage,
+            value: Option<T>,
+            setter: fn(OutgoingMessage, T) -> OutgoingMessage,
+        ) -> OutgoingMessage {
+            match value {
+                Some(value) => setter(message, value),
+                None => message,
+            }
+        }
+        let timestamp = match self.timestamp {
+            Some(seconds) => Some(SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?),
+            None => None,
+        };
+        let mut message = OutgoingMessage::to(self.exchange, self.routing_key).body(self.body);
+        message = set(message, self.message_id, OutgoingMessage::message_id);
+        message = set(message, self.idempotency_key, OutgoingMessage::idempotency_key_parts);
+        message = set(message, self.content_type, OutgoingMessage::content_type);
+        message = set(message, self.content_encoding, OutgoingMessage::content_encoding);
+        message = set(message, self.kind, OutgoingMessage::kind);
+        message = set(message, self.correlation_id, OutgoingMessage::correlation_id);
+        message = set(message, self.reply_to, OutgoingMessage::reply_to);
+        message = set(message, self.user_id, OutgoingMessage::user_id);
+        message = set(message, self.priority, OutgoingMessage::priority);
+        let expiration = self.expiration_millis.map(Duration::from_millis);
+        message = set(message, expiration, OutgoingMessage::expiration);
+        message = set(message, timestamp, OutgoingMessage::timestamp);
+        message = set(message, self.mandatory, OutgoingMessage::mandatory);
+        message = set(message, self.deadline, OutgoingMessage::deadline);
+        message =
+            self.headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
+        Some(if self.persistent { message } else { message.transient() })
+    }
+}
+
+impl Serialize for OutgoingMessage {
+    /// Fails if the message is not [valid](OutgoingMessage::validate): it could never be published, nor read again.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.validate().map_err(ser::Error::custom)?;
+        Stored::V1(Box::new(V1::of(self))).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for OutgoingMessage {
+    /// Fails on a version or a field that is not known, and on what [`validate`](OutgoingMessage::validate) refuses.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Stored::V1(stored) = Stored::deserialize(deserializer).map_err(|error| {
+            de::Error::custom(format_args!("this release reads stored messages of version 1: {error}"))
+        })?;
+        let message =
+            stored.into_message().ok_or_else(|| de::Error::custom("the timestamp is out of range"))?;
+        message.validate().map_err(de::Error::custom)?;
+        Ok(message)
+    }
+}
+
+/// Floating-point numbers as the shortest decimal text that gives back every bit: not all readers of JSON numbers do.
+pub(super) mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+
+    // The signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(in crate::message) fn serialize<S: Serializer>(
+        number: &f64,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        if number.is_finite() {
+            serializer.collect_str(&format_args!("{number:?}"))
+        } else {
+            Err(ser::Error::custom("a number is not finite"))
+        }
+    }
+
+    pub(in crate::message) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<f64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number: f64 = text.parse().map_err(de::Error::custom)?;
+        if number.is_finite() { Ok(number) } else { Err(de::Error::custom("a number is not finite")) }
+    }
+}
+
+/// Bytes as Base64 (RFC 4648, section 4), with its padding. One text for the same bytes: anything else is refused.
+pub(super) mod base64 {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+    pub(in crate::message) fn serialize<S: Serializer>(
+        bytes: &Bytes,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&encode(bytes))
+    }
+
+    pub(in crate::message) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Bytes, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        decode(text.as_bytes()).map(Bytes::from).ok_or_else(|| de::Error::custom("bytes are not in Base64"))
+    }
+
+    pub(super) fn encode(bytes: &[u8]) -> String {
+        let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+        for chunk in bytes.chunks(3) {
+            let mut three = [0; 4];
+            three[1..=chunk.len()].copy_from_slice(chunk);
+            let bits = u32::from_be_bytes(three);
+            for index in 0..4 {
+                let letter = ALPHABET[(bits >> (18 - 6 * index) & 63) as usize];
+                text.push(char::from(if index <= chunk.len() { letter } else { b'=' }));
+            }
+        }
+        text
+    }
+
+    pub(super) fn decode(text: &[u8]) -> Option<Vec<u8>> {
+        let (groups, rest) = text.as_chunks::<4>();
+        let mut bytes = Vec::with_capacity(groups.len() * 3);
+        for (at, group) in groups.iter().enumerate() {
+            let length = match group {
+                [_, _, b'=', b'='] => 1,
+                [_, _, _, b'='] => 2,
+                _ => 3,
+            };
+            if length < 3 && at + 1 < groups.len() {
+                return None;
+            }
+            let mut bits = 0;
+            for letter in &group[..=length] {
+                bits = bits << 6 | value(*letter)?;
+            }
+            let three = (bits << (6 * (3 - length))).to_be_bytes();
+            // Bits that no byte takes must be zero.
+            if three[1 + length..].iter().any(|byte| *byte != 0) {
+                return None;
+            }
+            bytes.extend_from_slice(&three[1..=length]);
+        }
+        rest.is_empty().then_some(bytes)
+    }
+
+    fn value(letter: u8) -> Option<u32> {
+        Some(u32::from(match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::base64::{decode, encode};
+
+    /// RFC 4648, section 10.
+    #[test]
+    fn rfc_4648_vectors() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(encode(bytes.as_bytes()), text);
+            assert_eq!(decode(text.as_bytes()).as_deref(), Some(bytes.as_bytes()));
+        }
+        for text in ["Zg", "Zg=", "Zh==", "Zm9=", "Zg==Zg==", "Z===", "====", "Zm 9", "Zm9v\n", "Zm9-"] {
+            assert_eq!(decode(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_back(bytes: Vec<u8>) {
+            prop_assert_eq!(decode(encode(&bytes).as_bytes()), Some(bytes));
+        }
+
+        /// Nothing but what `encode` makes is taken.
+        #[test]
+        fn one_text_for_the_same_bytes(text in "[A-Da-d0-9+/=]{0,12}") {
+            if let Some(bytes) = decode(text.as_bytes()) {
+                prop_assert_eq!(encode(&bytes), text);
+            }
+        }
+    }
+}
