@@ -5,8 +5,9 @@ use std::{fmt, future::Future, io, ops::Deref, sync::Arc, time::Duration};
 use lapin::{
     Connection, ConnectionProperties, ErrorKind,
     runtime::default_runtime,
-    tcp::OwnedTLSConfig,
+    tcp::{AMQPUriTcpExt, OwnedTLSConfig},
     types::{LongString, ShortString},
+    uri::AMQPUri,
 };
 use tokio::{runtime::Handle, time::timeout};
 
@@ -14,6 +15,7 @@ use tokio::{runtime::Handle, time::timeout};
 use super::tls::TlsOptions;
 use super::{
     credentials::CredentialSource,
+    screen::{screened, screening},
     uri::{Endpoint, InvalidUri},
 };
 use crate::error::BoxError;
@@ -147,7 +149,12 @@ impl ConnectOptions {
             properties = properties.with_connection_name(LongString::from(name.as_str()));
         }
         let runtime = default_runtime().map_err(ConnectError::from_lapin)?;
-        let connected = Connection::connect_uri_with_config(uri, properties, tls, runtime).await;
+        let screening = screening(&runtime);
+        // Connects as lapin does it by itself.
+        let connect = async move |uri: AMQPUri, _| {
+            Ok(screened(uri.connect_with_config_async(tls.as_ref(), &runtime).await?))
+        };
+        let connected = Connection::connector(uri, screening, connect, properties).await;
         connected.map_err(|error| ConnectError::new(classify(&error), endpoint, error.into()))
     }
 }
