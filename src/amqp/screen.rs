@@ -149,11 +149,7 @@ impl<S> Screened<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        out: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
             if this.given < this.cleared || out.is_empty() {
@@ -187,11 +183,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 

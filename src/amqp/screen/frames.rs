@@ -219,7 +219,9 @@ mod tests {
     fn value_depth(value: &AMQPValue) -> usize {
         match value {
             AMQPValue::FieldTable(table) => 1 + depth(table),
-            AMQPValue::FieldArray(list) => 1 + list.as_slice().iter().map(value_depth).max().unwrap_or_default(),
+            AMQPValue::FieldArray(list) => {
+                1 + list.as_slice().iter().map(value_depth).max().unwrap_or_default()
+            }
             _ => 0,
         }
     }
