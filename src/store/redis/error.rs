@@ -27,6 +27,11 @@ impl Secrets {
         Self(secrets.into_iter().filter(|secret| !secret.is_empty()).collect())
     }
 
+    /// Those of both.
+    pub(super) fn and(&self, other: Self) -> Self {
+        Self(self.0.iter().chain(&*other.0).cloned().collect())
+    }
+
     /// An error's text, unless a secret is in it or may be.
     ///
     /// Servers and proxies that do not know a command quote its arguments, and `AUTH` is a command. They cut them short, too, so
