@@ -4,7 +4,7 @@ use futures_util::{StreamExt, stream};
 use lapin::{
     ExchangeKind,
     message::BasicGetMessage,
-    options::{ExchangeDeleteOptions, QueueBindOptions},
+    options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions},
     types::{AMQPValue, FieldTable},
 };
 use lapin_idempotent::{
@@ -61,7 +61,6 @@ fn frame_filling(around: usize) -> usize {
     131_072 - 8 - 14 - short(b"bad").len() - around
 }
 
-#[expect(clippy::too_many_lines, reason = "it is a list")]
 fn ways() -> Vec<Way> {
     let bad = || vec![id(b"bad")];
     let deepest = |kind: u8| {
@@ -240,7 +239,7 @@ async fn fanout(client: &Client, queue: &str) -> String {
     let declared = channel.exchange_declare(
         exchange.as_str().into(),
         ExchangeKind::Fanout,
-        Default::default(),
+        ExchangeDeclareOptions::default(),
         FieldTable::default(),
     );
     declared.await.expect("exchange");

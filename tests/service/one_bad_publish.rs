@@ -119,9 +119,10 @@ async fn published(
     let queue = client.queue_with(&unique("one-bad"), FieldTable::default()).await;
     let builder = IdempotentPublisher::builder(url).max_message_bytes(2 * MESSAGE_MAX);
     let publisher = builder.connect().await.map_err(|error| format!("{error:?}"))?;
-    let calls = (0..=GOOD).map(|n| match n == GOOD / 2 {
-        true => publisher.publish_idempotent(make(&queue)),
-        false => {
+    let calls = (0..=GOOD).map(|n| {
+        if n == GOOD / 2 {
+            publisher.publish_idempotent(make(&queue))
+        } else {
             let id = MessageId::new(format!("m{n}")).expect("id");
             publisher.publish_idempotent(to(&queue).message_id(id))
         }

@@ -28,7 +28,7 @@ impl Secrets {
     }
 
     /// Those of both.
-    pub(super) fn and(&self, other: Self) -> Self {
+    pub(super) fn and(&self, other: &Self) -> Self {
         Self(self.0.iter().chain(&*other.0).cloned().collect())
     }
 

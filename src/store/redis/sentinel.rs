@@ -15,7 +15,7 @@ use crate::idempotency::{IdempotencyStore, StoreError};
 
 /// Asks the sentinels where the primary is, each time that a connection is opened.
 pub(super) struct Sentinels {
-    sentinels: Vec<ConnectionInfo>,
+    nodes: Vec<ConnectionInfo>,
     service: String,
     primary: SentinelNodeConnectionInfo,
 }
@@ -72,16 +72,16 @@ fn parse<'a>(
     }
     let service = url.host_str().unwrap_or_default().to_owned();
     let shown = format!("{service} of {shown}");
-    Ok((Sentinels { sentinels: nodes, service, primary: info }, secrets.and(named.secrets), shown))
+    Ok((Sentinels { nodes, service, primary: info }, secrets.and(&named.secrets), shown))
 }
 
 impl Sentinels {
     /// They are asked in random order: one that is silent takes all the time of a call, but not of the next.
     pub(super) fn client(&self) -> redis::RedisResult<SentinelClient> {
-        let mut sentinels = self.sentinels.clone();
-        fastrand::shuffle(&mut sentinels);
+        let mut nodes = self.nodes.clone();
+        fastrand::shuffle(&mut nodes);
         let (service, primary) = (self.service.clone(), Some(self.primary.clone()));
-        SentinelClient::build(sentinels, service, primary, SentinelServerType::Master)
+        SentinelClient::build(nodes, service, primary, SentinelServerType::Master)
     }
 }
 
