@@ -4,6 +4,7 @@ mod connect;
 mod credentials;
 mod deaths;
 mod onward;
+mod screen;
 mod server_version;
 mod settings;
 mod socket;

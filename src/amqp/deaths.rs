@@ -2,7 +2,7 @@
 
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, FieldArray},
+    types::{AMQPValue, FieldArray, FieldTable},
 };
 
 use super::header_value;
@@ -36,17 +36,34 @@ pub(crate) fn last_death(properties: &BasicProperties) -> Option<Death> {
 /// grow.
 pub(super) fn deaths_elsewhere(deaths: &AMQPValue, queue: &str) -> Option<AMQPValue> {
     let AMQPValue::FieldArray(deaths) = deaths else { return None };
-    let ours = |death: &AMQPValue| match death {
-        AMQPValue::FieldTable(death) => match death.inner().get("queue").map(header_value) {
-            Some(name) => name.as_str().is_some_and(|name| {
-                name.strip_prefix(queue).is_some_and(|rest| rest.is_empty() || rest.starts_with(DELAY_SUFFIX))
-            }),
-            None => false,
-        },
+    let others = deaths.as_slice().iter().filter(|death| match death {
+        AMQPValue::FieldTable(death) => is_record(death) && !is_of(death, queue),
         _ => false,
-    };
-    let others: Vec<AMQPValue> = deaths.as_slice().iter().filter(|death| !ours(death)).cloned().collect();
+    });
+    let others: Vec<AMQPValue> = others.cloned().collect();
     (!others.is_empty()).then(|| AMQPValue::FieldArray(FieldArray::from(others)))
+}
+
+/// Whether the broker can read it. What it cannot, such as a list of texts that another client made of it, ends its process that
+/// dead-letters, again and again: RabbitMQ 3.10 then moves nothing out of any delay queue of that node.
+fn is_record(death: &FieldTable) -> bool {
+    death.inner().iter().all(|(name, value)| match (name.as_str(), value) {
+        ("queue" | "reason" | "exchange", value) => matches!(value, AMQPValue::LongString(_)),
+        ("count", value) => matches!(value, AMQPValue::LongLongInt(_)),
+        ("time", value) => matches!(value, AMQPValue::Timestamp(_)),
+        ("routing-keys", AMQPValue::FieldArray(keys)) => {
+            keys.as_slice().iter().all(|key| matches!(key, AMQPValue::LongString(_)))
+        }
+        ("routing-keys", _) => false,
+        _ => true,
+    }) && ["queue", "reason"].iter().all(|name| death.contains_key(*name))
+}
+
+/// Whether it is of `queue` or one of its delay queues.
+fn is_of(death: &FieldTable, queue: &str) -> bool {
+    let name = death.inner().get("queue").map(header_value);
+    let rest = name.as_ref().and_then(|name| name.as_str()?.strip_prefix(queue));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(DELAY_SUFFIX))
 }
 
 /// What the name of a delay queue has behind that of the queue that it delays for; its milliseconds follow.
@@ -54,9 +71,36 @@ pub(crate) const DELAY_SUFFIX: &str = ".retry.";
 
 #[cfg(test)]
 mod tests {
-    use lapin::types::{FieldTable, LongString};
+    use lapin::types::LongString;
 
     use super::*;
+
+    #[test]
+    fn what_the_broker_cannot_read_does_not_travel_on() {
+        let text = |text: &str| AMQPValue::LongString(LongString::from(text));
+        let record = |fields: &[(&'static str, AMQPValue)]| {
+            let mut table = FieldTable::default();
+            for (name, value) in fields {
+                table.insert((*name).into(), value.clone());
+            }
+            AMQPValue::FieldTable(table)
+        };
+        let list = |members: Vec<AMQPValue>| AMQPValue::FieldArray(FieldArray::from(members));
+        let good = record(&[("queue", text("upstream")), ("reason", text("expired"))]);
+        for bad in [
+            text("died"),
+            AMQPValue::LongInt(7),
+            record(&[]),
+            record(&[("queue", AMQPValue::LongInt(7)), ("reason", text("expired"))]),
+            record(&[("queue", text("upstream"))]),
+            record(&[("queue", text("q")), ("reason", text("expired")), ("count", text("often"))]),
+            record(&[("queue", text("q")), ("reason", text("expired")), ("routing-keys", text("key"))]),
+        ] {
+            let kept = deaths_elsewhere(&list(vec![bad.clone(), good.clone()]), "debits");
+            assert_eq!(kept, Some(list(vec![good.clone()])), "{bad:?}");
+            assert_eq!(deaths_elsewhere(&list(vec![bad]), "debits"), None);
+        }
+    }
 
     #[test]
     fn record_that_is_none_says_nothing() {

@@ -19,6 +19,8 @@ use lapin::{
 };
 use tokio::sync::watch;
 
+use super::screen::{screened, screening};
+
 /// Ends the socket when it is dropped.
 pub(super) struct Socket(Arc<Shared>);
 
@@ -50,19 +52,19 @@ impl Socket {
         let shared = Arc::new(Shared { handle: Mutex::new(None), state });
         let held = Held(Arc::clone(&shared));
         let socket = Self(shared);
-        let runtime = match default_runtime() {
+        let plain = match default_runtime() {
             Ok(runtime) => runtime,
             Err(error) => return (socket, Err(error)),
         };
         // Connects as lapin does it by itself.
         let connecting = Connection::connector(
             uri,
-            runtime,
-            async move |uri, runtime| {
+            screening(&plain),
+            async move |uri: AMQPUri, _| {
                 let connecting = async {
                     let host = uri.authority.host.clone();
-                    let address = runtime.to_socket_addrs((host, uri.authority.port));
-                    let stream = AsyncTcpStream::connect(&runtime, address).await?;
+                    let address = plain.to_socket_addrs((host, uri.authority.port));
+                    let stream = AsyncTcpStream::connect(&plain, address).await?;
                     if let AsyncTcpStream::Plain(stream) = &stream {
                         held.0.opened(second_handle(stream.get_ref())?);
                     }
@@ -74,7 +76,7 @@ impl Socket {
                 tokio::select! {
                     biased;
                     () = held.0.cut() => Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
-                    stream = connecting => Ok(stream?),
+                    stream = connecting => Ok(screened(stream?)),
                 }
             },
             properties,

@@ -13,6 +13,8 @@ mod faults;
 mod leases;
 #[path = "safety.rs"]
 mod safety;
+#[path = "sentinel.rs"]
+mod sentinel;
 #[path = "server.rs"]
 mod server;
 #[path = "settings.rs"]
@@ -71,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
         settings::evicting_server_is_refused_unless_that_is_accepted,
         settings::server_that_does_not_tell_is_refused_unless_that_is_accepted,
         settings::every_node_of_a_cluster_is_checked,
+        sentinel::store_follows_the_primary_through_failovers,
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -31,6 +31,10 @@ mod isolation;
 mod limits;
 #[path = "messages.rs"]
 mod messages;
+#[path = "one_bad_among_many.rs"]
+mod one_bad_among_many;
+#[path = "one_bad_publish.rs"]
+mod one_bad_publish;
 #[path = "options.rs"]
 mod options;
 #[path = "parking.rs"]
@@ -140,6 +144,9 @@ pub(crate) fn main() -> ExitCode {
         limits::message_that_cannot_be_parked_is_held_until_it_can_be,
         limits::store_that_hangs_loses_and_parks_nothing,
         limits::store_that_is_away_loses_and_parks_nothing,
+        one_bad_among_many::consumer_parks_exactly_the_bad_one_on_a_classic_queue,
+        one_bad_among_many::consumer_parks_exactly_the_bad_one_on_a_quorum_queue,
+        one_bad_publish::publisher_names_exactly_the_bad_one,
         parking::parking_outlives_the_node_that_it_began_on,
         parking::reject_is_parked_with_its_reason,
         parking::same_id_with_another_body_is_parked,

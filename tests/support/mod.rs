@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod load;
 pub mod node;
 pub mod proxy;
+pub mod raw;
 pub mod trials;
 
 use std::{future::Future, time::Duration};

@@ -27,6 +27,11 @@ impl Secrets {
         Self(secrets.into_iter().filter(|secret| !secret.is_empty()).collect())
     }
 
+    /// Those of both.
+    pub(super) fn and(&self, other: &Self) -> Self {
+        Self(self.0.iter().chain(&*other.0).cloned().collect())
+    }
+
     /// An error's text, unless a secret is in it or may be.
     ///
     /// Servers and proxies that do not know a command quote its arguments, and `AUTH` is a command. They cut them short, too, so
@@ -57,9 +62,9 @@ impl Secrets {
         Failure {
             kind,
             sent: matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::Client),
-            // A server that became a replica is behind the same name as the one that took its place.
             broken: error.is_unrecoverable_error()
-                || matches!(error.kind(), ErrorKind::Io | ErrorKind::Server(ServerErrorKind::ReadOnly)),
+                || matches!(error.kind(), ErrorKind::Io)
+                || not_the_primary(error),
             unknown_script: error.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
             text,
         }
@@ -127,12 +132,32 @@ fn kind(error: &RedisError) -> StoreErrorKind {
     }
 }
 
+/// The server became a replica, or lost its primary: it is behind the same name as the one that took its place.
+fn not_the_primary(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => true,
+        ErrorKind::Server(ServerErrorKind::ResponseError) => {
+            inside_of_a_script(detail, "READONLY") || inside_of_a_script(detail, "MASTERDOWN")
+        }
+        _ => false,
+    }
+}
+
+/// Before Redis 7 the error of a command inside of a script has no code of its own: `Error running script (..): @user_script:1: -OOM ..`.
+fn inside_of_a_script(detail: &str, code: &str) -> bool {
+    detail.contains(&format!("-{code} "))
+}
+
+/// States of a server or a cluster that pass.
+const STATES: [&str; 8] =
+    ["READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "LOADING", "CLUSTERDOWN", "TRYAGAIN", "BUSY"];
+
 /// An error without a code of its own. Before Redis 7, whatever happens inside of a script is one.
 fn unnamed(detail: &str) -> StoreErrorKind {
     if detail.contains("OOM command not allowed") {
         StoreErrorKind::Full
-    } else if detail.contains("READONLY ")
-        || detail.contains("MISCONF ")
+    } else if STATES.iter().any(|code| inside_of_a_script(detail, code))
         || detail.contains("max number of clients")
     {
         StoreErrorKind::Unavailable
@@ -178,6 +203,36 @@ mod tests {
             ("ERR unknown command `EVALSHA`, with args beginning with: `x`", Configuration),
         ] {
             assert_eq!(Secrets::default().failed(&answer(line)).kind, expected, "{line}");
+        }
+    }
+
+    /// What Redis 5 and 6 say of a command inside of a script.
+    fn in_a_script(line: &str) -> RedisError {
+        answer(&format!("ERR Error running script (call to f_1): @user_script:30: @user_script: 30: -{line}"))
+    }
+
+    #[test]
+    fn inside_of_a_script_an_error_means_the_same() {
+        use StoreErrorKind::{Full, Unavailable};
+        for (line, expected, broken) in [
+            ("READONLY You can't write against a read only replica.", Unavailable, true),
+            (
+                "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+                Unavailable,
+                true,
+            ),
+            ("LOADING Redis is loading the dataset in memory", Unavailable, false),
+            ("CLUSTERDOWN The cluster is down", Unavailable, false),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Unavailable, false),
+            ("NOREPLICAS Not enough good replicas to write.", Unavailable, false),
+            ("MISCONF Redis is configured to save RDB snapshots", Unavailable, false),
+            ("BUSY Redis is busy running a script.", Unavailable, false),
+            ("OOM command not allowed when used memory > 'maxmemory'.", Full, false),
+        ] {
+            for error in [answer(line), in_a_script(line)] {
+                let failure = Secrets::default().failed(&error);
+                assert_eq!((failure.kind, failure.broken), (expected, broken), "{error}");
+            }
         }
     }
 

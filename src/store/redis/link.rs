@@ -19,6 +19,7 @@ use super::{
     address::{Addresses, refused},
     error::{Failure, Secrets},
     script::Call,
+    sentinel::Sentinels,
 };
 use crate::idempotency::StoreError;
 
@@ -41,6 +42,7 @@ enum Live {
 enum Opener {
     Given(Live),
     Node(Client),
+    Sentinels(Sentinels),
     Cluster(Box<ClusterClient>),
 }
 
@@ -102,6 +104,10 @@ impl Link {
         let Addresses { nodes, secrets, shown } = Addresses::parse(urls)?;
         let client = ClusterClient::new(nodes).map_err(|error| refused(error.to_string()))?;
         Ok(Self::new(Opener::Cluster(Box::new(client)), secrets, shown))
+    }
+
+    pub(super) fn to_sentinels(sentinels: Sentinels, secrets: Secrets, shown: String) -> Self {
+        Self::new(Opener::Sentinels(sentinels), secrets, shown)
     }
 
     pub(super) fn over(connection: RedisConnection) -> Self {
@@ -325,11 +331,11 @@ impl Opener {
         match self {
             Self::Given(live) => Ok(live.clone()),
             Self::Node(client) => {
-                // The caller's deadline is for both.
-                let config = redis::AsyncConnectionConfig::new()
-                    .set_connection_timeout(None)
-                    .set_response_timeout(None);
-                client.get_multiplexed_async_connection_with_config(&config).await.map(Live::Multiplexed)
+                client.get_multiplexed_async_connection_with_config(&unlimited()).await.map(Live::Multiplexed)
+            }
+            Self::Sentinels(sentinels) => {
+                let mut client = sentinels.client()?;
+                client.get_async_connection_with_config(&unlimited()).await.map(Live::Multiplexed)
             }
             Self::Cluster(client) => {
                 // It asks several nodes, one after the other, also in the background, where there is no other deadline: a node that
@@ -340,6 +346,11 @@ impl Opener {
             }
         }
     }
+}
+
+/// The caller's deadline is for both, connecting and answering.
+fn unlimited() -> redis::AsyncConnectionConfig {
+    redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
 
 #[derive(Clone, Copy)]

@@ -6,6 +6,7 @@ mod error;
 mod inspect;
 mod link;
 mod script;
+mod sentinel;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -34,7 +35,7 @@ const LONGEST: Duration = DAY.saturating_mul(36_500);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_PREFIX: &str = "lapin-idempotent";
 
-/// Remembers identities in Redis or Valkey: one server, or a cluster.
+/// Remembers identities in Redis or Valkey: one server, one that Sentinel looks after, or a cluster.
 ///
 /// # What is guaranteed, and where it stops
 ///
