@@ -31,7 +31,8 @@ const WAYS: &[(&str, Option<PublishErrorKind>, Make)] = &[
     ("an exchange that does not exist", Some(Unroutable), |_| {
         OutgoingMessage::to("test.none", "k").body("x")
     }),
-    ("an exchange that does not exist, with a long name", Some(Unroutable), |_| {
+    // RabbitMQ 4 closes the connection over it, and says nothing.
+    ("an exchange that does not exist, with a long name", None, |_| {
         OutgoingMessage::to("é".repeat(120), "k").body("x")
     }),
     ("an exchange that the user may not write to", None, |_| OutgoingMessage::to(FORBIDDEN, "k").body("x")),

@@ -133,7 +133,7 @@ pub(crate) fn main() -> ExitCode {
         options::nacked_messages_wait_for_room_and_fail_alone,
         delayed_retries::delayed_retries_of_the_broker_are_used_where_it_has_them,
         isolation::message_nacked_by_one_queue_of_a_fanout_may_have_been_published,
-        isolation::message_whose_refusal_cannot_be_read_fails_alone,
+        isolation::message_whose_refusal_is_cut_off_fails_alone,
         isolation::messages_to_missing_exchanges_fail_each_for_itself,
         limits::deleted_parking_queue_is_declared_anew,
         limits::failing_message_that_cannot_be_delayed_is_parked_after_its_attempts,
