@@ -1,6 +1,12 @@
 //! The boxed error that sources are kept in, errors with their causes in one line, and panics that became errors.
 
-use std::{any::Any, error::Error, fmt, future::Future, panic::AssertUnwindSafe};
+use std::{
+    any::Any,
+    error::Error,
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use futures_util::future::FutureExt;
 
@@ -48,6 +54,11 @@ pub(crate) async fn caught<T>(what: &'static str, future: impl Future<Output = T
     AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| Panicked::new(what, &*payload))
 }
 
+/// Calls a function. A panic in it ends nothing but itself.
+pub(crate) fn caught_in<T>(what: &'static str, function: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(function)).map_err(|payload| Panicked::new(what, &*payload))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +83,7 @@ mod tests {
         assert_eq!(caught("it", async { 7 }).await.unwrap(), 7);
         let error = caught("it", async { panic!("at {}", 7) }).await.map(|()| ()).unwrap_err();
         assert_eq!(error.to_string(), "it panicked: at 7");
+        let error = caught_in("it", || panic!("at 8")).map(|()| ()).unwrap_err();
+        assert_eq!(error.to_string(), "it panicked: at 8");
     }
 }

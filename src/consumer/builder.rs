@@ -306,7 +306,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self.monitor.clone()
     }
 
-    /// Calls `observe` with every delivery that was decided, before it is settled. It must not block.
+    /// Calls `observe` with every delivery that was decided, before it is settled. It must not block; if it panics, that is logged.
     pub fn on_outcome(
         mut self,
         observe: impl Fn(&IncomingMessage, &Outcome) + Send + Sync + 'static,

@@ -7,7 +7,7 @@ use super::{
     delivery_limit::DeliveryLimit,
     park::ParkingTarget,
 };
-use crate::{idempotency::Outcome, message::IncomingMessage};
+use crate::{error::caught_in, idempotency::Outcome, message::IncomingMessage};
 
 /// What the runner needs to know.
 #[derive(Debug, Clone)]
@@ -74,9 +74,11 @@ type OutcomeFn = dyn Fn(&IncomingMessage, &Outcome) + Send + Sync;
 pub(crate) struct Hook(pub(super) Option<Arc<OutcomeFn>>);
 
 impl Hook {
+    /// A panic in the hook must not end the consumer.
     pub(crate) fn call(&self, message: &IncomingMessage, outcome: &Outcome) {
-        if let Some(observe) = &self.0 {
-            observe(message, outcome);
+        let Some(observe) = &self.0 else { return };
+        if let Err(error) = caught_in("the on_outcome hook", || observe(message, outcome)) {
+            tracing::error!("{error}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    error::BoxError,
+    error::{BoxError, caught_in},
     message::{IdError, IdStrategy, IncomingMessage, InvalidMessageId, MessageId},
 };
 
@@ -123,7 +123,7 @@ impl KeySource {
         Self(Source::Body(strategy))
     }
 
-    /// A function of the message; `None` means that the message has no ID.
+    /// A function of the message; `None` means that the message has no ID. If it fails or panics, the message has no usable one.
     pub fn from_fn<F>(key: F) -> Self
     where
         F: Fn(&IncomingMessage) -> Result<Option<MessageId>, BoxError> + Send + Sync + 'static,
@@ -149,7 +149,8 @@ impl KeySource {
                 Err(IdError::PointerMissing { .. }) => Ok(None),
                 Err(error) => Err(error.into()),
             },
-            Source::Closure(key) => key(message),
+            // A panic of its own would end the consumer, at each delivery of the message anew.
+            Source::Closure(key) => caught_in("the key source", || key(message))?,
         }
     }
 }

@@ -106,7 +106,8 @@ impl<S: IdempotencyStore> Sweeper<S> {
     }
 
     fn pause(&self) -> Duration {
-        self.every.mul_f64(0.8 + 0.4 * fastrand::f64())
+        // A longer pause would overflow.
+        self.every.min(Duration::from_secs(31_536_000)).mul_f64(0.8 + 0.4 * fastrand::f64())
     }
 }
 

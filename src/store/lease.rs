@@ -19,6 +19,8 @@ where
     R: Fn() -> F + Send + 'static,
     F: Future<Output = Result<(), StoreError>> + Send,
 {
+    // A longer one would overflow.
+    let lease = lease.min(Duration::from_secs(31_536_000));
     let period = (lease / 3).max(Duration::from_millis(1));
     async move {
         let start = Instant::now();

@@ -210,3 +210,32 @@ pub async fn panicking_handler_counts_as_a_failed_attempt() {
     assert_eq!(client.ready(&queue).await, 0);
     client.delete(&queue).await;
 }
+
+/// A key source that panics makes its message one without a usable ID; an observer that panics changes nothing.
+pub async fn panics_in_a_key_source_and_an_observer_end_no_consumer() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("panicking").await;
+    client.publish(&queue, b"bad", with_id("bad")).await;
+    client.publish(&queue, b"500", with_id("good")).await;
+    let ledger = Ledger::create().await;
+    let key = KeySource::from_fn(|message| {
+        assert!(message.body().as_ref() != b"bad", "the key source panics on purpose");
+        Ok(message.id()?)
+    });
+    let consumer = ledger.consume_with(&broker(), &queue, Debit::default(), |builder| {
+        builder.key(key).on_outcome(|_, _| panic!("the observer panics on purpose"))
+    });
+    let parking = format!("{queue}.parked");
+    eventually("both are decided", async || {
+        (ledger.rows().await == (1, 1) && client.ready(&queue).await == 0).then_some(())
+    })
+    .await;
+    consumer.stop().await;
+    let parked = client.get(&parking).await.expect("parked");
+    assert_eq!(header(&parked, "x-idempotency-parked-reason").as_deref(), Some("invalid-id"));
+    assert!(
+        header(&parked, "x-idempotency-parked-error").expect("error").contains("the key source panicked")
+    );
+    client.delete(&queue).await;
+    client.delete(&parking).await;
+}

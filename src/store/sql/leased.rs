@@ -49,7 +49,7 @@ impl<DB: SqlDatabase> LeasedStore<DB> {
         if lease.is_zero() {
             return Err(StoreError::new(StoreErrorKind::Configuration, "a lease of zero runs out at once"));
         }
-        Ok(Self { store, lease })
+        Ok(Self { store, lease: lease.min(Duration::from_secs(31_536_000)) })
     }
 
     /// The store of transactions on the same table.
