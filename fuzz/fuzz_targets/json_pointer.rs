@@ -23,7 +23,8 @@ fn reworded(value: &Value) -> String {
 fuzz_target!(|text: &str| {
     // The pointer is the first line.
     let (pointer, body) = text.split_once('\n').unwrap_or(("", text));
-    let (whole, part) = (IdStrategy::canonical_json(), IdStrategy::json_pointers([pointer]).with_structured_values());
+    let (whole, part) =
+        (IdStrategy::canonical_json(), IdStrategy::json_pointers([pointer]).with_structured_values());
     let (whole_id, part_id) =
         (whole.derive_from_body(body.as_bytes()), part.derive_from_body(body.as_bytes()));
     let Ok(value) = serde_json::from_str::<Value>(body) else {
