@@ -81,9 +81,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_that_says_so() {
         assert_eq!(caught("it", async { 7 }).await.unwrap(), 7);
-        let error = caught("it", async { panic!("at {}", 7) }).await.map(|()| ()).unwrap_err();
+        let error = caught("it", async { panic!("at {}", 7) }).await.unwrap_err();
         assert_eq!(error.to_string(), "it panicked: at 7");
-        let error = caught_in("it", || panic!("at 8")).map(|()| ()).unwrap_err();
+        let error = caught_in("it", || panic!("at 8")).unwrap_err();
         assert_eq!(error.to_string(), "it panicked: at 8");
     }
 }

@@ -253,7 +253,7 @@ fn classify(error: &lapin::Error) -> ConnectErrorKind {
     }
 }
 
-/// RabbitMQ answers wrong credentials with ACCESS_REFUSED. With NOT_ALLOWED it answers a virtual host that is missing or closed to the
+/// RabbitMQ answers wrong credentials with `ACCESS_REFUSED`. With `NOT_ALLOWED` it answers a virtual host that is missing or closed to the
 /// user, and every limit that is reached, and frames that are too small; only the text tells them apart.
 fn classify_reply(code: u16, text: &str) -> ConnectErrorKind {
     match code {

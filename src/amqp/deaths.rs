@@ -56,7 +56,7 @@ fn is_record(death: &FieldTable) -> bool {
         }
         ("routing-keys", _) => false,
         _ => true,
-    }) && ["queue", "reason"].iter().all(|name| death.contains_key(*name))
+    }) && ["queue", "reason"].iter().all(|name| death.contains_key(name))
 }
 
 /// Whether it is of `queue` or one of its delay queues.

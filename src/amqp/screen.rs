@@ -243,7 +243,7 @@ mod tests {
             let id = [b"\0\x3c\0\0\0\0\0\0\0\0\0\0\0\x80".as_slice(), &[u8::try_from(id.len()).unwrap()], id];
             frame(CONTENT_HEADER, &id.concat())
         };
-        let body = frame(3, &[0xff; 150_000]);
+        let body = frame(3, &vec![0xff; 150_000]);
         let sent = [b"AMQP\0\0\x09\x01".to_vec(), header(b"\xff"), body.clone(), frame(8, b""), header(b"a")];
         let expected =
             [b"AMQP\0\0\x09\x01".to_vec(), header(b"\x1a"), body, frame(8, b""), header(b"a")].concat();

@@ -130,7 +130,7 @@ impl Shared {
 
     async fn cut(&self) {
         if self.state.subscribe().wait_for(|state| *state == State::Cut).await.is_err() {
-            pending().await
+            pending::<()>().await;
         }
     }
 }

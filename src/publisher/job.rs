@@ -251,12 +251,11 @@ impl Job {
 
     /// An attempt that could only begin after the deadline is none: waiting for it would help nobody.
     pub(crate) fn retry_after(self, delay: Duration, now: Instant) -> Next {
-        match now.checked_add(delay).filter(|due| *due < self.deadline) {
-            Some(due) => Next::RetryAt(due, self),
-            None => {
-                self.fail(now);
-                Next::Done
-            }
+        if let Some(due) = now.checked_add(delay).filter(|due| *due < self.deadline) {
+            Next::RetryAt(due, self)
+        } else {
+            self.fail(now);
+            Next::Done
         }
     }
 

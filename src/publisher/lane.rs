@@ -338,9 +338,9 @@ impl Lane {
         if self.ready.iter().any(|job| job.is_overdue(now) || job.is_abandoned()) {
             for job in std::mem::take(&mut self.ready) {
                 if job.is_overdue(now) || job.is_abandoned() {
-                    job.fail(now)
+                    job.fail(now);
                 } else {
-                    self.ready.push_back(job)
+                    self.ready.push_back(job);
                 }
             }
         }

@@ -269,7 +269,7 @@ impl Drop for AtTheEnd {
 async fn keep(mut lane: Lane, number: usize, mut first: Option<Opened>, around: Surroundings) -> Left {
     let mut unaccounted = false;
     loop {
-        match caught("a publishing task", lane.run(first.take())).await {
+        match caught("a publishing task", Box::pin(lane.run(first.take()))).await {
             Ok(payloads) => return Left { payloads, unaccounted },
             Err(panicked) => {
                 unaccounted |= around.closing.borrow().is_some();

@@ -87,6 +87,7 @@ fn publisher_says_closed_when_its_runtime_is_gone() {
         || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let first = runtime();
     let (publisher, peer) = first.block_on(connected(|builder| builder));
+    #[expect(clippy::async_yields_async, reason = "it is awaited in the other runtime")]
     let pending = first.block_on(async {
         let call = publish(&publisher, "unconfirmed");
         let mut peer = peer;

@@ -27,9 +27,10 @@ async fn among_many(
     let publisher = IdempotentPublisher::builder(broker()).connect().await.expect("connect");
     let mut numbers = BTreeSet::new();
     let calls: Vec<_> = (0..MESSAGES)
-        .map(|n| match bad(n) {
-            Some(message) => (true, message),
-            None => {
+        .map(|n| {
+            if let Some(message) = bad(n) {
+                (true, message)
+            } else {
                 numbers.insert(n);
                 let message = OutgoingMessage::to("", queue).body(n.to_string());
                 let id = lapin_idempotent::MessageId::new(format!("m-{n}")).expect("ID");
@@ -71,7 +72,7 @@ pub async fn message_whose_refusal_is_cut_off_fails_alone() {
     match errors[0].kind() {
         PublishErrorKind::Unroutable => assert_eq!(errors[0].reply_code(), Some(404)),
         kind => {
-            assert_eq!((kind, errors[0].reply_code()), (PublishErrorKind::Refused, None), "{:?}", errors[0])
+            assert_eq!((kind, errors[0].reply_code()), (PublishErrorKind::Refused, None), "{:?}", errors[0]);
         }
     }
 }
