@@ -192,27 +192,26 @@ async fn headers_above_the_negotiated_frame_fail_alone_and_unsent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_with_other_headers_have_verdicts_of_their_own() {
     let (publisher, mut peer) = connected(|builder| builder).await;
-    let message = |region: &str| {
-        OutgoingMessage::to("e", "queue")
-            .message_id(MessageId::new("one").unwrap())
-            .header("region", region)
-            .body("1")
-    };
-    let (eu, us, ()) = tokio::join!(
+    let plain = || OutgoingMessage::to("e", "queue").message_id(MessageId::new("one").unwrap()).body("1");
+    let message = |region: &str| plain().header("region", region);
+    let (eu, us, none, ()) = tokio::join!(
         publisher.publish_idempotent(message("eu")),
         publisher.publish_idempotent(message("us")),
+        publisher.publish_idempotent(plain()),
         async {
-            let published = peer.take(2).await;
+            let published = peer.take(3).await;
             let eu = |published: &Published| {
-                let headers = published.header.properties.headers().as_ref().expect("headers");
-                headers.inner().get("region") == Some(&AMQPValue::LongString("eu".into()))
+                let headers = published.header.properties.headers().as_ref();
+                let region = headers.and_then(|headers| headers.inner().get("region"));
+                region == Some(&AMQPValue::LongString("eu".into()))
             };
             let lost = published.iter().find(|published| eu(published)).expect("eu");
-            peer.say(&[returned(lost), ack(2, true)]).await;
+            peer.say(&[returned(lost), ack(3, true)]).await;
         }
     );
     assert_eq!(eu.expect_err("returned").kind(), PublishErrorKind::Unroutable);
     us.expect("routed");
+    none.expect("routed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -215,7 +215,8 @@ impl OutgoingMessage {
     }
 
     /// How long publishing this message may take in all, in place of the retry policy's
-    /// [`max_elapsed`](crate::RetryPolicy::max_elapsed). Nothing of it travels.
+    /// [`max_elapsed`](crate::RetryPolicy::max_elapsed). Nothing of it travels. It is looked at every 100 milliseconds, more often only if
+    /// the policy's own limits are below 2 seconds.
     pub fn deadline(mut self, after: Duration) -> Self {
         self.extra_mut().deadline = Some(after);
         self

@@ -156,7 +156,8 @@ impl PublisherBuilder {
     /// Over how many channels of each connection messages are spread. Default 1; at least 1.
     ///
     /// More than the broker allows, 2,047 by default, is an error when connecting ([`ConnectErrorKind::Setting`]).
-    /// More than one gives up the order in which messages are sent, and rarely helps: connections do.
+    /// More than one gives up the order in which messages are sent, and rarely helps: connections do. A message over which the broker
+    /// ends connections is not named then, as any of those on the other channels may be the one: it fails as `Disconnected`.
     pub fn channels_per_connection(mut self, channels: usize) -> Self {
         self.channels = channels.max(1);
         self

@@ -189,10 +189,10 @@ impl Window {
         }
         for (returned, mut matching) in by_id.into_values().flatten() {
             if matching.len() > 1 {
-                // Copies with other headers may have another route.
-                let same = |slot: &usize| self.slots[*slot].job.has_headers_of(returned);
-                if matching.iter().any(same) {
-                    matching.retain(same);
+                // Copies with other headers may have another route: the one is meant that has most of the returned ones.
+                let headers = |slot: &usize| self.slots[*slot].job.headers_in(returned);
+                if let Some(most) = matching.iter().filter_map(headers).max() {
+                    matching.retain(|slot| headers(slot) == Some(most));
                 }
             }
             if matching.is_empty() {

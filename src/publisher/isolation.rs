@@ -30,7 +30,8 @@ impl Isolation {
         if first {
             if self.sent > 0 {
                 // The group before was answered: none of it was the culprit.
-                self.limit = self.limit.saturating_mul(2);
+                // A lane that took them over from another begins with one.
+                self.limit = self.limit.max(1).saturating_mul(2);
             }
             self.sent = 0;
         }
@@ -101,6 +102,22 @@ mod tests {
             assert_eq!(named, BTreeSet::from([culprit]));
             assert!(ended <= 20, "{ended}");
         }
+    }
+
+    #[test]
+    fn suspects_of_another_lane_come_in_growing_groups() {
+        let mut isolation = Isolation::default();
+        let groups: Vec<usize> = (0..5)
+            .map(|_| {
+                let mut group = 0;
+                while group == 0 || isolation.has_room() {
+                    isolation.sends(group == 0);
+                    group += 1;
+                }
+                group
+            })
+            .collect();
+        assert_eq!(groups, [1, 2, 4, 8, 16]);
     }
 
     #[test]

@@ -193,9 +193,9 @@ impl Job {
         self.payload.was_returned_as(self.attempts, returned)
     }
 
-    /// Whether a returned copy has its headers.
-    pub(crate) fn has_headers_of(&self, returned: &BasicReturnMessage) -> bool {
-        self.payload.has_headers_of(self.attempts, returned)
+    /// How many headers it has, if a returned copy has all of them.
+    pub(crate) fn headers_in(&self, returned: &BasicReturnMessage) -> Option<usize> {
+        self.payload.headers_in(self.attempts, returned)
     }
 
     pub(crate) fn exchange(&self) -> &str {

@@ -68,7 +68,7 @@ impl Payload {
 
     /// Whether `returned` is attempt number `attempt` of this message.
     ///
-    /// Two copies in flight to one destination are told apart by their headers alone, see [`has_headers_of`](Self::has_headers_of).
+    /// Two copies in flight to one destination are told apart by their headers alone, see [`headers_in`](Self::headers_in).
     /// Identical ones both count as returned: the broker routes both the same way.
     pub(super) fn was_returned_as(&self, attempt: u32, returned: &BasicReturnMessage) -> bool {
         let delivery = &returned.delivery;
@@ -88,12 +88,14 @@ impl Payload {
         }
     }
 
-    /// Whether a returned copy has the headers of attempt number `attempt`.
-    pub(super) fn has_headers_of(&self, attempt: u32, returned: &BasicReturnMessage) -> bool {
+    /// How many headers attempt number `attempt` has, if a returned copy has all of them.
+    pub(super) fn headers_in(&self, attempt: u32, returned: &BasicReturnMessage) -> Option<usize> {
         match self {
-            Self::Stamped(stamped) => amqp::properties(stamped, attempt)
-                .is_ok_and(|properties| are_in(properties.headers().as_ref(), returned)),
-            Self::Forwarded(forwarded) => are_in(forwarded.properties.headers().as_ref(), returned),
+            Self::Stamped(stamped) => {
+                let properties = amqp::properties(stamped, attempt).ok()?;
+                count_in(properties.headers().as_ref(), returned)
+            }
+            Self::Forwarded(forwarded) => count_in(forwarded.properties.headers().as_ref(), returned),
         }
     }
 
@@ -133,10 +135,11 @@ impl Payload {
     }
 }
 
-/// Whether all of `headers` are in a returned copy. The broker takes `BCC` out, and its interceptors may add some.
-fn are_in(headers: Option<&FieldTable>, returned: &BasicReturnMessage) -> bool {
+/// How many `headers` are, if all are in a returned copy. The broker takes `BCC` out, and its interceptors may add some.
+fn count_in(headers: Option<&FieldTable>, returned: &BasicReturnMessage) -> Option<usize> {
     let theirs = returned.delivery.properties.headers().as_ref();
-    headers.into_iter().flat_map(|headers| headers.inner()).all(|(name, value)| {
-        name.as_str() == "BCC" || theirs.is_some_and(|theirs| theirs.inner().get(name) == Some(value))
-    })
+    let ours =
+        headers.into_iter().flat_map(|headers| headers.inner()).filter(|(name, _)| name.as_str() != "BCC");
+    ours.map(|(name, value)| theirs.is_some_and(|theirs| theirs.inner().get(name) == Some(value)))
+        .try_fold(0, |count, is_there| is_there.then_some(count + 1))
 }
