@@ -257,7 +257,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// How many batches, or messages where there are none, are handled at once. Default 1; at least 1. More than one gives up the
-    /// order of the queue.
+    /// order of the queue. They share one task: a handler that blocks its thread or computes for long holds up the others, and the renewal of their
+    /// leases; give such work to `tokio::task::spawn_blocking`.
     pub fn workers(mut self, workers: usize) -> Self {
         self.options.workers = workers.max(1);
         self

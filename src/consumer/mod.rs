@@ -3,6 +3,34 @@
 //! `settle.rs` is the table from outcome to AMQP, `settler.rs` does what it says. `runner.rs` subscribes again and again, `consumption.rs` is the loop over one subscription,
 //! `inbox.rs` what waits, `settling.rs` what is done on the channel. `delivery_limit.rs` judges what comes by the broker's count. `delay.rs` and `park.rs` say where messages
 //! go that failed, `onward.rs` brings them there, and `unpark.rs` back. `work_queue.rs` declares the queue in the first place.
+//!
+//! # Several queues
+//!
+//! A consumer has one queue. For several, run one for each, over clones of one store and with one signal to stop:
+//!
+//! ```no_run
+//! # use lapin_idempotent::{BoxError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore, idempotency::Lease};
+//! # struct Debit;
+//! # impl IdempotentHandler<MemoryStore> for Debit {
+//! #     async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult { Ok(()) }
+//! # }
+//! # async fn example(store: MemoryStore, stop: tokio::sync::watch::Receiver<bool>) -> Result<(), BoxError> {
+//! let consume = |queue: &'static str| {
+//!     let mut stop = stop.clone();
+//!     let stopped = async move {
+//!         let _ = stop.wait_for(|stop| *stop).await;
+//!     };
+//!     IdempotentConsumer::builder("amqp://localhost", queue, store.clone())
+//!         .scope("ledger")
+//!         .run_until(Debit, stopped)
+//! };
+//! tokio::try_join!(consume("debits.eu"), consume("debits.us"))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One scope for all of them lets a message take effect once whichever queue it comes from; a scope for each queue lets it take effect once
+//! in each. If one of them fails, `try_join!` drops the others, whose messages in hand are rolled back and delivered again.
 
 mod attempts;
 mod builder;
