@@ -3,7 +3,9 @@
 mod connect;
 mod credentials;
 mod deaths;
+mod fit;
 mod onward;
+mod origin;
 mod screen;
 mod server_version;
 mod settings;
@@ -23,11 +25,13 @@ pub(crate) use connect::{ClosedOnDrop, ConnectOptions, Connection, close};
 pub use connect::{ConnectError, ConnectErrorKind};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;
-pub(crate) use deaths::{DELAY_SUFFIX, last_death};
+pub(crate) use deaths::{COUNTS, DELAY_SUFFIX, growth, last_death};
+pub(crate) use fit::fitted;
 pub(crate) use onward::{
     Delay, Move, Note, delayed_properties, moved_properties, parked_properties, renewed_properties,
-    text_header, unparked_properties,
+    unparked_properties,
 };
+pub(crate) use origin::text_header;
 pub use server_version::ServerVersion;
 pub(crate) use server_version::server_version;
 pub(crate) use settings::connection_settings;
@@ -114,23 +118,38 @@ pub(crate) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
     }
 }
 
+/// Whether the broker answered, and said no. What it says of a connection that it closes to shut down is no answer (320, connection-forced).
+pub(crate) fn is_refusal(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    error.downcast_ref::<lapin::Error>().is_some_and(|error| match error.kind() {
+        ErrorKind::ProtocolError(protocol) => protocol.get_id() != 320,
+        _ => false,
+    })
+}
+
 /// Takes a delivery apart: the message for the handler, the properties in case it is parked, and what settles it.
 pub(crate) fn incoming(mut delivery: Delivery) -> (IncomingMessage, BasicProperties, Acker) {
+    if let Some(believed) = origin::believed(&delivery) {
+        delivery.properties = believed;
+    }
     let body = std::mem::take(&mut delivery.data).into();
-    (message(&delivery, body), delivery.properties, delivery.acker)
+    (message(&delivery, &delivery.properties, body), delivery.properties, delivery.acker)
 }
 
 impl From<&Delivery> for IncomingMessage {
     /// For a consume loop of your own; copies the body.
+    ///
+    /// What a message says of its failures, its delays and its way back from parking is left out unless it was published to the queue that it names as its own:
+    /// it was copied from another message, or made up.
     fn from(delivery: &Delivery) -> Self {
-        message(delivery, Bytes::copy_from_slice(&delivery.data))
+        let body = Bytes::copy_from_slice(&delivery.data);
+        let believed = origin::believed(delivery);
+        message(delivery, believed.as_ref().unwrap_or(&delivery.properties), body)
     }
 }
 
-fn message(delivery: &Delivery, body: Bytes) -> IncomingMessage {
-    let properties = &delivery.properties;
+fn message(delivery: &Delivery, properties: &BasicProperties, body: Bytes) -> IncomingMessage {
     let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
-    let (exchange, routing_key) = onward::original_route(delivery)
+    let (exchange, routing_key) = origin::original_route(delivery)
         .unwrap_or_else(|| (delivery.exchange.to_string(), delivery.routing_key.to_string()));
     IncomingMessage {
         body,

@@ -66,6 +66,15 @@ fn is_of(death: &FieldTable, queue: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(DELAY_SUFFIX))
 }
 
+/// How many bytes a quorum queue adds to the headers of a message that it delivers again: `x-delivery-count` and `x-acquired-count`.
+pub(crate) const COUNTS: usize = 2 * (1 + 16 + 1 + 8);
+
+/// How many bytes the broker adds to the headers of a message that it brings back from this delay queue: `x-death`, `x-first-death-*` and `x-last-death-*`, in which the
+/// name comes four times.
+pub(crate) fn growth(delay_queue: &str) -> usize {
+    320 + 4 * delay_queue.len()
+}
+
 /// What the name of a delay queue has behind that of the queue that it delays for; its milliseconds follow.
 pub(crate) const DELAY_SUFFIX: &str = ".retry.";
 

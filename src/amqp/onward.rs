@@ -6,14 +6,13 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use lapin::{
     BasicProperties,
-    message::Delivery,
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
 
 use super::{
     PERSISTENT,
     deaths::{deaths_elsewhere, last_death},
-    header_value, seconds,
+    seconds,
 };
 use crate::message::reserved;
 
@@ -137,25 +136,6 @@ pub(crate) fn unparked_properties(
 /// The properties of a copy that stays where it is, in `queue`: the broker counts its deliveries anew.
 pub(crate) fn renewed_properties(original: &BasicProperties, queue: &str) -> BasicProperties {
     with(original, kept_headers(original, queue))
-}
-
-/// A text header of a message.
-pub(crate) fn text_header(properties: &BasicProperties, name: &str) -> Option<String> {
-    let value = properties.headers().as_ref()?.inner().get(name)?;
-    header_value(value).as_str().map(ToOwned::to_owned)
-}
-
-/// The exchange and routing key that a message had before we passed it on to the queue that it comes from.
-pub(super) fn original_route(delivery: &Delivery) -> Option<(String, String)> {
-    let properties = &delivery.properties;
-    // We publish to the queue by its name, as does a delay queue: anything else did not come from us.
-    let ours = delivery.exchange.as_str().is_empty()
-        && text_header(properties, reserved::ORIGINAL_QUEUE)? == delivery.routing_key.as_str();
-    let route = || {
-        let exchange = text_header(properties, reserved::ORIGINAL_EXCHANGE)?;
-        Some((exchange, text_header(properties, reserved::ORIGINAL_ROUTING_KEY)?))
-    };
-    if ours { route() } else { None }
 }
 
 /// What is said of a message that may end its consumers.

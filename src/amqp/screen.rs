@@ -1,6 +1,7 @@
 //! The stream that lapin reads from, on which no message can end its thread or its connection.
 
 mod frames;
+mod shrink;
 
 use std::{
     future::Future,
@@ -23,6 +24,7 @@ use futures_util::{
 use lapin::tcp::AsyncTcpStream;
 
 use frames::Changed;
+use shrink::shrink;
 
 const METHOD: u8 = 1;
 const CONTENT_HEADER: u8 = 2;
@@ -50,8 +52,10 @@ pub(super) fn screening(runtime: &TokioRuntime) -> Runtime<Kit> {
 }
 
 /// The same stream, below which TLS has been dealt with.
-pub(super) fn screened(stream: Opened) -> AsyncTcpStream<Screened<Opened>> {
-    AsyncTcpStream::Plain(Screened::new(stream))
+///
+/// `frame_max`: the largest frame that is asked for; 0 for the broker's.
+pub(super) fn screened(stream: Opened, frame_max: u32) -> AsyncTcpStream<Screened<Opened>> {
+    AsyncTcpStream::Plain(Screened::new(stream, frame_max))
 }
 
 #[derive(Debug, Clone)]
@@ -82,7 +86,7 @@ impl Reactor for Screening {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Screened::new(AsyncTcpStream::Plain(connecting.await?))) }
+        async move { Ok(Screened::new(AsyncTcpStream::Plain(connecting.await?), 0)) }
     }
 }
 
@@ -97,11 +101,21 @@ pub(super) struct Screened<S> {
     read: usize,
     /// What is still to come of a frame that is passed on as it is.
     passing: usize,
+    /// The largest frame that was agreed upon; 0 for any.
+    frame_max: u32,
 }
 
 impl<S> Screened<S> {
-    fn new(inner: S) -> Self {
-        Self { inner, buffer: Vec::new(), given: 0, cleared: 0, read: 0, passing: 0 }
+    fn new(inner: S, frame_max: u32) -> Self {
+        Self { inner, buffer: Vec::new(), given: 0, cleared: 0, read: 0, passing: 0, frame_max }
+    }
+
+    /// As lapin agrees upon it: the smaller one of two, where 0 is none (AMQP 0-9-1, connection.tune).
+    fn tuned(&mut self, broker: u32) {
+        self.frame_max = match (self.frame_max, broker) {
+            (0, limit) | (limit, 0) => limit,
+            (own, theirs) => own.min(theirs),
+        };
     }
 
     /// Clears what can be given out.
@@ -134,6 +148,22 @@ impl<S> Screened<S> {
             }
             let Some(payload) = rest.get_mut(HEAD..HEAD + size) else { break };
             let changed = screen(payload);
+            let limit = self.frame_max as usize;
+            let over = (size + AROUND).saturating_sub(limit);
+            let mut size = size;
+            if kind == METHOD {
+                if let Some(frame_max) = frames::tuned(payload) {
+                    self.tuned(frame_max);
+                }
+            } else if limit > 0 && over > 0 {
+                let taken = shrink(payload, over);
+                let end = self.cleared + HEAD + size;
+                self.buffer.copy_within(end..self.read, end - taken);
+                self.read -= taken;
+                size -= taken;
+                let length = u32::try_from(size).map_err(io::Error::other)?;
+                self.buffer[self.cleared + 3..self.cleared + HEAD].copy_from_slice(&length.to_be_bytes());
+            }
             if changed != Changed::default() {
                 let Changed { tables, texts } = changed;
                 tracing::warn!(
@@ -248,7 +278,7 @@ mod tests {
         let expected =
             [b"AMQP\0\0\x09\x01".to_vec(), header(b"\x1a"), body, frame(8, b""), header(b"a")].concat();
         for seed in 0..200 {
-            let mut screened = Screened::new(Pieces(sent.concat(), fastrand::Rng::with_seed(seed)));
+            let mut screened = Screened::new(Pieces(sent.concat(), fastrand::Rng::with_seed(seed)), 0);
             let mut read = Vec::new();
             screened.read_to_end(&mut read).await.unwrap();
             assert!(read == expected, "seed {seed}: {} of {} bytes", read.len(), expected.len());

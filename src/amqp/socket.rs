@@ -61,6 +61,7 @@ impl Socket {
             uri,
             screening(&plain),
             async move |uri: AMQPUri, _| {
+                let frame_max = uri.query.frame_max.unwrap_or_default();
                 let connecting = async {
                     let host = uri.authority.host.clone();
                     let address = plain.to_socket_addrs((host, uri.authority.port));
@@ -76,7 +77,7 @@ impl Socket {
                 tokio::select! {
                     biased;
                     () = held.0.cut() => Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
-                    stream = connecting => Ok(screened(stream?)),
+                    stream = connecting => Ok(screened(stream?, frame_max)),
                 }
             },
             properties,

@@ -85,10 +85,10 @@ impl IdempotentConsumer {
                 batch: 64,
                 redelivery: Redelivery::default(),
                 immediate_retries: 2,
-                max_attempts: 20,
+                max_attempts: 36,
                 first_delay: Duration::from_secs(1),
-                longest_delay: Duration::from_secs(300),
-                drain_timeout: Duration::from_secs(30),
+                longest_delay: Duration::from_secs(3600),
+                drain_timeout: Duration::from_secs(20),
                 on_outcome: Hook::default(),
             },
         }
@@ -278,14 +278,17 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// After how many failed runs of its handler a message is parked, those that were tried again at once included. Default 20; at least 1.
+    /// After how many failed runs of its handler a message is parked, those that were tried again at once included. Default 36; at least 1.
+    ///
+    /// With the default [`immediate_retries`](Self::immediate_retries) that is 12 deliveries, and with the default [`retry_delays`](Self::retry_delays) 5 hours and 22 minutes
+    /// of waiting between them: a service that is away for less parks nothing. Handlers whose dependencies may be away for longer need more of both.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
     }
 
     /// The delays before a failed message is delivered again: `first`, then each four times the last, up to `longest`. Default 1 s and
-    /// 5 min; from 1 ms to 49 days.
+    /// 1 hour; from 1 ms to 49 days. Each different delay has a queue of its own: 7 by default, each declared when it is first needed.
     ///
     /// A handler's own [`retry_after`](crate::HandlerError::retry_after) is rounded up to one of them; a longer one is made of several. When
     /// they change, the delay queues of the old ones stay, and can be deleted when they are empty.
@@ -316,7 +319,10 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// How long handlers may go on after shutdown was asked for, or after the connection was lost. Default 30 s.
+    /// How long handlers may go on after shutdown was asked for, or after the connection was lost. Default 20 s.
+    ///
+    /// [`run_until`](Self::run_until) returns within 5 s more: 25 s after shutdown was asked for, where Kubernetes kills after 30 s by default. A handler that blocks its thread
+    /// is not bounded by that.
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.options.drain_timeout = limit;
         self
@@ -328,10 +334,13 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out. While the store is away, the deliveries that are here stay here,
     /// unacknowledged; only shutdown, a lost channel and the broker's own consumer timeout give them back.
     ///
+    /// It reacts to `shutdown` at any time: also while it connects for the first time or again, or waits for a store that is away or hangs. It returns at the latest
+    /// 5 s after [`drain_timeout`](Self::drain_timeout).
+    ///
     /// # Errors
     ///
-    /// A [`ConsumeError`] if it cannot start: bad settings, no broker, no such queue, or a store that
-    /// cannot work, such as one without its table.
+    /// A [`ConsumeError`] if it cannot start: bad settings, names that are too long with what this crate adds to them, no broker, no such queue, or a store that
+    /// cannot work, such as one without its table. None if it was told to stop before.
     ///
     /// # Cancellation
     ///
@@ -353,6 +362,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         let mut connect =
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        self.options.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.name.get_or_insert_with(|| self.scope.clone());
         let mut guard = Guard::new(self.store, Scope::new(self.scope)?)
             .key(self.key)
@@ -373,15 +383,6 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         }
         if let Some(limit) = self.handler_timeout {
             guard = guard.handler_timeout(limit);
-        }
-        guard.store().check().await?;
-        let workers = self.options.workers;
-        if let Some(sessions) = guard.store().sessions().filter(|sessions| *sessions < workers) {
-            tracing::warn!(
-                workers,
-                sessions,
-                "more workers than sessions of the store: the others wait for one, and their messages are held"
-            );
         }
         // On the heap: it is large, and would be a part of every future that awaits it.
         Box::pin(Runner::new(guard, handler, connect, self.options, self.monitor).run(shutdown)).await

@@ -7,14 +7,13 @@ use futures_util::{
     future::{BoxFuture, Fuse},
     stream::FuturesUnordered,
 };
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at};
-use tracing::Instrument;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
 use super::{
-    inbox::{Inbox, Lost, Next, Unacked, Unsettled},
+    inbox::{Inbox, Lost, Next, Unsettled},
     observe,
     park::describe,
-    runner::{Carried, Runner},
+    runner::{CLOSING, Carried, Runner},
     session::Session,
     settler::Decision,
     settling::{Settled, Settling},
@@ -22,7 +21,7 @@ use super::{
     status::ConsumerState,
     trouble::{StoreHealth, holding},
 };
-use crate::idempotency::{Batch, IdempotencyStore, IdempotentHandler, Outcome, StoreError};
+use crate::idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError};
 
 /// How often the subscription is looked at while all workers are busy.
 const LOOK: Duration = Duration::from_millis(200);
@@ -57,10 +56,10 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
 }
 
 /// A batch that has its outcomes.
-struct Done {
-    handled: Vec<(Unsettled, Outcome)>,
-    took: Duration,
-    together: bool,
+pub(super) struct Done {
+    pub(super) handled: Vec<(Unsettled, Outcome)>,
+    pub(super) took: Duration,
+    pub(super) together: bool,
 }
 
 async fn answer_of(probe: &mut Option<BoxFuture<'_, Result<(), StoreError>>>) -> Result<(), StoreError> {
@@ -107,7 +106,12 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         let mut aging =
             ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
         let end = loop {
-            if let Err(reason) = self.begin().await {
+            let begun = tokio::select! {
+                biased;
+                () = shutdown.as_mut() => break End::Shutdown,
+                begun = self.begin() => begun,
+            };
+            if let Err(reason) = begun {
                 break End::Lost(reason);
             }
             let probe_at = self.store.probe_at().filter(|_| self.probe.is_none());
@@ -146,7 +150,12 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.drain(&end, answering).await;
         runner.monitor.in_hand(0);
         runner.monitor.held(0);
-        self.session.close().await;
+        if matches!(end, End::Shutdown) {
+            let closed = async { tokio::join!(self.session.close(), runner.settler.close()) };
+            let _ = timeout(CLOSING, closed).await;
+        } else {
+            self.session.close().await;
+        }
         (end, self.decided)
     }
 
@@ -335,10 +344,12 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     async fn drain(&mut self, end: &End, mut answering: Pin<&mut impl Future<Output = Infallible>>) {
         let monitor = &self.runner.monitor;
         let shutting_down = matches!(end, End::Shutdown);
+        let now = Instant::now();
+        let limit = now.checked_add(self.runner.options.drain_timeout).unwrap_or(now + FAR);
         match end {
             End::Shutdown => {
                 monitor.enter(ConsumerState::Draining);
-                self.session.cancel().await;
+                self.session.cancel(limit).await;
             }
             // Nothing comes any more, though handlers may go on for a while.
             End::Lost(reason) => {
@@ -348,8 +359,6 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         }
         // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
         // nowhere, and are not waited for.
-        let now = Instant::now();
-        let limit = now.checked_add(self.runner.options.drain_timeout).unwrap_or(now + FAR);
         let drained = timeout_at(limit, async {
             loop {
                 let done = tokio::select! {
@@ -376,23 +385,5 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         if drained.await.is_err() {
             tracing::warn!(queue = %self.runner.options.queue, "handlers did not finish in time; their messages go back");
         }
-    }
-}
-
-impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
-    /// Lets the guard decide about a batch.
-    async fn handle(&self, batch: Vec<Unsettled>) -> Done {
-        let started = Instant::now();
-        let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
-            batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
-        let span = observe::span(&self.options.queue, self.guard.scope().as_str(), &messages);
-        let Batch { outcomes, together } =
-            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
-        observe::finish(&span, &messages, &outcomes);
-        #[cfg(feature = "metrics")]
-        observe::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
-        let unsettled = messages.into_iter().zip(deliveries);
-        let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
-        Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }
     }
 }

@@ -40,7 +40,7 @@ const FACTOR: u32 = 4;
 const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 
 /// No wait is longer, so that its end is a time that a clock can say, whatever delay a handler asked for.
-const LONGEST_WAIT: Duration = Duration::from_hours(100 * 365 * 24);
+const LONGEST_WAIT: Duration = crate::message::LONGEST_DELAY;
 
 /// The delay queues of one queue, by their delays.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ impl Delays {
         Self { steps }
     }
 
-    fn longest(&self) -> Duration {
+    pub(crate) fn longest(&self) -> Duration {
         self.steps.last().copied().unwrap_or(LONGEST_TTL)
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    amqp::ConnectError,
+    amqp::{ConnectError, is_refusal},
     error::BoxError,
     idempotency::{InvalidScope, StoreError},
 };
@@ -22,7 +22,7 @@ pub struct ConsumeError {
 pub enum ConsumeErrorKind {
     /// The builder was given something that cannot work.
     Invalid,
-    /// No connection to the broker.
+    /// No connection to the broker, or it was lost before anything was consumed.
     Connect,
     /// The store cannot work: it says what is missing.
     Store,
@@ -33,6 +33,12 @@ pub enum ConsumeErrorKind {
 impl ConsumeError {
     pub(crate) fn new(kind: ConsumeErrorKind, source: impl Into<BoxError>) -> Self {
         Self { kind, source: source.into() }
+    }
+
+    /// What was asked on a channel failed: the broker said no, or nobody answered any more.
+    pub(crate) fn of_channel(error: BoxError) -> Self {
+        let kind = if is_refusal(&*error) { ConsumeErrorKind::Refused } else { ConsumeErrorKind::Connect };
+        Self::new(kind, error)
     }
 
     /// What went wrong.

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::PoisonError,
+    sync::{
+        PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -22,7 +25,7 @@ use super::{
     session::{declare_durable, ensure_queue},
 };
 use crate::{
-    amqp::{self, ConnectError, ConnectOptions},
+    amqp::{self, COUNTS, ConnectError, ConnectOptions, fitted},
     error::BoxError,
     publisher::{
         Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder, PublisherState,
@@ -44,6 +47,25 @@ pub(crate) struct Onward {
     queues: Mutex<Queues>,
     /// Until when it is left alone, and why.
     unreachable: std::sync::Mutex<Option<(Instant, String)>>,
+    /// The largest frame that the broker takes.
+    frame: AtomicUsize,
+}
+
+/// A copy of a delivery, on its way to another place.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied {
+    pub(crate) properties: BasicProperties,
+    pub(crate) body: Bytes,
+    /// Headers of ours that it must not go without. The others are left out where they do not fit into a frame.
+    pub(crate) needed: &'static [&'static str],
+    /// How many bytes of headers it gets on its way.
+    pub(crate) growth: usize,
+}
+
+impl Copied {
+    pub(crate) fn new(properties: BasicProperties, body: Bytes) -> Self {
+        Self { properties, body, needed: &[], growth: COUNTS }
+    }
 }
 
 /// What is known of the queues that we declare.
@@ -72,6 +94,8 @@ pub(crate) enum OnwardError {
     Unreachable(String),
     #[error("the destination has a name that AMQP cannot carry")]
     Name(#[from] ShortStringError),
+    #[error("with what has to be said of it, the message does not fit into a frame")]
+    TooLarge,
     #[error("the destination cannot be declared")]
     Declare(#[source] BoxError),
     #[error("the copy was not confirmed: {}", .0.kind)]
@@ -80,13 +104,20 @@ pub(crate) enum OnwardError {
 
 impl Onward {
     pub(crate) fn new(name: String, connect: ConnectOptions) -> Self {
+        let frame = AtomicUsize::new(connect.smallest_frame());
         Self {
             name,
             connect,
+            frame,
             publisher: OnceCell::new(),
             queues: Mutex::default(),
             unreachable: std::sync::Mutex::default(),
         }
+    }
+
+    /// Remembers the largest frame that was agreed upon with the broker.
+    pub(crate) fn negotiated(&self, frame_max: u32) {
+        self.frame.store(frame_max as usize, Relaxed);
     }
 
     /// Returns when the broker has confirmed the copy.
@@ -94,9 +125,11 @@ impl Onward {
         &self,
         exchange: &str,
         routing_key: &str,
-        properties: BasicProperties,
-        body: Bytes,
+        copied: Copied,
     ) -> Result<(), OnwardError> {
+        // Sent, it would end the connection of all that are on their way.
+        let properties = self.fit(&copied).ok_or(OnwardError::TooLarge)?;
+        let body = copied.body;
         let forwarded = Forwarded {
             exchange: ShortString::try_new(exchange)?,
             routing_key: ShortString::try_new(routing_key)?,
@@ -107,20 +140,29 @@ impl Onward {
         publisher.forward(forwarded).await.map_err(OnwardError::Unconfirmed)
     }
 
+    fn fit(&self, copied: &Copied) -> Option<BasicProperties> {
+        let Copied { properties, needed, growth, .. } = copied;
+        match self.frame.load(Relaxed) {
+            0 => Some(properties.clone()),
+            frame => fitted(properties, frame.saturating_sub(*growth), needed)
+                // There it can stay as it is.
+                .or_else(|| needed.is_empty().then(|| fitted(properties, frame, needed)).flatten()),
+        }
+    }
+
     /// As [`publish`](Self::publish), to a queue that is declared before, and again if somebody deleted it.
     pub(crate) async fn publish_to(
         &self,
         queue: &str,
         wanted: &Wanted,
-        properties: BasicProperties,
-        body: Bytes,
+        copied: Copied,
     ) -> Result<(), OnwardError> {
         self.declare(queue, wanted).await?;
-        match self.publish("", queue, properties.clone(), body.clone()).await {
+        match self.publish("", queue, copied.clone()).await {
             Err(OnwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
                 self.queues.lock().await.declared.remove(queue);
                 self.declare(queue, wanted).await?;
-                self.publish("", queue, properties, body).await
+                self.publish("", queue, copied).await
             }
             done => done,
         }
@@ -188,7 +230,6 @@ impl Onward {
 
     pub(crate) async fn close(&self, limit: Duration) {
         if let Some(publisher) = self.publisher.get() {
-            // Nothing is in flight any more, or its original is unacked and comes again.
             let _ = publisher.close(limit).await;
         }
     }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    delay::{Delays, Redelivery},
+    delay::{self, Delays, Redelivery},
     delivery_limit::DeliveryLimit,
     park::ParkingTarget,
 };
@@ -32,7 +32,50 @@ pub(crate) struct Options {
     pub(crate) on_outcome: Hook,
 }
 
+/// The most bytes that a name may have (AMQP 0-9-1, section 4.2.5.3, short strings).
+const LONGEST_NAME: usize = 255;
+
+/// A name that AMQP cannot carry.
+#[derive(Debug, thiserror::Error)]
+#[error("the name of {what} has {bytes} bytes, and AMQP allows {LONGEST_NAME}: {remedy}")]
+pub(crate) struct NameTooLong {
+    what: String,
+    bytes: usize,
+    remedy: &'static str,
+}
+
 impl Options {
+    /// Refuses names that are too long, or become so by what is put behind them.
+    pub(crate) fn check(&self) -> Result<(), NameTooLong> {
+        let check = |what: &str, name: &str, remedy| {
+            let bytes = name.len();
+            if bytes <= LONGEST_NAME {
+                Ok(())
+            } else {
+                Err(NameTooLong { what: what.to_owned(), bytes, remedy })
+            }
+        };
+        check("the queue", &self.queue, "no queue has such a name")?;
+        if let Some(queue) = self.parking.queue_to_declare() {
+            check("the parking queue, `<queue>.parked`,", queue, "name another with `parking`")?;
+        } else {
+            let ParkingTarget { exchange, routing_key, .. } = &self.parking;
+            check("the exchange for parking", exchange, "see `parking`")?;
+            check("the routing key for parking", routing_key, "see `parking`")?;
+        }
+        if self.redelivery == Redelivery::Delayed {
+            let longest = self.delays().longest();
+            let (suffix, name) = (delay::name("<queue>", longest), delay::name(&self.queue, longest));
+            let what = format!("a delay queue, `{suffix}`,");
+            check(
+                &what,
+                &name,
+                "shorten the queue's, or hold failed messages with `redelivery(Redelivery::Held)`",
+            )?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn delays(&self) -> Delays {
         Delays::new(self.first_delay, self.longest_delay)
     }

@@ -1,15 +1,18 @@
 //! Subscribes again and again, until the consumer is told to stop.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
 use super::{
     attempts::Attempts,
-    consumption::{Consumption, End},
+    consumption::{Consumption, Done, End},
     delay::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
+    inbox::{Unacked, Unsettled},
+    observe,
     options::Options,
     park::describe,
     prefetch::Prefetch,
@@ -20,7 +23,7 @@ use super::{
 };
 use crate::{
     amqp::{ConnectOptions, ServerVersion, server_version},
-    idempotency::{Guard, IdempotencyStore, IdempotentHandler},
+    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler},
 };
 
 pub(crate) struct Runner<S: IdempotencyStore, H> {
@@ -31,6 +34,9 @@ pub(crate) struct Runner<S: IdempotencyStore, H> {
     pub(super) settler: Settler,
     pub(super) monitor: ConsumerMonitor,
 }
+
+/// How long everything may take, once handlers were let finish, to give back what is unsettled and to close connections.
+pub(super) const CLOSING: Duration = Duration::from_secs(5);
 
 /// The broker cannot do what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +69,6 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let shutdown = shutdown.fuse();
         let mut shutdown = std::pin::pin!(shutdown);
         let options = &self.options;
-        self.check_broker().await?;
         // It would begin small and never be adapted.
         let bytes = options.prefetch_bytes.filter(|_| !options.single_active);
         let mut prefetch = Prefetch::new(options.prefetch, bytes, options.consumer_timeout);
@@ -71,7 +76,12 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             prefetch.begin_cautiously();
         }
         let mut carried = Carried { attempts: Attempts::default(), prefetch, survived: 0 };
-        let mut session = Some(Session::open(&self.connect, options, carried.prefetch.now()).await?);
+        let started = tokio::select! {
+            biased;
+            () = shutdown.as_mut() => return Ok(()),
+            started = self.start(carried.prefetch.now()) => started?,
+        };
+        let mut session = Some(started);
         let mut sessions = Sessions::default();
         loop {
             if let Some(session) = session.take() {
@@ -79,6 +89,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
                     tracing::error!(queue = %options.queue, error, "what is to be parked is held until it can be");
                     self.monitor.failed(error);
                 }
+                self.settler.negotiated(session.frame_max());
                 let started = Instant::now();
                 self.monitor.enter(ConsumerState::Consuming);
                 let (end, decided) =
@@ -124,6 +135,22 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         Ok(())
     }
 
+    /// Finds out what will not work before anything is taken, and subscribes.
+    async fn start(&self, prefetch: u16) -> Result<Session, ConsumeError> {
+        let store = self.guard.store();
+        store.check().await?;
+        let workers = self.options.workers;
+        if let Some(sessions) = store.sessions().filter(|sessions| *sessions < workers) {
+            tracing::warn!(
+                workers,
+                sessions,
+                "more workers than sessions of the store: the others wait for one, and their messages are held"
+            );
+        }
+        self.check_broker().await?;
+        Session::open(&self.connect, &self.options, prefetch).await
+    }
+
     /// Refuses what the broker does not have, rather than let it be ignored.
     async fn check_broker(&self) -> Result<(), ConsumeError> {
         if self.options.redelivery != Redelivery::DelayedRetry {
@@ -148,5 +175,21 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         } else {
             tracing::warn!(queue = %self.options.queue, reason, "subscription lost");
         }
+    }
+
+    /// Lets the guard decide about a batch.
+    pub(super) async fn handle(&self, batch: Vec<Unsettled>) -> Done {
+        let started = Instant::now();
+        let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
+            batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
+        let span = observe::span(&self.options.queue, self.guard.scope().as_str(), &messages);
+        let Batch { outcomes, together } =
+            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
+        observe::finish(&span, &messages, &outcomes);
+        #[cfg(feature = "metrics")]
+        observe::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
+        let unsettled = messages.into_iter().zip(deliveries);
+        let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
+        Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }
     }
 }

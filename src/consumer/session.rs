@@ -11,10 +11,10 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    error::{ConsumeError, ConsumeErrorKind},
+    error::ConsumeError,
     options::Options,
     park::{UNLIMITED, describe},
 };
@@ -49,7 +49,7 @@ impl Session {
             }
             Err(error) => {
                 amqp::close(&connection).await;
-                Err(ConsumeError::new(ConsumeErrorKind::Refused, error))
+                Err(ConsumeError::of_channel(error))
             }
         }
     }
@@ -93,10 +93,15 @@ impl Session {
         &self.channel
     }
 
+    /// The largest frame that was agreed upon with the broker; 0 for no limit.
+    pub(crate) fn frame_max(&self) -> u32 {
+        self.connection.configuration().frame_max()
+    }
+
     /// Asks the broker to send nothing more.
-    pub(crate) async fn cancel(&self) {
+    pub(crate) async fn cancel(&self, by: Instant) {
         let cancel = self.channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
-        let _ = timeout(Duration::from_secs(2), cancel).await;
+        let _ = timeout_at(by.min(Instant::now() + Duration::from_secs(2)), cancel).await;
     }
 
     /// Gives back what is unsettled, and closes.
@@ -104,7 +109,7 @@ impl Session {
         if self.channel.status().connected() {
             // Closing does the same, but counts towards the delivery limit also from RabbitMQ 4.3 on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
             let all = BasicNackOptions { multiple: true, requeue: true };
-            let _ = timeout(Duration::from_secs(2), self.channel.basic_nack(0, all)).await;
+            let _ = timeout(Duration::from_secs(1), self.channel.basic_nack(0, all)).await;
         }
         amqp::close(&self.connection).await;
     }

@@ -10,7 +10,7 @@ use super::{
     delivery_limit::DeliveryLimit,
     inbox::{Aside, Next, Parking, Unsettled},
     observe,
-    onward::{Onward, OnwardError, Wanted},
+    onward::{Copied, Onward, OnwardError, Wanted},
     options::Options,
     park::{ParkingTarget, bounded, describe},
     settle::{ParkReason, Settlement, settle},
@@ -19,12 +19,18 @@ use super::{
     trouble::holding,
 };
 use crate::{
-    amqp::{ConnectOptions, Delay, Move, Note, delayed_properties, moved_properties, parked_properties},
+    amqp::{
+        ConnectOptions, Delay, Move, Note, delayed_properties, growth, moved_properties, parked_properties,
+    },
     idempotency::Outcome,
+    message::reserved,
 };
 
 /// How soon a message is tried again to be published anew that could not be before the broker's consumer timeout.
 const MOVE_AGAIN: Duration = Duration::from_secs(30);
+
+/// Without its count a message would be delayed for ever, and without its delay it would be too early.
+const NEEDED_TO_RETURN: [&str; 3] = [reserved::ORIGINAL_QUEUE, reserved::FAILURES, reserved::NOT_BEFORE];
 
 /// How long a new subscription waits for the connection that messages are passed on over.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -66,8 +72,14 @@ impl Settler {
         self.onward.recovers(RECOVERY).await;
     }
 
+    /// Remembers the largest frame that was agreed upon with the broker.
+    pub(crate) fn negotiated(&self, frame_max: u32) {
+        self.onward.negotiated(frame_max);
+    }
+
+    /// Nothing is in flight any more, or its original is unacked and comes again.
     pub(crate) async fn close(&self) {
-        self.onward.close(self.options.drain_timeout).await;
+        self.onward.close(Duration::ZERO).await;
     }
 
     /// Turns an outcome into what is done about its delivery; what is to be published is begun.
@@ -205,7 +217,7 @@ impl Settler {
             routing_key: message.routing_key(),
         };
         let copy = moved_properties(&unsettled.delivery.properties, &moved);
-        match self.onward.publish("", queue, copy, message.body().clone()).await {
+        match self.onward.publish("", queue, Copied::new(copy, message.body().clone())).await {
             Ok(()) => {
                 tracing::debug!(message_id = %observe::name(message), returns, suspected, "published anew, for the broker's limits");
                 self.monitor.moved();
@@ -246,8 +258,15 @@ impl Settler {
             };
             let (name, wanted) =
                 (delay::name(queue, wait.step), Wanted::With(delay::arguments(queue, wait.step)));
-            let copy = delayed_properties(&unsettled.delivery.properties, &delay);
-            match self.onward.publish_to(&name, &wanted, copy, message.body().clone()).await {
+            let copied = Copied {
+                needed: &NEEDED_TO_RETURN,
+                growth: growth(&name),
+                ..Copied::new(
+                    delayed_properties(&unsettled.delivery.properties, &delay),
+                    message.body().clone(),
+                )
+            };
+            match self.onward.publish_to(&name, &wanted, copied).await {
                 Ok(()) => {
                     self.monitor.delayed();
                     #[cfg(feature = "metrics")]
@@ -281,10 +300,10 @@ impl Settler {
             };
             let copy = parked_properties(&unsettled.delivery.properties, &note);
             let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
-            let (reason, body) = (parking.reason.as_str(), message.body().clone());
+            let (reason, copied) = (parking.reason.as_str(), Copied::new(copy, message.body().clone()));
             let parked = match self.options.parking.queue_to_declare() {
-                Some(queue) => self.onward.publish_to(queue, &Wanted::Any, copy, body).await,
-                None => self.onward.publish(exchange, routing_key, copy, body).await,
+                Some(queue) => self.onward.publish_to(queue, &Wanted::Any, copied).await,
+                None => self.onward.publish(exchange, routing_key, copied).await,
             };
             match parked {
                 Ok(()) => {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{
     delivery_limit::DeliveryLimit,
     error::{ConsumeError, ConsumeErrorKind},
-    onward::Onward,
+    onward::{Copied, Onward},
     park::describe,
     settle::ParkReason,
 };
@@ -148,6 +148,7 @@ impl Unpark {
         connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
         let onward = Onward::new(connect.name.clone().unwrap_or_default(), connect.clone());
         let connection = amqp::ClosedOnDrop::new(connect.open().await?);
+        onward.negotiated(connection.configuration().frame_max());
         let moved = match timeout(connect.timeout, connection.create_channel()).await {
             Ok(Ok(channel)) => {
                 let moved = self.all(&channel, &onward).await;
@@ -161,7 +162,7 @@ impl Unpark {
         };
         onward.close(connect.timeout).await;
         amqp::close(&connection).await;
-        moved.map_err(|error: BoxError| ConsumeError::new(ConsumeErrorKind::Refused, error))
+        moved.map_err(ConsumeError::of_channel)
     }
 
     async fn all(&self, channel: &Channel, onward: &Onward) -> Result<Unparked, BoxError> {
@@ -220,7 +221,7 @@ impl Unpark {
     /// Publishes a message that stays parked anew to its queue, so that the broker counts its deliveries from nought.
     async fn renew(&self, delivery: &Delivery, onward: &Onward) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
-        match onward.publish("", &self.parking, copy, delivery.data.clone().into()).await {
+        match onward.publish("", &self.parking, Copied::new(copy, delivery.data.clone().into())).await {
             Ok(()) => drop(delivery.acker.ack(BasicAckOptions::default()).await),
             Err(error) => {
                 tracing::warn!(queue = %self.parking, error = describe(&error), "message not published anew; the broker counts that it was looked at");
@@ -257,7 +258,7 @@ impl Unpark {
             None => from().ok_or("it does not say which queue it is from")?,
         };
         let copy = amqp::unparked_properties(properties, &queue, unprocessed);
-        onward.publish("", &queue, copy, data.clone().into()).await?;
+        onward.publish("", &queue, Copied::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
     }

@@ -80,7 +80,7 @@ impl HandlerError {
         Self(Failure::Retry { after: None, error: error.into() })
     }
 
-    /// The message is delivered again, not before `delay` has passed.
+    /// The message is delivered again, not before `delay` has passed; a year at most.
     pub fn retry_after(delay: Duration, error: impl Into<BoxError>) -> Self {
         Self(Failure::Retry { after: Some(delay), error: error.into() })
     }

@@ -32,4 +32,5 @@ pub use trace::{InvalidTraceParent, TraceContext};
 pub use validate::InvalidMessage;
 
 pub(crate) use headers::reserved;
+pub(crate) use passage::LONGEST_DELAY;
 pub(crate) use stamped::Stamped;

@@ -9,6 +9,12 @@ use super::{
     incoming::IncomingMessage,
 };
 
+/// The longest delay that a handler may ask for.
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_hours(365 * 24);
+
+/// By how much clocks of consumers may differ before a delay that one noted is too long for another.
+const CLOCKS: Duration = Duration::from_hours(24);
+
 impl IncomingMessage {
     /// The attempt in which this crate's publisher sent this copy, if it was not the first: 2 or more.
     ///
@@ -80,10 +86,12 @@ impl IncomingMessage {
     }
 
     /// How long it is not to be handled yet, because its handler asked for a delay that is longer than those of the delay queues.
+    ///
+    /// A longer one than a handler can have asked for is not obeyed.
     pub(crate) fn early(&self, now: impl FnOnce() -> SystemTime) -> Option<Duration> {
         let due = self.header(reserved::NOT_BEFORE)?.as_i64()?.try_into().ok()?;
         let due = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(due))?;
-        due.duration_since(now()).ok().filter(|early| !early.is_zero())
+        due.duration_since(now()).ok().filter(|early| !early.is_zero() && *early <= LONGEST_DELAY + CLOCKS)
     }
 }
 
@@ -149,6 +157,12 @@ mod tests {
         };
         assert_eq!(message(3.into()).failures(), 3);
         assert_eq!(message(101_500.into()).early(|| now), Some(Duration::from_millis(1500)));
+        let year = i64::try_from(LONGEST_DELAY.as_millis()).unwrap();
+        assert_eq!(
+            message((year + 200_000).into()).early(|| now),
+            Some(LONGEST_DELAY + Duration::from_secs(100))
+        );
+        assert_eq!(message((2 * year).into()).early(|| now), None, "no handler can have asked for it");
         for forged in [HeaderValue::Int(-1), i64::MIN.into(), "3".into(), HeaderValue::Void] {
             let message = message(forged);
             assert_eq!((message.failures(), message.early(|| now)), (0, None));

@@ -15,6 +15,7 @@ use super::{
         ledger::{Debit, Ledger},
         node::Node,
         proxy::Proxy,
+        raw::{HEADERS, MESSAGE_ID, Message, Raw, long, short, table},
     },
 };
 
@@ -239,6 +240,8 @@ pub async fn suspect_that_is_held_holds_nobody_up() {
     let mut headers = FieldTable::default();
     headers.insert("x-idempotency-deliveries".into(), AMQPValue::LongLongInt(9));
     headers.insert("x-idempotency-suspected".into(), AMQPValue::LongLongInt(3));
+    // As one of its consumers left it.
+    headers.insert("x-idempotency-original-queue".into(), AMQPValue::LongString(queue.as_str().into()));
     client.publish(&queue, b"1", with_id("killer").with_headers(headers)).await;
     for n in 0..50 {
         client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
@@ -253,5 +256,32 @@ pub async fn suspect_that_is_held_holds_nobody_up() {
     })
     .await;
     consumer.stop().await;
+    delete(&client, &queue, &[]).await;
+}
+
+/// A publisher filled the frame, and a quorum queue puts its count on top of that: more than the broker and lapin had agreed upon.
+pub async fn message_that_fills_the_frame_comes_back_and_is_handled() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue_with("full-frame", limited(20)).await;
+    let around = 8 + 14 + short(b"full").len() + (4 + 2 + 1 + 4);
+    let headers = table(&[(b"h", b'S', long(&vec![b'x'; 131_072 - around]))]);
+    let properties = vec![(MESSAGE_ID, short(b"full")), (HEADERS, headers)];
+    let full =
+        Message { routing_key: queue.clone().into(), properties, body: b"1".to_vec(), ..Message::default() };
+    let mut raw = Raw::connect(&broker()).await;
+    raw.publish(&full).await;
+    raw.confirmed().await;
+    client.publish(&queue, b"1", with_id("behind")).await;
+    let proxy = Proxy::start(&broker()).await;
+    let ledger = Ledger::create().await;
+    let handler = Debit { dawdle: millis(300), ..Debit::default() };
+    let consumer =
+        ledger.consume_with(proxy.url(), &queue, handler.clone(), |b| b.drain_timeout(Duration::ZERO));
+    eventually("it is in hand", async || (handler.runs() == 1).then_some(())).await;
+    proxy.cut_all();
+    eventually("both are handled", async || (ledger.rows().await == (2, 2)).then_some(())).await;
+    assert_eq!(consumer.monitor.status().reconnects, 1, "it ended no connection");
+    consumer.stop().await;
+    assert_eq!(client.ready(&queue).await, 0);
     delete(&client, &queue, &[]).await;
 }

@@ -49,6 +49,8 @@ mod returns;
 mod starting;
 #[path = "status.rs"]
 mod status;
+#[path = "stopping.rs"]
+mod stopping;
 #[path = "subscription.rs"]
 mod subscription;
 #[cfg(feature = "tls")]
@@ -168,6 +170,7 @@ pub(crate) fn main() -> ExitCode {
         redelivery::failures_are_delayed_counted_and_parked,
         redelivery::attempts_are_counted_across_restarts,
         redelivery::held_instead_of_delayed_if_wanted,
+        redelivery::headers_of_strangers_are_not_obeyed,
         redelivery::delayed_message_holds_nobody_up,
         redelivery::handlers_own_delay_is_kept,
         redelivery::message_that_expired_here_before_is_not_dropped_as_a_cycle,
@@ -179,11 +182,15 @@ pub(crate) fn main() -> ExitCode {
         returns::consumer_timeout_loses_and_doubles_nothing,
         returns::graceful_stops_bring_nothing_under_suspicion,
         returns::suspect_that_is_held_holds_nobody_up,
+        returns::message_that_fills_the_frame_comes_back_and_is_handled,
         returns::lost_connections_lose_double_and_park_nothing,
         returns::memory_alarm_loses_and_parks_nothing_that_did_not_fail,
         starting::panic_in_the_topology_is_a_failed_connect,
         starting::reason_of_a_failed_reconnect_is_told,
         starting::more_channels_than_the_broker_allows_are_refused,
+        starting::names_that_are_too_long_are_refused_with_what_helps,
+        stopping::start_reacts_to_shutdown,
+        stopping::shutdown_takes_less_than_half_a_minute_whatever_hangs,
         status::status_follows_the_consumer,
         status::duplicates_are_counted_by_cause,
         status::lost_subscription_shows_until_there_is_another,

@@ -9,7 +9,13 @@ use std::{
 };
 
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
-use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, amqp::ConnectErrorKind};
+use lapin_idempotent::{
+    HandlerResult, IdempotentConsumer, IdempotentHandler, IdempotentPublisher, IncomingMessage, MemoryStore,
+    OutgoingMessage,
+    amqp::ConnectErrorKind,
+    consumer::{ConsumeErrorKind, ConsumerBuilder, Redelivery},
+    idempotency::Lease,
+};
 
 use super::support::{amqp::Client, broker, eventually, proxy::Proxy, unique};
 
@@ -87,4 +93,39 @@ pub async fn more_channels_than_the_broker_allows_are_refused() {
 
     let beyond = IdempotentPublisher::builder(broker()).channels_per_connection(3_000).connect().await;
     assert_eq!(beyond.expect_err("RabbitMQ allows 2,047").kind(), ConnectErrorKind::Setting);
+}
+
+pub async fn names_that_are_too_long_are_refused_with_what_helps() {
+    // Nothing listens there: it is refused before anybody is asked.
+    let url = "amqp://127.0.0.1:9";
+    let consumer =
+        |queue: usize| IdempotentConsumer::builder(url, "q".repeat(queue), MemoryStore::new(1)).scope("s");
+    let refused = async |builder: ConsumerBuilder<MemoryStore>| {
+        let error = builder.run_until(Nothing, async {}).await.err()?;
+        (error.kind() == ConsumeErrorKind::Invalid).then(|| error.source().expect("source").to_string())
+    };
+    let said = refused(consumer(256)).await.expect("no queue has that name");
+    assert!(said.contains("256 bytes"), "{said}");
+    let said = refused(consumer(249)).await.expect("parking");
+    assert!(
+        said.contains("`<queue>.parked`") && said.contains("256 bytes") && said.contains("`parking`"),
+        "{said}"
+    );
+    let said = refused(consumer(249).parking("", "elsewhere")).await.expect("delay queue");
+    assert!(said.contains("`<queue>.retry.3600000`") && said.contains("263 bytes"), "{said}");
+    assert!(said.contains("Redelivery::Held"), "{said}");
+    let said = refused(consumer(9).parking("", "k".repeat(256))).await.expect("routing key");
+    assert!(said.contains("routing key"), "{said}");
+    let held = consumer(255).parking("", "elsewhere").redelivery(Redelivery::Held);
+    assert_eq!(refused(held).await, None);
+    assert_eq!(refused(consumer(241)).await, None, "the longest that has room for all");
+}
+
+/// Never called.
+struct Nothing;
+
+impl IdempotentHandler<MemoryStore> for Nothing {
+    async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult {
+        Ok(())
+    }
 }

@@ -12,6 +12,7 @@ use super::DEADLINE;
 
 /// The properties by their flags.
 pub const HEADERS: u8 = 13;
+pub const DELIVERY_MODE: u8 = 12;
 pub const PRIORITY: u8 = 11;
 pub const CORRELATION_ID: u8 = 10;
 pub const EXPIRATION: u8 = 8;

@@ -37,6 +37,12 @@ pub(super) fn method(payload: &mut [u8]) -> Changed {
     walk.changed
 }
 
+/// The largest frame that the broker offers, if this is the method by which it does (connection.tune).
+pub(super) fn tuned(payload: &[u8]) -> Option<u32> {
+    let [0, 10, 0, 30, _, _, frame_max @ ..] = payload else { return None };
+    Some(u32::from_be_bytes(frame_max.get(..4)?.try_into().ok()?))
+}
+
 struct Walk<'a> {
     bytes: &'a mut [u8],
     at: usize,
@@ -114,13 +120,7 @@ impl<'a> Walk<'a> {
                     open.push((end, nested == b'F'));
                 }
                 b'S' | b'x' => self.at = self.long()?,
-                b't' | b'b' | b'B' => self.skip(1)?,
-                b's' | b'U' | b'u' => self.skip(2)?,
-                b'I' | b'i' | b'f' => self.skip(4)?,
-                b'D' => self.skip(5)?,
-                b'L' | b'l' | b'd' | b'T' => self.skip(8)?,
-                b'V' => {}
-                _ => return None,
+                fixed => self.skip(length_of(fixed)?)?,
             }
             // What it holds may not end behind itself.
             if self.at > end || open.last().is_some_and(|&(inner, _)| inner > end) {
@@ -168,6 +168,19 @@ impl<'a> Walk<'a> {
         self.at += bytes;
         (self.at <= self.bytes.len()).then_some(())
     }
+}
+
+/// How many bytes a value of this kind takes, if that does not depend on the value.
+pub(super) fn length_of(kind: u8) -> Option<usize> {
+    Some(match kind {
+        b'V' => 0,
+        b't' | b'b' | b'B' => 1,
+        b's' | b'U' | b'u' => 2,
+        b'I' | b'i' | b'f' => 4,
+        b'D' => 5,
+        b'L' | b'l' | b'd' | b'T' => 8,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
