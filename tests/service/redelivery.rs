@@ -347,3 +347,38 @@ pub async fn confirm_of_a_delayed_copy_lost_one_effect() {
     assert_eq!((ledger.rows().await, client.ready(&queue).await), ((1, 1), 0));
     delete(&client, &queue, &[50]).await;
 }
+
+/// The longest there are: no panic, neither at a failure, at a lost connection nor at the end.
+pub async fn no_duration_is_too_long_for_a_consumer() {
+    for redelivery in [Redelivery::Delayed, Redelivery::Held] {
+        let client = Client::connect(&broker()).await;
+        let queue = client.quorum_queue("for-ever").await;
+        client.publish(&queue, b"500", with_id("fails")).await;
+        client.publish(&queue, b"500", with_id("before")).await;
+        let (proxy, ledger, handler) =
+            (Proxy::start(&broker()).await, Ledger::create().await, Flaky::new(1).after(Duration::MAX));
+        let consumer = ledger.consume_with(proxy.url(), &queue, handler.clone(), |b| {
+            b.redelivery(redelivery)
+                .batch(1)
+                .retry_delays(Duration::MAX, Duration::MAX)
+                .drain_timeout(Duration::MAX)
+                .handler_timeout(Duration::MAX)
+                .consumer_timeout(Duration::MAX)
+                .connect_timeout(Duration::MAX)
+        });
+        let handled = async |id: &str| {
+            let seen = || handler.seen().into_iter().any(|seen| seen.message.raw_message_id() == Some(id));
+            eventually(id, async || seen().then_some(())).await;
+        };
+        handled("before").await;
+        if redelivery == Redelivery::Delayed {
+            let status = || consumer.monitor.status();
+            eventually("the broker has it", async || (status().delayed == 1).then_some(())).await;
+        }
+        proxy.cut_all();
+        client.publish(&queue, b"500", with_id("behind")).await;
+        handled("behind").await;
+        consumer.stop().await;
+        delete(&client, &queue, &[u32::MAX.into()]).await;
+    }
+}
