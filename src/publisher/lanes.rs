@@ -101,6 +101,12 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
+    /// One into which nothing comes.
+    #[cfg(test)]
+    pub(crate) fn closed() -> Self {
+        Door::new().1
+    }
+
     pub(crate) async fn recv_many(&mut self, jobs: &mut Vec<Job>, limit: usize) -> usize {
         let taken = self.jobs.recv_many(jobs, limit).await;
         self.taken = self.taken.wrapping_add(taken);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use lapin_idempotent::{
     HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresStore,
-    consumer::ConsumerState, store::SqlStore,
+    consumer::{ConsumeErrorKind, ConsumerState},
+    store::SqlStore,
 };
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use super::{
     consuming::{assert_one_effect_each, consumer, delete},
     database::{Insert, Kind, Table, message, server::Server},
     flow::Flow,
+    output::Output,
     support::{amqp::Client, broker, consumer::Running, eventually},
 };
 
@@ -319,11 +321,32 @@ pub async fn handler_whose_statement_went_stale_runs_again_at_once() {
     assert_eq!(table.effects().await, (3, 3));
 }
 
-/// A consumer warns of more workers than that.
 pub async fn store_says_how_many_sessions_it_can_have<K: Kind>() {
     let table = Table::<K>::create().await;
     assert_eq!(table.store.sessions(), Some(if K::NAME == "SQLite" { 1 } else { 10 }));
     let larger = SqlStore::<K>::connect_with(&table.url, |pool| pool.max_connections(12)).await;
     assert_eq!(larger.expect("connect").sessions(), Some(12));
     assert_eq!(table.store.clone().leased(Duration::from_secs(1)).expect("lease").sessions(), None);
+}
+
+/// Those that find no session would look like a store that is away.
+pub async fn consumer_with_more_workers_than_sessions_says_so_at_the_start<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let sessions = table.store.sessions().expect("a limit");
+    // Nobody listens there: the store is looked at before the broker.
+    let started = async |workers: usize| {
+        let output = Output::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(output.clone()).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let consumer = consumer(&table, "amqp://127.0.0.1:1", "nowhere").workers(workers);
+        let ended = consumer.run_until(table.insert(), std::future::pending()).await;
+        assert_eq!(ended.expect_err("no broker").kind(), ConsumeErrorKind::Connect);
+        output.text()
+    };
+    let (enough, too_many) = (started(sessions).await, started(sessions + 1).await);
+    assert!(!enough.contains("more workers than sessions"), "{enough}");
+    let warning =
+        too_many.lines().find(|line| line.contains("more workers than sessions")).unwrap_or_default();
+    let said = [" WARN ".to_owned(), format!("workers={}", sessions + 1), format!("sessions={sessions}")];
+    assert!(said.iter().all(|part| warning.contains(part)), "{too_many}");
 }

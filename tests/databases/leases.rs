@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use futures_util::poll;
 use lapin_idempotent::{
     HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresStore,
-    idempotency::{Claim, Guard, Inspect, Lease, Scope, StoreErrorKind},
+    idempotency::{Claim, Guard, Inspect, Lease, Scope, StoreErrorKind, Sweeper},
     message::MessageId,
     store::LeasedStore,
 };
@@ -141,4 +142,21 @@ pub async fn lease_gives_up_after_the_lock_timeout<K: Kind>() {
     table.store.release(held.session.expect("acquired")).await.expect("release");
     let _ = lease(&leases, "new").await;
     ran_out.complete(taken).await.expect("nobody has taken it over");
+}
+
+/// The longest there are: no panic and no overflow, neither here nor in the server.
+pub async fn no_lease_pause_or_retention_is_too_long<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let leases = table.store.clone().leased(Duration::MAX).expect("lease");
+    let held = lease(&leases, "a").await;
+    let mut renewed = leases.keep_alive(&held).expect("it is renewed");
+    assert!(poll!(&mut renewed).is_pending());
+    let outcome = table.process("a").await;
+    assert!(matches!(outcome, Outcome::InProgress { .. }), "{outcome:?}");
+    leases.complete(held).await.expect("complete");
+    let sweeper = Sweeper::new(table.store.clone(), Duration::MAX).every(Duration::MAX);
+    assert_eq!(sweeper.sweep().await.expect("sweep"), 0, "nothing is so old");
+    let mut sweeping = std::pin::pin!(sweeper.run_until(std::future::pending()));
+    assert!(poll!(&mut sweeping).is_pending());
+    assert!(matches!(table.process("a").await, Outcome::Duplicate(_)));
 }

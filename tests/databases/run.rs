@@ -29,6 +29,8 @@ mod leases;
 mod limits;
 #[path = "outages.rs"]
 mod outages;
+#[path = "../support/output.rs"]
+mod output;
 #[path = "partitions.rs"]
 mod partitions;
 #[path = "pooled.rs"]
@@ -104,6 +106,7 @@ pub(crate) fn main() -> ExitCode {
         changes::statements_are_prepared_anew_in_the_same_claim;
         changes::dropped_claim_leaves_no_open_transaction<Postgres, MySql, Sqlite>;
         changes::handler_whose_statement_went_stale_runs_again_at_once;
+        changes::consumer_with_more_workers_than_sessions_says_so_at_the_start<Postgres, MySql, Sqlite>;
         changes::store_says_how_many_sessions_it_can_have<Postgres, MySql, Sqlite>;
         claims::one_effect_however_often_it_is_delivered<Postgres, MySql, Sqlite>;
         claims::two_scopes_one_id_two_effects<Postgres, MySql, Sqlite>;
@@ -132,6 +135,7 @@ pub(crate) fn main() -> ExitCode {
         examples::service_publishes_and_books_and_stops_gracefully;
         leases::completed_by_a_lease_is_a_duplicate_for_a_transaction<Postgres, MySql, Sqlite>;
         leases::tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>;
+        leases::no_lease_pause_or_retention_is_too_long<Postgres, MySql, Sqlite>;
         leases::no_transaction_is_open_during_the_handler;
         leases::batches_of_leases_are_claimed_and_completed_in_order<Postgres, MySql, Sqlite>;
         leases::lease_gives_up_after_the_lock_timeout<Postgres, MySql, Sqlite>;

@@ -6,6 +6,7 @@
 mod scripted;
 
 mod closing;
+mod dropping;
 mod handles;
 mod log;
 mod panics;

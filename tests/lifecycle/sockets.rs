@@ -52,7 +52,7 @@ async fn connect_that_times_out_ends_its_connection() {
 }
 
 #[cfg(target_os = "linux")]
-fn threads_and_descriptors() -> (usize, usize) {
+pub(super) fn threads_and_descriptors() -> (usize, usize) {
     let count = |of: &str| std::fs::read_dir(format!("/proc/self/{of}")).expect("proc").count();
     (count("task"), count("fd"))
 }
@@ -73,13 +73,19 @@ async fn counted() {
     .await;
 }
 
+/// Runs a test of this program in a process of its own.
+#[cfg(target_os = "linux")]
+pub(super) fn run_alone(test: &str) {
+    let binary = std::env::current_exe().expect("this binary");
+    let run = Command::new(binary).args(["--exact", test, "--ignored"]).output().expect("run");
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && said.contains("1 passed"), "{said}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn connects_that_time_out_leave_no_thread_and_no_descriptor() {
-    let binary = std::env::current_exe().expect("this binary");
-    let run = Command::new(binary).args(["--exact", "sockets::counted", "--ignored"]).output().expect("run");
-    let said = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success() && said.contains("1 passed"), "{said}");
+    run_alone("sockets::counted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,28 +4,38 @@ use std::{
     io::Write,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
-use super::support::{amqp::Client, broker, eventually, unique};
+use lapin::BasicProperties;
+
+use super::support::{
+    amqp::Client,
+    broker, eventually,
+    node::Node,
+    proxy::{Action, From, Proxy, method},
+    unique,
+};
 
 fn example(name: &str, arguments: &[&str], input: &str) -> Output {
     example_bytes(name, arguments, input.as_bytes())
 }
 
 fn example_bytes(name: &str, arguments: &[&str], input: &[u8]) -> Output {
-    let mut child = started(name, arguments);
+    let mut child = started(name, &broker(), arguments);
     // Whoever refuses its input does not read it.
     child.stdin.take().expect("stdin").write_all(input).unwrap_or_default();
     child.wait_with_output().expect("output")
 }
 
 /// Cargo builds the examples beside the tests.
-fn started(name: &str, arguments: &[&str]) -> Child {
+fn started(name: &str, url: &str, arguments: &[&str]) -> Child {
     let tests = std::env::current_exe().expect("exe");
     let built = tests.parent().and_then(|deps| deps.parent()).expect("target").join("examples").join(name);
     Command::new(built)
         .args(arguments)
-        .env("AMQP_URL", broker())
+        .env("AMQP_URL", url)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -152,7 +162,7 @@ pub async fn jsonl_that_is_killed_leaves_what_was_there_and_what_failed() {
     std::fs::write(&failed, "before\n").expect("written");
     let target = unique("no-such-queue");
     let arguments = ["--routing-key", &target, "--failed", failed.to_str().expect("path")];
-    let mut child = started("publish_jsonl", &arguments);
+    let mut child = started("publish_jsonl", &broker(), &arguments);
     let input = "not json\n{\"a\":1}\n";
     child.stdin.as_mut().expect("stdin").write_all(input.as_bytes()).expect("input");
     let partial = folder.join(format!("failed.jsonl.{}.partial", child.id()));
@@ -206,4 +216,39 @@ pub async fn jsonl_is_utf_8_and_keys_are_not_empty() {
     );
     assert!(counts.starts_with("1 confirmed") && counts.contains("5 invalid"), "{counts}");
     client.delete(&queue).await;
+}
+
+/// What cannot be parked is held for a while each time: no hot loop, and nothing that a delivery limit would count.
+pub async fn loop_of_ones_own_holds_what_it_cannot_park() {
+    const QUEUE: &str = "payments.debit";
+    const PARKED: &str = "payments.debit.parked";
+    // Those queues are others' as well.
+    let node = Node::start().await;
+    let full = r#"{"max-length":0,"overflow":"reject-publish"}"#;
+    node.ctl(&["set_policy", "--apply-to", "queues", "full", "[.]parked$", full]).await;
+    let client = Client::connect(node.url()).await;
+    for queue in [QUEUE, PARKED] {
+        client.declare(queue).await;
+    }
+    client.publish(QUEUE, b"500", BasicProperties::default()).await;
+    let (proxy, tries) = (Proxy::start(node.url()).await, Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&tries);
+    proxy.rule(move |frame| {
+        if frame.is(From::Client, method::BASIC_PUBLISH) {
+            seen.lock().expect("tries").push(Instant::now());
+        }
+        Action::Pass
+    });
+    let child = started("existing_loop", proxy.url(), &[]);
+    let tried = async || Some(tries.lock().expect("tries").clone()).filter(|tries| tries.len() >= 2);
+    let tries = eventually("it tries again", tried).await;
+    assert!(tries[1] - tries[0] >= Duration::from_secs(4), "{:?}", tries[1] - tries[0]);
+    assert_eq!(client.ready(QUEUE).await, 0, "it was given back");
+    node.ctl(&["clear_policy", "full"]).await;
+    eventually("it is parked", async || (client.ready(PARKED).await == 1).then_some(())).await;
+    // It ends by itself when nothing more comes.
+    let output =
+        tokio::task::spawn_blocking(|| child.wait_with_output().expect("output")).await.expect("join");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((client.ready(QUEUE).await, client.ready(PARKED).await), (0, 1));
 }

@@ -55,6 +55,8 @@ enum Away {
     Hangs,
     /// Somebody has the lease who does not come back.
     Leased,
+    /// A rival's transaction stands in the way each time.
+    Contended,
 }
 
 /// Memory, unless it is away.
@@ -81,6 +83,7 @@ impl IdempotencyStore for Unreliable {
                 Err(StoreErrorKind::Unavailable.into())
             }
             Away::Leased => Err(StoreErrorKind::Busy.into()),
+            Away::Contended => Err(StoreErrorKind::Conflict.into()),
         }
     }
 
@@ -130,10 +133,11 @@ async fn away_once(limit: i64, how: Away) {
     let store = Unreliable { memory, away: Arc::new(true.into()), asked: Arc::default(), how };
     let handler = Noting::default();
     let builder = IdempotentConsumer::builder(broker(), &queue, store.clone()).delivery_limit(told(limit));
-    let consumer = Running::start(builder, handler.clone());
+    // What counted as a run of the handler would be parked at once.
+    let consumer = Running::start(builder.max_attempts(1), handler.clone());
     let enough = match how {
         // Each message asks for itself.
-        Away::Leased => claims() * u32::try_from(MESSAGES).unwrap(),
+        Away::Leased | Away::Contended => claims() * u32::try_from(MESSAGES).unwrap(),
         Away::Refuses | Away::Hangs => claims(),
     };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(600);
@@ -144,17 +148,20 @@ async fn away_once(limit: i64, how: Away) {
     assert!(handler.seen().is_empty(), "{limit} {how:?}");
     let monitor = consumer.monitor.clone();
     match how {
-        Away::Leased => assert_eq!(monitor.status().state, ConsumerState::Consuming),
+        Away::Leased | Away::Contended => assert_eq!(monitor.status().state, ConsumerState::Consuming),
         Away::Refuses | Away::Hangs => assert_eq!(monitor.status().state, ConsumerState::StoreAway),
     }
     store.away.store(false, SeqCst);
     eventually("all are handled", async || (handler.seen().len() == MESSAGES).then_some(())).await;
+    let outcomes = consumer.decided(MESSAGES).await;
     consumer.stop().await;
+    assert!(!outcomes.contains(&"retry"), "{limit} {how:?}: {outcomes:?}");
+    assert!(handler.seen().iter().all(|message| message.failures() == 0), "{limit} {how:?}");
     let counts: Vec<_> = handler.seen().iter().map(IncomingMessage::delivery_count).collect();
     assert!(counts.iter().all(|count| count.unwrap_or_default() <= 1), "{limit} {how:?}: {counts:?}");
     let ids: Vec<_> =
         handler.seen().iter().map(|message| message.raw_message_id().map(str::to_owned)).collect();
-    if !matches!(how, Away::Leased) {
+    if !matches!(how, Away::Leased | Away::Contended) {
         let expected: Vec<_> = (0..MESSAGES).map(|n| Some(format!("m{n}"))).collect();
         assert_eq!(ids, expected, "in the order of the queue");
     }
@@ -172,6 +179,11 @@ pub async fn store_that_hangs_loses_and_parks_nothing() {
 
 pub async fn identity_that_is_busy_elsewhere_loses_and_parks_nothing() {
     join_all(LIMITS.map(|limit| away_once(limit, Away::Leased))).await;
+}
+
+/// What stands in the way before the handler ran is none of its failures, however often.
+pub async fn conflicts_before_the_handler_ran_are_not_its_failures() {
+    join_all(LIMITS.map(|limit| away_once(limit, Away::Contended))).await;
 }
 
 /// The owner has a lease of half a minute and dies: longer than two returns would take.

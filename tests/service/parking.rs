@@ -1,16 +1,31 @@
 //! Messages that must not be tried again wait in the parking queue, with the reason.
 
-use lapin::{BasicProperties, message::BasicGetMessage, types::FieldTable};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering::SeqCst},
+};
+
+use futures_util::future::join_all;
+use lapin::{
+    BasicProperties,
+    message::BasicGetMessage,
+    types::{AMQPValue, FieldTable},
+};
 
 use lapin_idempotent::{IdempotentConsumer, IdempotentPublisher, OutgoingMessage};
 
-use super::support::{
-    amqp::{Client, header, with_id},
-    broker,
-    consumer::Running,
-    eventually,
-    ledger::{Debit, Ledger},
-    node::Cluster,
+use super::{
+    limits::{limited, told},
+    support::{
+        amqp::{Client, header, with_id},
+        broker,
+        consumer::Running,
+        eventually,
+        ledger::{Debit, Ledger},
+        node::Cluster,
+        proxy::{Action, From, Proxy, method},
+        unique,
+    },
 };
 
 /// Publishes, lets a consumer park one message, and gives the parked copy.
@@ -109,6 +124,55 @@ pub async fn message_stays_when_it_cannot_be_parked() {
     consumer.stop().await;
     eventually("it is back", async || (client.ready(&queue).await == 1).then_some(())).await;
     client.delete(&queue).await;
+}
+
+/// The parking queue is full, or is not there and not ours to declare, for more tries than the broker would let a message come back.
+pub async fn message_without_an_id_stays_until_it_can_be_parked() {
+    let one = async |(limit, full): (i64, bool)| {
+        let (client, parking) = (Client::connect(&broker()).await, unique("parking"));
+        let queue = client.queue_with("no-id", limited(limit)).await;
+        if full {
+            let mut small = FieldTable::default();
+            small.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
+            small.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+            client.declare_as(&parking, small).await;
+            client.publish(&parking, b"in the way", BasicProperties::default()).await;
+        }
+        client.publish(&queue, b"500", BasicProperties::default()).await;
+        let (proxy, tries) = (Proxy::start(&broker()).await, Arc::new(AtomicI64::new(0)));
+        let seen = Arc::clone(&tries);
+        proxy.rule(move |frame| {
+            if frame.is(From::Client, method::BASIC_PUBLISH) {
+                seen.fetch_add(1, SeqCst);
+            }
+            Action::Pass
+        });
+        let ledger = Ledger::create().await;
+        let consumer = ledger.consume_with(proxy.url(), &queue, Debit::default(), |b| {
+            b.parking("", parking.as_str()).delivery_limit(told(limit))
+        });
+        let enough = async || (tries.load(SeqCst) >= limit + 2).then_some(());
+        eventually("it is tried again and again", enough).await;
+        assert_eq!(client.ready(&queue).await, 0, "limit {limit}, full {full}: it was given back");
+        if full {
+            client.get(&parking).await.expect("what is in the way");
+        } else {
+            client.declare(&parking).await;
+        }
+        let status = || consumer.monitor.status();
+        eventually("it is parked", async || (status().parked.get("missing-id") == Some(&1)).then_some(()))
+            .await;
+        assert_eq!(consumer.decided(1).await, ["missing_id"], "decided once");
+        consumer.stop().await;
+        assert_eq!(client.ready(&queue).await, 0, "the original was acked");
+        let message = client.get(&parking).await.expect("parked");
+        assert_eq!((reason(&message).as_deref(), &*message.data), (Some("missing-id"), &b"500"[..]));
+        assert_eq!(header(&message, "x-idempotency-deliveries"), None, "not published anew, either");
+        assert!(client.get(&parking).await.is_none(), "parked once");
+        client.delete(&queue).await;
+        client.delete(&parking).await;
+    };
+    join_all([(2, true), (2, false), (5, true), (5, false)].map(one)).await;
 }
 
 /// A queue that lived on one node would be gone with it, and no consumer could start without its parking queue.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use lapin::{
@@ -348,33 +348,37 @@ pub async fn confirm_of_a_delayed_copy_lost_one_effect() {
     delete(&client, &queue, &[50]).await;
 }
 
-/// Whoever copies all headers of a message into another one, or makes some up: that one is handled, and tried as often as any.
-pub async fn headers_of_strangers_are_not_obeyed() {
-    let client = Client::connect(&broker()).await;
-    let queue = client.queue("strangers").await;
-    let tomorrow = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis()
-        + 86_400_000;
-    let mut headers = FieldTable::default();
-    for (name, value) in
-        [("failures", 1000), ("deliveries", 1000), ("suspected", 1), ("not-before", tomorrow)]
-    {
-        let value = AMQPValue::LongLongInt(value.try_into().expect("small"));
-        headers.insert(format!("x-idempotency-{name}").into(), value);
+/// The longest there are: no panic, neither at a failure, at a lost connection nor at the end.
+pub async fn no_duration_is_too_long_for_a_consumer() {
+    for redelivery in [Redelivery::Delayed, Redelivery::Held] {
+        let client = Client::connect(&broker()).await;
+        let queue = client.quorum_queue("for-ever").await;
+        client.publish(&queue, b"500", with_id("fails")).await;
+        client.publish(&queue, b"500", with_id("before")).await;
+        let (proxy, ledger, handler) =
+            (Proxy::start(&broker()).await, Ledger::create().await, Flaky::new(1).after(Duration::MAX));
+        let consumer = ledger.consume_with(proxy.url(), &queue, handler.clone(), |b| {
+            b.redelivery(redelivery)
+                .batch(1)
+                .retry_delays(Duration::MAX, Duration::MAX)
+                .drain_timeout(Duration::MAX)
+                .handler_timeout(Duration::MAX)
+                .consumer_timeout(Duration::MAX)
+                .connect_timeout(Duration::MAX)
+        });
+        let handled = async |id: &str| {
+            let seen = || handler.seen().into_iter().any(|seen| seen.message.raw_message_id() == Some(id));
+            eventually(id, async || seen().then_some(())).await;
+        };
+        handled("before").await;
+        if redelivery == Redelivery::Delayed {
+            let status = || consumer.monitor.status();
+            eventually("the broker has it", async || (status().delayed == 1).then_some(())).await;
+        }
+        proxy.cut_all();
+        client.publish(&queue, b"500", with_id("behind")).await;
+        handled("behind").await;
+        consumer.stop().await;
+        delete(&client, &queue, &[u32::MAX.into()]).await;
     }
-    headers.insert("x-idempotency-original-queue".into(), AMQPValue::LongString("elsewhere".into()));
-    client.publish(&queue, b"1", with_id("stranger").with_headers(headers)).await;
-    let ledger = Ledger::create().await;
-    let handler = Flaky::new(2);
-    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |builder| {
-        builder.immediate_retries(0).max_attempts(3).retry_delays(millis(50), millis(50))
-    });
-    eventually("it is handled", async || (ledger.rows().await == (1, 1)).then_some(())).await;
-    consumer.stop().await;
-    let seen = handler.seen();
-    let failures: Vec<u32> = seen.iter().map(|seen| seen.message.failures()).collect();
-    assert_eq!(failures, [0, 1, 2], "counted from nought, and here");
-    assert_eq!(seen[2].message.header("x-idempotency-deliveries"), None);
-    client.delete(&queue).await;
-    client.delete(&format!("{queue}.parked")).await;
-    client.delete(&format!("{queue}.retry.50")).await;
 }

@@ -10,10 +10,12 @@ use tokio::{
 };
 
 use super::support::{
+    DEADLINE,
     amqp::{Client, with_id},
     broker, eventually,
     ledger::{Debit, Ledger},
-    proxy::{Action, From, Proxy},
+    proxy::{Action, From, Proxy, nth},
+    unique,
 };
 
 pub async fn exclusive_consumer_is_alone() {
@@ -127,4 +129,30 @@ pub async fn dropped_consumer_leaves_no_subscription() {
     });
     let left: Vec<_> = join_all(left).await.into_iter().flatten().collect();
     assert!(left.is_empty(), "a subscription is left when it is dropped at these frames: {left:?}");
+}
+
+/// The broker refused nothing: the connection was cut, or frozen, in the middle of the first subscription.
+pub async fn connection_lost_while_it_subscribes_is_no_refusal() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("lost-at-first").await;
+    let ledger = Ledger::create().await;
+    let (open_channel, declare, prefetch, consume) = ((20, 10), (50, 10), (60, 10), (60, 20));
+    let mut kinds = Vec::new();
+    for method in [open_channel, declare, prefetch, consume] {
+        for action in [Action::CutBefore, Action::Freeze] {
+            let proxy = Proxy::start(&broker()).await;
+            proxy.rule(nth(0, From::Client, method, action));
+            let consumer = IdempotentConsumer::builder(proxy.url(), &queue, ledger.store.clone())
+                .connect_timeout(Duration::from_secs(1));
+            let ended = timeout(DEADLINE, consumer.run_until(Debit::default(), std::future::pending())).await;
+            kinds.push((method, action, ended.expect("in time").expect_err("no subscription").kind()));
+        }
+    }
+    let wrong: Vec<_> = kinds.iter().filter(|(.., kind)| *kind != ConsumeErrorKind::Connect).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    let nowhere = IdempotentConsumer::builder(broker(), unique("nowhere"), ledger.store.clone());
+    let error = nowhere.run_until(Debit::default(), std::future::pending()).await.expect_err("no such queue");
+    assert_eq!(error.kind(), ConsumeErrorKind::Refused);
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
 }

@@ -219,3 +219,7 @@ impl Lane {
 pub(super) async fn close_channel(channel: &Channel) {
     let _ = timeout(CLOSE_TIMEOUT, channel.close(200, ShortString::default())).await;
 }
+
+#[cfg(test)]
+#[path = "reason_tests.rs"]
+mod tests;

@@ -18,6 +18,9 @@ use crate::idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, StoreErr
 /// How often a claim is made again whose rows moved under it.
 const TRIES: usize = 3;
 
+/// The longest retention that is asked for: PostgreSQL knows no time long before that.
+const LONGEST_RETENTION: Duration = Duration::from_secs(1_000 * 31_536_000);
+
 impl<DB: SqlDatabase> SqlStore<DB> {
     /// Begins a transaction with the limits set.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, DB>, StoreError> {
@@ -212,6 +215,7 @@ impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
     }
 
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
+        let retention = retention.min(LONGEST_RETENTION);
         let purging = async {
             DB::purge(&self.pool, &self.texts, &self.limits, retention, limit).await.map_err(failed::<DB>)
         };
