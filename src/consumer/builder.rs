@@ -3,10 +3,10 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
-    delay::Redelivery,
+    delay_queues::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
     options::{Hook, Options},
-    park::ParkingTarget,
+    parking::ParkingTarget,
     runner::Runner,
     status::{ConsumerMonitor, StoppedOnDrop},
 };

@@ -10,18 +10,20 @@ use futures_util::{
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
 use super::{
-    inbox::{Inbox, Lost, Next, Unsettled},
-    observe,
-    park::describe,
+    backoff::{StoreHealth, holding},
+    batch_size::BatchSize,
+    buffer::{DeliveryBuffer, Lost, Next, Unsettled},
+    pending::{PendingSettlements, Settled},
     runner::{CLOSING, Carried, Runner},
-    session::Session,
     settler::Decision,
-    settling::{Settled, Settling},
-    size::BatchSize,
     status::ConsumerState,
-    trouble::{StoreHealth, holding},
+    subscription::Subscription,
+    telemetry,
 };
-use crate::idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError};
+use crate::{
+    error::Chain,
+    idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
+};
 
 /// How often the subscription is looked at while all workers are busy.
 const LOOK: Duration = Duration::from_millis(200);
@@ -39,10 +41,10 @@ pub(super) enum End {
 pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     runner: &'a Runner<S, H>,
     carried: &'a mut Carried,
-    session: Session,
-    inbox: Inbox,
+    session: Subscription,
+    buffer: DeliveryBuffer,
     working: FuturesUnordered<BoxFuture<'a, Done>>,
-    settling: Settling<'a>,
+    settling: PendingSettlements<'a>,
     size: BatchSize,
     store: StoreHealth,
     probe: Option<BoxFuture<'a, Result<(), StoreError>>>,
@@ -76,15 +78,15 @@ fn ticking(period: Duration) -> Interval {
 }
 
 impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
-    pub(super) fn new(runner: &'a Runner<S, H>, carried: &'a mut Carried, session: Session) -> Self {
+    pub(super) fn new(runner: &'a Runner<S, H>, carried: &'a mut Carried, session: Subscription) -> Self {
         let options = &runner.options;
         Self {
-            inbox: Inbox::new(options.watched(), carried.survived, options.patience()),
+            buffer: DeliveryBuffer::new(options.watched(), carried.survived, options.patience()),
             runner,
             carried,
             session,
             working: FuturesUnordered::new(),
-            settling: Settling::default(),
+            settling: PendingSettlements::default(),
             size: BatchSize::new(if S::BATCHES { options.batch } else { 1 }),
             store: StoreHealth::default(),
             probe: None,
@@ -115,7 +117,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 break End::Lost(reason);
             }
             let probe_at = self.store.probe_at().filter(|_| self.probe.is_none());
-            let due = self.inbox.due();
+            let due = self.buffer.due();
             let idle = self.is_idle();
             tokio::select! {
                 biased;
@@ -127,13 +129,13 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     self.probe = Some(runner.guard.probe().boxed());
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.inbox.release(Instant::now()),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
-                    if let Err(reason) = self.inbox.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
+                    if let Err(reason) = self.buffer.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
                         break End::Lost(reason);
                     }
                 }
-                _ = aging.tick() => self.inbox.age(Instant::now()),
+                _ = aging.tick() => self.buffer.age(Instant::now()),
                 // While nobody is idle each delivery would wake us for nothing. But there is no other way to learn that the subscription is lost, and what
                 // waits in lapin is not judged.
                 _ = looking.tick(), if !idle => {
@@ -142,8 +144,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                     }
                 }
             }
-            if self.inbox.held() != self.held {
-                self.held = self.inbox.held();
+            if self.buffer.held() != self.held {
+                self.held = self.buffer.held();
                 runner.monitor.held(self.held);
             }
         };
@@ -160,7 +162,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn look(&mut self) -> Result<(), Lost> {
-        self.inbox.look(&mut self.session, &mut self.carried.prefetch, &self.carried.attempts)
+        self.buffer.look(&mut self.session, &mut self.carried.prefetch, &self.carried.attempts)
     }
 
     /// Whether somebody is free to begin with what comes.
@@ -171,30 +173,30 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
         let options = &self.runner.options;
-        if self.is_idle() && self.inbox.len() < self.size.now() {
+        if self.is_idle() && self.buffer.len() < self.size.now() {
             self.look()?;
         }
         let Carried { prefetch, attempts, .. } = &mut *self.carried;
-        self.inbox.adapt(&mut self.session, options, prefetch, attempts).await?;
-        let suspect_is_due = self.inbox.suspect_is_due();
+        self.buffer.adapt(&mut self.session, options, prefetch, attempts).await?;
+        let suspect_is_due = self.buffer.suspect_is_due();
         self.set_aside();
         // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
         // meanwhile makes the next batch larger.
         while self.is_idle()
             && !suspect_is_due
-            && self.inbox.len() > 0
-            && (self.working.is_empty() || self.inbox.len() >= self.size.now())
+            && self.buffer.len() > 0
+            && (self.working.is_empty() || self.buffer.len() >= self.size.now())
         {
-            let batch = self.inbox.take(self.size.now());
+            let batch = self.buffer.take(self.size.now());
             self.work(batch);
         }
         // With nothing else in hand, and nothing on its way: whatever ends this process would take it along.
-        if self.inbox.has_suspects()
+        if self.buffer.has_suspects()
             && self.is_idle()
             && self.working.is_empty()
-            && ((self.inbox.len() == 0 && self.settling.is_empty()) || suspect_is_due)
+            && ((self.buffer.len() == 0 && self.settling.is_empty()) || suspect_is_due)
         {
-            let suspect = self.inbox.take_suspect();
+            let suspect = self.buffer.take_suspect();
             self.suspect_in_hand = true;
             self.work(suspect.into_iter().collect());
         }
@@ -203,7 +205,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     /// Begins what is done about those that have no turn here.
     fn set_aside(&mut self) {
-        for (unsettled, aside) in self.inbox.aside() {
+        for (unsettled, aside) in self.buffer.aside() {
             self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
         }
     }
@@ -221,7 +223,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             self.finished(done, &mut tags);
             next = self.working.next().now_or_never().flatten();
         }
-        self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
+        self.settling.ack(self.session.channel(), self.buffer.acks.handled(tags));
     }
 
     /// Begins to settle a batch; adds the tags of what may be acked.
@@ -261,8 +263,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn put_back(&mut self, all: impl IntoIterator<Item = Unsettled>) {
-        self.inbox.put_back(all);
-        if self.inbox.has_suspects() {
+        self.buffer.put_back(all);
+        if self.buffer.has_suspects() {
             self.carried.prefetch.beware(true);
         }
     }
@@ -286,23 +288,23 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         let now = Instant::now();
         // Whatever the delay, it is looked at again before the broker takes it back.
         let until = now.checked_add(after).unwrap_or(now + FAR);
-        self.inbox.hold(unsettled, until, next);
+        self.buffer.hold(unsettled, until, next);
         // What is held does not keep others from coming.
-        self.carried.prefetch.beware(self.inbox.has_suspects());
+        self.carried.prefetch.beware(self.buffer.has_suspects());
     }
 
     fn settled(&mut self, settled: Settled) {
         match settled {
             Settled::Written => {}
             Settled::Away(tag) => {
-                self.inbox.window.settled(tag);
-                self.settling.ack(self.session.channel(), self.inbox.window.handled([]));
+                self.buffer.acks.settled(tag);
+                self.settling.ack(self.session.channel(), self.buffer.acks.handled([]));
             }
             Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
                 let failures = unsettled.message.failures();
                 if failures > 0 {
-                    self.carried.attempts.remember(&observe::name(&unsettled.message), failures);
+                    self.carried.attempts.remember(&telemetry::name(&unsettled.message), failures);
                 }
                 self.hold(unsettled, after, next);
             }
@@ -323,7 +325,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn store_failed(&mut self, error: &StoreError) {
-        let (error, pause) = (describe(error), self.store.failed());
+        let (error, pause) = (Chain(error).to_string(), self.store.failed());
         tracing::warn!(queue = %self.runner.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
         self.runner.monitor.failed(&error);
         self.runner.monitor.enter(ConsumerState::StoreAway);
@@ -372,12 +374,12 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 };
                 let (Some(done), mut tags) = (done, Vec::new()) else { break };
                 self.finished(done, &mut tags);
-                self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
+                self.settling.ack(self.session.channel(), self.buffer.acks.handled(tags));
             }
             if shutting_down {
                 // What goes back is counted, up to RabbitMQ 4.2. The next process would take that for a death.
                 let _ = self.look();
-                self.inbox.spare(Instant::now());
+                self.buffer.spare(Instant::now());
                 self.set_aside();
                 self.settling.finish().await;
             }

@@ -7,22 +7,22 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::{
-    attempts::Attempts,
+    backoff::SubscriptionFailures,
+    buffer::{Unacked, Unsettled},
     consumption::{Consumption, Done, End},
-    delay::Redelivery,
+    delay_queues::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
-    inbox::{Unacked, Unsettled},
-    observe,
+    failure_counts::FailureCounts,
     options::Options,
-    park::describe,
     prefetch::Prefetch,
-    session::Session,
     settler::Settler,
     status::{ConsumerMonitor, ConsumerState},
-    trouble::Sessions,
+    subscription::Subscription,
+    telemetry,
 };
 use crate::{
     amqp::{ConnectOptions, ServerVersion, server_version},
+    error::Chain,
     idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler},
 };
 
@@ -47,7 +47,7 @@ struct NoDelayedRetries(ServerVersion);
 
 /// What outlives a session.
 pub(crate) struct Carried {
-    pub(super) attempts: Attempts,
+    pub(super) attempts: FailureCounts,
     pub(super) prefetch: Prefetch,
     /// How many subscriptions were lost that this process survived: the broker has counted each of them against all that it had delivered.
     pub(super) survived: u32,
@@ -75,14 +75,14 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         if options.begins_cautiously() {
             prefetch.begin_cautiously();
         }
-        let mut carried = Carried { attempts: Attempts::default(), prefetch, survived: 0 };
+        let mut carried = Carried { attempts: FailureCounts::default(), prefetch, survived: 0 };
         let started = tokio::select! {
             biased;
             () = shutdown.as_mut() => return Ok(()),
             started = self.start(carried.prefetch.now()) => started?,
         };
         let mut session = Some(started);
-        let mut sessions = Sessions::default();
+        let mut sessions = SubscriptionFailures::default();
         loop {
             if let Some(session) = session.take() {
                 if let Some(error) = &session.no_parking {
@@ -119,13 +119,13 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break,
-                opened = Session::open(&self.connect, options, carried.prefetch.now()) => match opened {
+                opened = Subscription::open(&self.connect, options, carried.prefetch.now()) => match opened {
                     Ok(opened) => {
                         self.monitor.reconnected();
                         session = Some(opened);
                     }
                     Err(error) => {
-                        self.monitor.failed(&describe(&error));
+                        self.monitor.failed(&Chain(&error).to_string());
                         tracing::warn!(queue = %options.queue, error = %error, "cannot consume");
                     }
                 },
@@ -136,7 +136,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
     }
 
     /// Finds out what will not work before anything is taken, and subscribes.
-    async fn start(&self, prefetch: u16) -> Result<Session, ConsumeError> {
+    async fn start(&self, prefetch: u16) -> Result<Subscription, ConsumeError> {
         let store = self.guard.store();
         store.check().await?;
         let workers = self.options.workers;
@@ -148,7 +148,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
             );
         }
         self.check_broker().await?;
-        Session::open(&self.connect, &self.options, prefetch).await
+        Subscription::open(&self.connect, &self.options, prefetch).await
     }
 
     /// Refuses what the broker does not have, rather than let it be ignored.
@@ -182,12 +182,12 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         let started = Instant::now();
         let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
             batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
-        let span = observe::span(&self.options.queue, self.guard.scope().as_str(), &messages);
+        let span = telemetry::span(&self.options.queue, self.guard.scope().as_str(), &messages);
         let Batch { outcomes, together } =
             self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
-        observe::finish(&span, &messages, &outcomes);
+        telemetry::finish(&span, &messages, &outcomes);
         #[cfg(feature = "metrics")]
-        observe::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
+        telemetry::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
         let unsettled = messages.into_iter().zip(deliveries);
         let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
         Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }

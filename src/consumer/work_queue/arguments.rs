@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lapin::types::{AMQPValue, LongString};
 
-use super::{super::park::UNLIMITED, error::DeclareError};
+use super::{super::parking::UNLIMITED, error::DeclareError};
 use crate::amqp::ServerVersion;
 
 pub(super) const TYPE: &str = "x-queue-type";

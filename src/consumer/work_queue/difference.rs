@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::super::park::UNLIMITED;
+use super::super::parking::UNLIMITED;
 use super::arguments::{Declaration, LIMIT, Role, TIMEOUT, TYPE, Value};
 use crate::amqp::ServerVersion;
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 /// The unsettled deliveries of one channel, whose tags count up from one.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct AckTracker {
     /// The tag of the first slot.
     first: u64,
     slots: VecDeque<Slot>,
@@ -30,7 +30,7 @@ pub(crate) struct Ack {
     pub(crate) multiple: bool,
 }
 
-impl Window {
+impl AckTracker {
     pub(crate) fn new() -> Self {
         Self { first: 1, slots: VecDeque::new() }
     }
@@ -107,8 +107,8 @@ mod tests {
         Ack { tag, multiple: true }
     }
 
-    fn window(deliveries: u64) -> Window {
-        let mut window = Window::new();
+    fn window(deliveries: u64) -> AckTracker {
+        let mut window = AckTracker::new();
         (1..=deliveries).for_each(|tag| window.deliver(tag));
         window
     }
@@ -146,7 +146,7 @@ mod tests {
     fn random_orders_ack_what_is_handled_and_nothing_else() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..2000 {
-            let (mut window, mut next) = (Window::new(), 1);
+            let (mut window, mut next) = (AckTracker::new(), 1);
             let (mut outstanding, mut handled) = (BTreeSet::new(), BTreeSet::new());
             let (mut held, mut acked): (Vec<u64>, _) = (Vec::new(), BTreeSet::new());
             while next <= 40 || !held.is_empty() {

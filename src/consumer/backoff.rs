@@ -12,12 +12,12 @@ const LONG: Duration = Duration::from_secs(10);
 
 /// Counts subscriptions that end.
 #[derive(Debug, Default)]
-pub(super) struct Sessions {
+pub(super) struct SubscriptionFailures {
     failures: u32,
     fruitless: u32,
 }
 
-impl Sessions {
+impl SubscriptionFailures {
     /// A subscription ended after a while, in which so many deliveries were decided.
     pub(super) fn ended(&mut self, lasted: Duration, decided: u64) {
         if lasted > LONG || decided > 0 {
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn subscriptions_that_get_nothing_done_are_failing() {
-        let mut sessions = Sessions::default();
+        let mut sessions = SubscriptionFailures::default();
         for _ in 0..FRUITLESS {
             assert!(!sessions.failing());
             sessions.ended(SHORT, 0);
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_stay_bounded() {
-        let mut sessions = Sessions::default();
+        let mut sessions = SubscriptionFailures::default();
         let first = sessions.pause();
         assert!(first >= Duration::from_millis(50) && first <= Duration::from_millis(100), "{first:?}");
         let longest = (0..40).map(|_| sessions.pause()).max().unwrap_or_default();

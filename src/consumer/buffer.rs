@@ -12,16 +12,15 @@ use lapin::{Acker, BasicProperties, message::Delivery};
 use tokio::time::Instant;
 
 use super::{
-    attempts::Attempts,
+    ack_tracker::AckTracker,
     delivery_limit::{DeliveryLimit, Judgement},
+    failure_counts::FailureCounts,
     options::Options,
-    park::describe,
     prefetch::Prefetch,
-    session::Session,
-    settle::ParkReason,
-    window::Window,
+    settlement::ParkReason,
+    subscription::Subscription,
 };
-use crate::{amqp, message::IncomingMessage};
+use crate::{amqp, error::Chain, message::IncomingMessage};
 
 /// How long a suspect waits for a moment in which there is nothing else to do.
 const SUSPECT_WAITS: Duration = Duration::from_secs(2);
@@ -80,7 +79,7 @@ pub(crate) enum Aside {
 }
 
 /// The deliveries of one session, apart from those at work.
-pub(crate) struct Inbox {
+pub(crate) struct DeliveryBuffer {
     waiting: VecDeque<Unsettled>,
     /// May end this process: each is handled with nothing else in hand.
     suspects: VecDeque<Unsettled>,
@@ -89,7 +88,7 @@ pub(crate) struct Inbox {
     /// By when they are due.
     held: BTreeMap<(Instant, u64), (Unsettled, Next)>,
     aside: Vec<(Unsettled, Aside)>,
-    pub(crate) window: Window,
+    pub(crate) acks: AckTracker,
     limit: DeliveryLimit,
     /// How many lost connections this process has survived.
     survived: u32,
@@ -103,7 +102,7 @@ pub(crate) type Received = Option<lapin::Result<Delivery>>;
 /// Why a subscription is lost.
 pub(crate) type Lost = String;
 
-impl Inbox {
+impl DeliveryBuffer {
     pub(crate) fn new(limit: DeliveryLimit, survived: u32, patience: Option<Duration>) -> Self {
         Self {
             waiting: VecDeque::new(),
@@ -111,7 +110,7 @@ impl Inbox {
             suspects_since: None,
             held: BTreeMap::new(),
             aside: Vec::new(),
-            window: Window::new(),
+            acks: AckTracker::new(),
             limit,
             survived,
             patience,
@@ -159,7 +158,7 @@ impl Inbox {
         std::mem::take(&mut self.aside)
     }
 
-    fn put(&mut self, delivery: Delivery, prefetch: &mut Prefetch, attempts: &Attempts) {
+    fn put(&mut self, delivery: Delivery, prefetch: &mut Prefetch, attempts: &FailureCounts) {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
         let (mut message, properties, acker) = amqp::incoming(delivery);
         attempts.recall(&mut message);
@@ -167,7 +166,7 @@ impl Inbox {
         let harmless = matches!(judgement, Judgement::Handle | Judgement::Move { suspected: false });
         // A suspect that waits for its turn gets it when nothing else is left: few others may come meanwhile.
         prefetch.took(bytes, !harmless || self.has_suspects());
-        self.window.deliver(tag);
+        self.acks.deliver(tag);
         let leaves = self.patience.and_then(|patience| Instant::now().checked_add(patience));
         let delivery = Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0 };
         let unsettled = Unsettled { message, delivery };
@@ -270,7 +269,7 @@ impl Inbox {
         &mut self,
         received: Received,
         prefetch: &mut Prefetch,
-        attempts: &Attempts,
+        attempts: &FailureCounts,
     ) -> Result<(), Lost> {
         match received {
             Some(Ok(delivery)) => {
@@ -285,9 +284,9 @@ impl Inbox {
     /// Puts in all that is there: a batch is what is there, and never waits for more.
     pub(crate) fn look(
         &mut self,
-        session: &mut Session,
+        session: &mut Subscription,
         prefetch: &mut Prefetch,
-        attempts: &Attempts,
+        attempts: &FailureCounts,
     ) -> Result<(), Lost> {
         while let Some(received) = session.deliveries.next().now_or_never() {
             self.receive(received, prefetch, attempts)?;
@@ -298,17 +297,17 @@ impl Inbox {
     /// Subscribes with another prefetch count, if that is called for.
     pub(crate) async fn adapt(
         &mut self,
-        session: &mut Session,
+        session: &mut Subscription,
         options: &Options,
         prefetch: &mut Prefetch,
-        attempts: &Attempts,
+        attempts: &FailureCounts,
     ) -> Result<(), Lost> {
         if options.single_active {
             return Ok(());
         }
         let Some(count) = prefetch.change() else { return Ok(()) };
         tracing::debug!(queue = %options.queue, count, "another prefetch count");
-        let before = session.resubscribe(options, count).await.map_err(|error| describe(&*error))?;
+        let before = session.resubscribe(options, count).await.map_err(|error| Chain(&*error).to_string())?;
         for delivery in before {
             self.put(delivery, prefetch, attempts);
         }

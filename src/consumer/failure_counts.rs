@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::observe;
+use super::telemetry;
 use crate::message::IncomingMessage;
 
 /// Remembers the failures of messages of which no copy was made that counts them: those that are held until they are tried again.
@@ -10,14 +10,14 @@ use crate::message::IncomingMessage;
 /// A quorum queue counts in `x-delivery-count` what it takes back, also what did not fail; a classic queue says no more than `redelivered`. So the count is kept here
 /// over lost connections, for the messages that are in trouble, and starts anew when the process does.
 #[derive(Debug, Default)]
-pub(crate) struct Attempts {
+pub(crate) struct FailureCounts {
     failed: HashMap<String, u32>,
 }
 
 /// Above this, counts are dropped: a store of troubles must not become one.
 const BOUND: usize = 100_000;
 
-impl Attempts {
+impl FailureCounts {
     /// Remembers how often a message has failed in all.
     pub(crate) fn remember(&mut self, name: &str, failures: u32) {
         if self.failed.len() >= BOUND {
@@ -32,7 +32,7 @@ impl Attempts {
             return;
         }
         if let Some(failures) =
-            self.failed.get(&observe::name(message)).filter(|known| **known > message.failures())
+            self.failed.get(&telemetry::name(message)).filter(|known| **known > message.failures())
         {
             message.set_failures(*failures);
         }
@@ -54,8 +54,8 @@ mod tests {
 
     #[test]
     fn failures_are_remembered_per_message_until_forgotten() {
-        let mut attempts = Attempts::default();
-        let recalled = |attempts: &Attempts, mut message: IncomingMessage| {
+        let mut attempts = FailureCounts::default();
+        let recalled = |attempts: &FailureCounts, mut message: IncomingMessage| {
             attempts.recall(&mut message);
             message.failures()
         };

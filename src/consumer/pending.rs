@@ -10,8 +10,8 @@ use lapin::{
 use tokio::time::timeout;
 
 use super::{
-    inbox::{Next, Unsettled},
-    window::Ack,
+    ack_tracker::Ack,
+    buffer::{Next, Unsettled},
 };
 
 /// How long an ack or reject may take to be written.
@@ -31,12 +31,12 @@ pub(crate) enum Settled {
 
 /// What is being done about the deliveries of one session.
 #[derive(Default)]
-pub(crate) struct Settling<'a> {
+pub(crate) struct PendingSettlements<'a> {
     /// Acks, and messages that are passed on. They are waited for at a shutdown.
     under_way: FuturesUnordered<BoxFuture<'a, Settled>>,
 }
 
-impl<'a> Settling<'a> {
+impl<'a> PendingSettlements<'a> {
     /// Goes on with all of it, until one thing is done.
     pub(crate) async fn next(&mut self) -> Settled {
         match self.under_way.next().await {

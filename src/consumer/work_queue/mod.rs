@@ -15,7 +15,7 @@ use self::{
     arguments::{Declaration, Options},
     compare::Declaring,
 };
-use super::park::ParkingTarget;
+use super::parking::ParkingTarget;
 use crate::amqp::{self, ClosedOnDrop, ConnectOptions, InvalidUri, ServerVersion, connection_settings};
 
 /// As long as AMQP can say a name.

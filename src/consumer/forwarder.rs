@@ -20,13 +20,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    park::describe,
-    session::{declare_durable, ensure_queue},
-};
+use super::subscription::{declare_durable, ensure_queue};
 use crate::{
     amqp::{self, COUNTS, ConnectError, ConnectOptions, fitted},
-    error::BoxError,
+    error::{BoxError, Chain},
     publisher::{
         Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder, PublisherState,
     },
@@ -40,7 +37,7 @@ const UNREACHABLE: Duration = Duration::from_secs(5);
 
 /// Publishes on a connection of its own, made when it is needed: a blocked publisher must not keep acks from being written.
 #[derive(Debug)]
-pub(crate) struct Onward {
+pub(crate) struct Forwarder {
     name: String,
     connect: ConnectOptions,
     publisher: OnceCell<IdempotentPublisher>,
@@ -53,7 +50,7 @@ pub(crate) struct Onward {
 
 /// A copy of a delivery, on its way to another place.
 #[derive(Debug, Clone)]
-pub(crate) struct Copied {
+pub(crate) struct ForwardedCopy {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
     /// Headers of ours that it must not go without. The others are left out where they do not fit into a frame.
@@ -62,7 +59,7 @@ pub(crate) struct Copied {
     pub(crate) growth: usize,
 }
 
-impl Copied {
+impl ForwardedCopy {
     pub(crate) fn new(properties: BasicProperties, body: Bytes) -> Self {
         Self { properties, body, needed: &[], growth: COUNTS }
     }
@@ -87,7 +84,7 @@ pub(crate) enum Wanted {
 
 /// A message could not be passed on; it stays where it is.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OnwardError {
+pub(crate) enum ForwardError {
     #[error("cannot connect to pass a message on")]
     Connect(#[from] ConnectError),
     #[error("cannot connect to pass a message on: {0}")]
@@ -102,7 +99,7 @@ pub(crate) enum OnwardError {
     Unconfirmed(Failure),
 }
 
-impl Onward {
+impl Forwarder {
     pub(crate) fn new(name: String, connect: ConnectOptions) -> Self {
         let frame = AtomicUsize::new(connect.smallest_frame());
         Self {
@@ -125,10 +122,10 @@ impl Onward {
         &self,
         exchange: &str,
         routing_key: &str,
-        copied: Copied,
-    ) -> Result<(), OnwardError> {
+        copied: ForwardedCopy,
+    ) -> Result<(), ForwardError> {
         // Sent, it would end the connection of all that are on their way.
-        let properties = self.fit(&copied).ok_or(OnwardError::TooLarge)?;
+        let properties = self.fit(&copied).ok_or(ForwardError::TooLarge)?;
         let body = copied.body;
         let forwarded = Forwarded {
             exchange: ShortString::try_new(exchange)?,
@@ -137,11 +134,11 @@ impl Onward {
             body,
         };
         let publisher = self.publisher.get_or_try_init(|| self.reach(self.connect())).await?;
-        publisher.forward(forwarded).await.map_err(OnwardError::Unconfirmed)
+        publisher.forward(forwarded).await.map_err(ForwardError::Unconfirmed)
     }
 
-    fn fit(&self, copied: &Copied) -> Option<BasicProperties> {
-        let Copied { properties, needed, growth, .. } = copied;
+    fn fit(&self, copied: &ForwardedCopy) -> Option<BasicProperties> {
+        let ForwardedCopy { properties, needed, growth, .. } = copied;
         match self.frame.load(Relaxed) {
             0 => Some(properties.clone()),
             frame => fitted(properties, frame.saturating_sub(*growth), needed)
@@ -155,11 +152,11 @@ impl Onward {
         &self,
         queue: &str,
         wanted: &Wanted,
-        copied: Copied,
-    ) -> Result<(), OnwardError> {
+        copied: ForwardedCopy,
+    ) -> Result<(), ForwardError> {
         self.declare(queue, wanted).await?;
         match self.publish("", queue, copied.clone()).await {
-            Err(OnwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
+            Err(ForwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
                 self.queues.lock().await.declared.remove(queue);
                 self.declare(queue, wanted).await?;
                 self.publish("", queue, copied).await
@@ -168,13 +165,13 @@ impl Onward {
         }
     }
 
-    async fn declare(&self, queue: &str, wanted: &Wanted) -> Result<(), OnwardError> {
+    async fn declare(&self, queue: &str, wanted: &Wanted) -> Result<(), ForwardError> {
         let mut queues = self.queues.lock().await;
         if queues.declared.contains(queue) {
             return Ok(());
         }
         if let Some((_, said)) = queues.refused.get(queue).filter(|(until, _)| *until > Instant::now()) {
-            return Err(OnwardError::Declare(said.as_str().into()));
+            return Err(ForwardError::Declare(said.as_str().into()));
         }
         let connection = self.reach(self.connect.open()).await?;
         let limit = self.connect.timeout;
@@ -190,8 +187,10 @@ impl Onward {
                 Ok(())
             }
             Err(error) => {
-                queues.refused.insert(queue.to_owned(), (Instant::now() + REFUSED, describe(&*error)));
-                Err(OnwardError::Declare(error))
+                queues
+                    .refused
+                    .insert(queue.to_owned(), (Instant::now() + REFUSED, Chain(&*error).to_string()));
+                Err(ForwardError::Declare(error))
             }
         }
     }
@@ -200,14 +199,15 @@ impl Onward {
     async fn reach<T>(
         &self,
         connecting: impl Future<Output = Result<T, ConnectError>>,
-    ) -> Result<T, OnwardError> {
+    ) -> Result<T, ForwardError> {
         // No code of others runs under the lock.
         let known = || self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, why)) = known().as_ref().filter(|(until, _)| *until > Instant::now()) {
-            return Err(OnwardError::Unreachable(why.clone()));
+            return Err(ForwardError::Unreachable(why.clone()));
         }
         let connected = connecting.await;
-        *known() = connected.as_ref().err().map(|error| (Instant::now() + UNREACHABLE, describe(error)));
+        *known() =
+            connected.as_ref().err().map(|error| (Instant::now() + UNREACHABLE, Chain(error).to_string()));
         Ok(connected?)
     }
 

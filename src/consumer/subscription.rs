@@ -13,20 +13,16 @@ use lapin::{
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{
-    error::ConsumeError,
-    options::Options,
-    park::{UNLIMITED, describe},
-};
+use super::{error::ConsumeError, options::Options, parking::UNLIMITED};
 use crate::{
     amqp::{self, ClosedOnDrop, ConnectOptions},
-    error::BoxError,
+    error::{BoxError, Chain},
 };
 
 /// How long each step of a new subscription on the same channel may take.
 const RESUBSCRIBE: Duration = Duration::from_secs(2);
 
-pub(crate) struct Session {
+pub(crate) struct Subscription {
     connection: ClosedOnDrop,
     limit: Duration,
     channel: Channel,
@@ -35,7 +31,7 @@ pub(crate) struct Session {
     pub(crate) no_parking: Option<String>,
 }
 
-impl Session {
+impl Subscription {
     /// Connects, sees to the parking queue, and subscribes.
     pub(crate) async fn open(
         connect: &ConnectOptions,
@@ -64,7 +60,7 @@ impl Session {
         if let Some(queue) = options.parking.queue_to_declare()
             && let Err(error) = ensure_queue(connection, limit, queue).await
         {
-            no_parking = Some(format!("no parking queue {queue}: {}", describe(&*error)));
+            no_parking = Some(format!("no parking queue {queue}: {}", Chain(&*error).to_string()));
         }
         let channel = within(limit, connection.create_channel()).await?;
         let deliveries = subscribe(&channel, limit, options, prefetch).await?;
