@@ -20,9 +20,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::subscription::{declare_durable, ensure_queue};
 use crate::{
-    amqp::{self, COUNTS, ConnectError, ConnectOptions, fitted},
+    amqp::{self, COUNTS, ConnectError, ConnectOptions, declare_durable, ensure_queue, fitted},
     error::{BoxError, Chain},
     publisher::{
         Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder, PublisherState,

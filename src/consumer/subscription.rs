@@ -6,16 +6,14 @@ use futures_util::StreamExt;
 use lapin::{
     Channel, Connection, Consumer,
     message::Delivery,
-    options::{
-        BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
-    },
-    types::{AMQPValue, FieldTable, LongString, ShortString},
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{error::ConsumeError, options::Options, parking::UNLIMITED};
+use super::{error::ConsumeError, options::Options};
 use crate::{
-    amqp::{self, ClosedOnDrop, ConnectOptions},
+    amqp::{self, ClosedOnDrop, ConnectOptions, ensure_queue},
     error::{BoxError, Chain},
 };
 
@@ -126,42 +124,6 @@ async fn subscribe(
     }
     // An empty tag lets the broker make one: nothing to collide with.
     within(limit, channel.basic_consume(queue, ShortString::from(""), consuming, arguments)).await
-}
-
-/// Declares a quorum queue for messages that must not be lost, unless there is a queue of that name, of whatever kind.
-///
-/// It outlives the loss of a node, and has no delivery limit: who looks at its messages and gives them back must not use them up.
-pub(super) async fn ensure_queue(
-    connection: &Connection,
-    limit: Duration,
-    queue: &str,
-) -> Result<(), BoxError> {
-    // A failed passive declare closes its channel.
-    let probe = within(limit, connection.create_channel()).await?;
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let name = ShortString::try_new(queue)?;
-    if within(limit, probe.queue_declare(name, passive, FieldTable::default())).await.is_ok() {
-        let _ = within(limit, probe.close(200, ShortString::from(""))).await;
-        return Ok(());
-    }
-    let mut quorum = FieldTable::default();
-    quorum.insert(ShortString::from("x-queue-type"), AMQPValue::LongString(LongString::from("quorum")));
-    quorum.insert(ShortString::from("x-delivery-limit"), AMQPValue::LongLongInt(UNLIMITED));
-    declare_durable(connection, limit, queue, quorum).await
-}
-
-/// Declares a durable queue, on a channel of its own: one that is refused closes its channel.
-pub(super) async fn declare_durable(
-    connection: &Connection,
-    limit: Duration,
-    queue: &str,
-    arguments: FieldTable,
-) -> Result<(), BoxError> {
-    let channel = within(limit, connection.create_channel()).await?;
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    within(limit, channel.queue_declare(ShortString::try_new(queue)?, durable, arguments)).await?;
-    let _ = within(limit, channel.close(200, ShortString::from(""))).await;
-    Ok(())
 }
 
 async fn within<T>(limit: Duration, step: impl Future<Output = lapin::Result<T>>) -> Result<T, BoxError> {

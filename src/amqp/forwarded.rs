@@ -10,11 +10,10 @@ use lapin::{
 };
 
 use super::{
-    PERSISTENT,
+    convert::PERSISTENT,
     deaths::{deaths_elsewhere, last_death},
-    seconds,
 };
-use crate::message::reserved;
+use crate::message::{reserved, seconds_since_1970 as seconds};
 
 /// What a parked message says of itself.
 #[derive(Debug)]

@@ -1,51 +1,20 @@
-//! The only mapping between `message/` and lapin's types.
-
-mod connect;
-mod credentials;
-mod deaths;
-mod fit;
-mod onward;
-mod origin;
-mod screen;
-mod server_version;
-mod settings;
-mod socket;
-#[cfg(feature = "tls")]
-mod tls;
-mod uri;
+//! The only mapping between `message/` and lapin's messages.
 
 use bytes::Bytes;
 use lapin::{
-    Acker, BasicProperties, ErrorKind,
+    Acker, BasicProperties,
     message::Delivery,
-    types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString, ShortStringError},
+    types::{AMQPValue, FieldTable, ShortString, ShortStringError},
 };
 
-pub(crate) use connect::{ClosedOnDrop, ConnectOptions, Connection, close};
-pub use connect::{ConnectError, ConnectErrorKind};
-pub(crate) use credentials::CredentialSource;
-pub use credentials::Credentials;
-pub(crate) use deaths::{COUNTS, DELAY_SUFFIX, growth, last_death};
-pub(crate) use fit::fitted;
-pub(crate) use onward::{
-    Delay, Move, Note, delayed_properties, moved_properties, parked_properties, renewed_properties,
-    unparked_properties,
+use super::{
+    origin,
+    values::{amqp_value, header_value, headers},
 };
-pub(crate) use origin::text_header;
-pub use server_version::ServerVersion;
-pub(crate) use server_version::server_version;
-pub(crate) use settings::connection_settings;
-#[cfg(feature = "tls")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
-pub use tls::TlsOptions;
-pub use uri::InvalidUri;
-
-use crate::message::{
-    HeaderValue, Headers, IncomingMessage, Properties, Stamped, reserved, seconds_since_1970 as seconds,
-};
+use crate::message::{IncomingMessage, Properties, Stamped, reserved, seconds_since_1970 as seconds};
 
 const TRANSIENT: u8 = 1;
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 
 /// The properties of attempt number `attempt` of a message.
 ///
@@ -108,24 +77,6 @@ pub(crate) fn attempt(properties: &BasicProperties) -> u32 {
     }
 }
 
-/// The reply code with which the broker closed a channel over what was sent on it; other channels go on.
-pub(crate) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
-    match error.kind() {
-        ErrorKind::ProtocolError(protocol) if error.is_amqp_soft_error() => {
-            Some((protocol.get_id(), protocol.get_message().to_string()))
-        }
-        _ => None,
-    }
-}
-
-/// Whether the broker answered, and said no. What it says of a connection that it closes to shut down is no answer (320, connection-forced).
-pub(crate) fn is_refusal(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    error.downcast_ref::<lapin::Error>().is_some_and(|error| match error.kind() {
-        ErrorKind::ProtocolError(protocol) => protocol.get_id() != 320,
-        _ => false,
-    })
-}
-
 /// Takes a delivery apart: the message for the handler, the properties in case it is parked, and what settles it.
 pub(crate) fn incoming(mut delivery: Delivery) -> (IncomingMessage, BasicProperties, Acker) {
     if let Some(believed) = origin::believed(&delivery) {
@@ -170,62 +121,4 @@ fn message(delivery: &Delivery, properties: &BasicProperties, body: Bytes) -> In
             headers: properties.headers().as_ref().map(headers).unwrap_or_default(),
         },
     }
-}
-
-fn headers(table: &FieldTable) -> Headers {
-    table.inner().iter().map(|(name, value)| (name.to_string(), header_value(value))).collect()
-}
-
-fn header_value(value: &AMQPValue) -> HeaderValue {
-    match value {
-        AMQPValue::Boolean(value) => HeaderValue::Bool(*value),
-        AMQPValue::ShortShortInt(value) => HeaderValue::Int((*value).into()),
-        AMQPValue::ShortShortUInt(value) => HeaderValue::Int((*value).into()),
-        AMQPValue::ShortInt(value) => HeaderValue::Int((*value).into()),
-        AMQPValue::ShortUInt(value) => HeaderValue::Int((*value).into()),
-        AMQPValue::LongInt(value) => HeaderValue::Int((*value).into()),
-        AMQPValue::LongUInt(value) => HeaderValue::Int((*value).into()),
-        AMQPValue::LongLongInt(value) => HeaderValue::Int(*value),
-        AMQPValue::Float(value) => HeaderValue::Float((*value).into()),
-        AMQPValue::Double(value) => HeaderValue::Float(*value),
-        AMQPValue::DecimalValue(value) => {
-            HeaderValue::Float(f64::from(value.value) / 10_f64.powi(value.scale.into()))
-        }
-        AMQPValue::ShortString(value) => HeaderValue::String(value.to_string()),
-        AMQPValue::LongString(value) => match std::str::from_utf8(value.as_bytes()) {
-            Ok(text) => HeaderValue::String(text.to_owned()),
-            Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(value.as_bytes())),
-        },
-        AMQPValue::FieldArray(values) => {
-            HeaderValue::List(values.as_slice().iter().map(header_value).collect())
-        }
-        AMQPValue::Timestamp(value) => HeaderValue::Timestamp(*value),
-        AMQPValue::FieldTable(table) => HeaderValue::Table(headers(table)),
-        AMQPValue::ByteArray(value) => HeaderValue::Bytes(Bytes::copy_from_slice(value.as_slice())),
-        AMQPValue::Void => HeaderValue::Void,
-    }
-}
-
-fn amqp_value(value: &HeaderValue) -> Result<AMQPValue, ShortStringError> {
-    Ok(match value {
-        HeaderValue::Void => AMQPValue::Void,
-        HeaderValue::Bool(value) => AMQPValue::Boolean(*value),
-        HeaderValue::Int(value) => AMQPValue::LongLongInt(*value),
-        // Refused before: no message is sent with one.
-        HeaderValue::Unsigned(value) => AMQPValue::LongString(LongString::from(value.to_string())),
-        HeaderValue::Float(value) => AMQPValue::Double(*value),
-        HeaderValue::String(text) => AMQPValue::LongString(LongString::from(text.as_str())),
-        HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(bytes.to_vec().into()),
-        HeaderValue::Timestamp(value) => AMQPValue::Timestamp(*value),
-        HeaderValue::List(values) => AMQPValue::FieldArray(FieldArray::from(
-            values.iter().map(amqp_value).collect::<Result<Vec<_>, _>>()?,
-        )),
-        HeaderValue::Table(table) => {
-            let mut fields = FieldTable::default();
-            for (name, value) in table.iter() {
-                fields.insert(ShortString::try_new(name)?, amqp_value(value)?);
-            }
-            AMQPValue::FieldTable(fields)
-        }
-    })
 }
