@@ -103,7 +103,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         F: Future<Output = ()> + Send,
     {
         let runner = self.runner;
-        let mut answering = std::pin::pin!(runner.guard.answer());
+        let mut driving = std::pin::pin!(runner.guard.drive());
         let mut looking = ticking(LOOK);
         let mut aging =
             ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
@@ -123,7 +123,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 biased;
                 () = shutdown.as_mut() => break End::Shutdown,
                 Some(done) = self.working.next() => self.finished_and_all_that_is_ready(done),
-                never = answering.as_mut() => match never {},
+                never = driving.as_mut() => match never {},
                 settled = self.settling.next() => self.settled(settled),
                 answer = answer_of(&mut self.probe) => self.probed(answer),
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
@@ -149,7 +149,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 runner.monitor.held(self.held);
             }
         };
-        self.drain(&end, answering).await;
+        self.drain(&end, driving).await;
         runner.monitor.in_hand(0);
         runner.monitor.held(0);
         if matches!(end, End::Shutdown) {
@@ -343,7 +343,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     /// Lets those that are at work finish.
-    async fn drain(&mut self, end: &End, mut answering: Pin<&mut impl Future<Output = Infallible>>) {
+    async fn drain(&mut self, end: &End, mut driving: Pin<&mut impl Future<Output = Infallible>>) {
         let monitor = &self.runner.monitor;
         let shutting_down = matches!(end, End::Shutdown);
         let now = Instant::now();
@@ -366,7 +366,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 let done = tokio::select! {
                     biased;
                     done = self.working.next() => done,
-                    never = answering.as_mut() => match never {},
+                    never = driving.as_mut() => match never {},
                     settled = self.settling.next() => {
                         self.settled(settled);
                         continue;

@@ -62,7 +62,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         monitor: ConsumerMonitor,
     ) -> Self {
         let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
-        Self { guard: guard.gather(), handler, connect, options, settler, monitor }
+        Self { guard: guard.coalesced(), handler, connect, options, settler, monitor }
     }
 
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ConsumeError> {

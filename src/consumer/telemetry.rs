@@ -125,7 +125,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::{idempotency::Duplicate, recorded::Recorded};
+    use crate::{idempotency::Duplicate, test_support::Recorded};
 
     #[test]
     fn deliveries_are_counted_by_outcome_and_duplicates_by_cause() {

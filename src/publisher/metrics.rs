@@ -57,7 +57,7 @@ mod tests {
 
     use crate::{
         publisher::{error::PublishErrorKind, places::Places, status::Monitor},
-        recorded::Recorded,
+        test_support::Recorded,
     };
 
     #[test]

@@ -20,7 +20,7 @@ type Claimed<S> = Result<Claims<<S as IdempotencyStore>::Session>, StoreError>;
 type Completed = Result<(), StoreError>;
 
 /// What was asked since the last round trip began.
-pub(crate) struct Gathering<S: IdempotencyStore> {
+pub(crate) struct Coalescer<S: IdempotencyStore> {
     claims: Mutex<Asked<ClaimRequest, Claimed<S>>>,
     completions: Mutex<Asked<S::Session, Completed>>,
     asked: Notify,
@@ -29,13 +29,13 @@ pub(crate) struct Gathering<S: IdempotencyStore> {
 /// What is asked, and who waits for its answer.
 type Asked<Q, A> = Vec<(Q, oneshot::Sender<A>)>;
 
-impl<S: IdempotencyStore> Default for Gathering<S> {
+impl<S: IdempotencyStore> Default for Coalescer<S> {
     fn default() -> Self {
         Self { claims: Mutex::default(), completions: Mutex::default(), asked: Notify::new() }
     }
 }
 
-impl<S: IdempotencyStore> Gathering<S> {
+impl<S: IdempotencyStore> Coalescer<S> {
     pub(super) async fn claim(&self, request: ClaimRequest) -> Claimed<S> {
         let answer = self.ask(&self.claims, request).await;
         answer.unwrap_or_else(|| Err(StoreErrorKind::Unavailable.into()))
@@ -96,9 +96,9 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-impl<S: IdempotencyStore> fmt::Debug for Gathering<S> {
+impl<S: IdempotencyStore> fmt::Debug for Coalescer<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gathering").finish_non_exhaustive()
+        f.debug_struct("Coalescer").finish_non_exhaustive()
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
             Ok(0)
         }
 
-        fn asks_together(&self) -> bool {
+        fn pipelines(&self) -> bool {
             true
         }
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn guard(silent: bool) -> Guard<Fake> {
-        Guard::new(Fake { silent, ..Fake::default() }, Scope::new("test").unwrap()).gather()
+        Guard::new(Fake { silent, ..Fake::default() }, Scope::new("test").unwrap()).coalesced()
     }
 
     fn message(id: &str) -> IncomingMessage {
@@ -190,7 +190,7 @@ mod tests {
     async fn beside<T>(guard: &Guard<Fake>, work: impl Future<Output = T>) -> T {
         tokio::select! {
             done = work => done,
-            never = guard.answer() => match never {},
+            never = guard.drive() => match never {},
         }
     }
 
@@ -242,7 +242,7 @@ mod tests {
         let mut work = std::pin::pin!(guard.process(&message, &handler));
         tokio::select! {
             outcome = &mut work => panic!("{outcome:?}"),
-            never = guard.answer() => match never {},
+            never = guard.drive() => match never {},
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
         assert_eq!(work.await.name(), "store_unavailable");

@@ -21,7 +21,7 @@ const SHOWN: usize = 40;
 
 /// Why a JSON text has no canonical form, or no value at a pointer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CanonicalError {
+pub(crate) enum CanonicalError {
     #[error("not JSON")]
     Syntax(#[from] serde_json::Error),
     #[error("the number {0} is not exactly representable as a double")]
@@ -33,13 +33,13 @@ pub(super) enum CanonicalError {
 }
 
 /// The canonical form of a JSON text. Takes time and memory in proportion to its length.
-pub(super) fn canonical(text: &[u8]) -> Result<Vec<u8>, CanonicalError> {
+pub(crate) fn canonical(text: &[u8]) -> Result<Vec<u8>, CanonicalError> {
     canonical_of(checked(text)?)
 }
 
 /// The canonical form of the value at a pointer; `None` if there is no value, or one that says nothing: `null`, or an empty string,
 /// object or array.
-pub(super) fn canonical_at(text: &[u8], pointer: &str) -> Result<Option<Vec<u8>>, CanonicalError> {
+pub(crate) fn canonical_at(text: &[u8], pointer: &str) -> Result<Option<Vec<u8>>, CanonicalError> {
     let mut value = checked(text)?;
     for name in pointer.split('/').skip(1) {
         match child(value, &name.replace("~1", "/").replace("~0", "~"))? {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::{
     SqlDatabase,
     claim::{ROWS, identity},
-    texts::Texts,
+    statements::Statements,
 };
 use crate::idempotency::ClaimRequest;
 
@@ -21,12 +21,12 @@ const CARE: u32 = 32;
 
 /// Whether to expect that a batch is new.
 #[derive(Debug, Default)]
-pub(super) struct Hope {
+pub(super) struct OptimisticInsert {
     /// Claims to be made with care.
     careful: AtomicU32,
 }
 
-impl Hope {
+impl OptimisticInsert {
     /// For so many identities.
     pub(super) fn is_worth_it(&self, identities: usize) -> bool {
         identities >= WORTH && self.careful.load(Ordering::Relaxed) == 0
@@ -43,13 +43,13 @@ impl Hope {
 /// Inserts all, in sorted order so that two batches never wait for each other in a circle; fails at the first one that is there.
 pub(super) async fn claim_new<DB: SqlDatabase>(
     connection: &mut DB::Connection,
-    texts: &Texts,
+    statements: &Statements,
     requests: &[ClaimRequest],
 ) -> Result<(), sqlx::Error> {
     let mut rows: Vec<&ClaimRequest> = requests.iter().collect();
     rows.sort_unstable_by_key(|request| identity(request));
     for chunk in rows.chunks(ROWS) {
-        DB::insert_new(connection, texts, chunk).await?;
+        DB::insert_new(connection, statements, chunk).await?;
     }
     Ok(())
 }
@@ -60,15 +60,15 @@ mod tests {
 
     #[test]
     fn one_copy_makes_the_next_claims_careful() {
-        let hope = Hope::default();
-        assert!(hope.is_worth_it(WORTH) && !hope.is_worth_it(WORTH - 1));
-        hope.learn(true);
-        assert!(hope.is_worth_it(1024));
-        hope.learn(false);
+        let optimistic = OptimisticInsert::default();
+        assert!(optimistic.is_worth_it(WORTH) && !optimistic.is_worth_it(WORTH - 1));
+        optimistic.learn(true);
+        assert!(optimistic.is_worth_it(1024));
+        optimistic.learn(false);
         for _ in 0..CARE {
-            assert!(!hope.is_worth_it(1024));
-            hope.learn(true);
+            assert!(!optimistic.is_worth_it(1024));
+            optimistic.learn(true);
         }
-        assert!(hope.is_worth_it(1024));
+        assert!(optimistic.is_worth_it(1024));
     }
 }

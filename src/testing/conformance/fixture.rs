@@ -28,7 +28,7 @@ pub(super) enum Stop {
 /// The pause before a question is asked again.
 pub(super) const AGAIN: Duration = Duration::from_millis(5);
 
-pub(super) struct Bench<S> {
+pub(super) struct Fixture<S> {
     pub(super) a: Arc<S>,
     pub(super) b: Arc<S>,
     pub(super) capabilities: Capabilities,
@@ -53,7 +53,7 @@ pub(super) enum Answer<T> {
 macro_rules! ensure {
     ($condition:expr, $($text:tt)+) => {
         if !$condition {
-            return Err($crate::testing::conformance::bench::failed(format!($($text)+)));
+            return Err($crate::testing::conformance::fixture::failed(format!($($text)+)));
         }
     };
 }
@@ -122,7 +122,7 @@ pub(super) fn answer<T>(Claims { session, claims }: Claims<T>) -> Result<Answer<
     }
 }
 
-impl<S: IdempotencyStore> Bench<S> {
+impl<S: IdempotencyStore> Fixture<S> {
     pub(super) fn new(case: &str, a: Arc<S>, b: Arc<S>, capabilities: &Capabilities) -> Self {
         let unique = format!("{case}-{}", uuid::Uuid::new_v4().simple());
         Self { a, b, capabilities: capabilities.clone(), unique }

@@ -46,7 +46,7 @@ enum Opener {
     Cluster(Box<ClusterClient>),
 }
 
-pub(super) struct Link {
+pub(super) struct SharedConnection {
     opener: Opener,
     current: Mutex<Current>,
     secrets: Secrets,
@@ -92,7 +92,7 @@ impl std::fmt::Debug for RedisConnection {
     }
 }
 
-impl Link {
+impl SharedConnection {
     pub(super) fn to_node(url: &str) -> Result<Self, StoreError> {
         let mut addresses = Addresses::parse([url])?;
         let node = addresses.nodes.swap_remove(0);

@@ -3,7 +3,7 @@
 use super::{dialect::Dialect, table::TableName};
 
 /// The words that differ.
-pub(in crate::store) struct Words {
+pub(in crate::store) struct Syntax {
     /// The n-th value to be bound, from 1.
     pub(in crate::store) value: fn(usize) -> String,
     /// The server's clock, as the table keeps times.
@@ -18,7 +18,7 @@ pub(in crate::store) struct Words {
 
 /// Everything that a store says to its database, except for claims, which each database has its own way to write.
 #[derive(Debug, Clone)]
-pub struct Texts {
+pub struct Statements {
     pub(in crate::store) table: TableName,
     pub(in crate::store) quoted: String,
     /// Up to the rows, or to the arrays that hold them.
@@ -53,13 +53,13 @@ pub struct Texts {
 pub(super) const COLUMNS: [&str; 6] =
     ["scope", "message_id", "fingerprint", "processed_at", "token", "leased_until"];
 
-impl Texts {
+impl Statements {
     /// The statements for a table; `insert` and its variants, `purge`, `schema` and `index` are left to the database.
-    pub(in crate::store) fn new<DB: Dialect>(table: TableName, words: &Words) -> Self {
+    pub(in crate::store) fn new<DB: Dialect>(table: TableName, syntax: &Syntax) -> Self {
         let t = table.quoted(DB::QUOTE);
-        let Words { now, micros, until, .. } = words;
-        let v = words.value;
-        let later = |n: usize| (words.later)(&v(n));
+        let Syntax { now, micros, until, .. } = syntax;
+        let v = syntax.value;
+        let later = |n: usize| (syntax.later)(&v(n));
         let identity = |n: usize| format!("scope = {} AND message_id = {}", v(n), v(n + 1));
         // A lease is ours while the row has its token and is not completed, also after it ran out, until a rival takes it over with
         // a greater token.

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use self::partitions::default_of;
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, begun, found,
-    micros, millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
+    found, micros, millis, runs_statements, which,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -40,7 +40,7 @@ pub type PostgresStore = SqlStore<Postgres>;
 /// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are fine.
 pub type PostgresTransaction = Transaction<'static, Postgres>;
 
-const WORDS: Words = Words {
+const WORDS: Syntax = Syntax {
     value: |n| format!("${n}"),
     now: "now()",
     micros: |time| format!("(extract(epoch FROM {time}) * 1000000)::bigint"),
@@ -63,41 +63,49 @@ fn insert(table: &str, columns: (&str, &str), partitioned: bool, known: &str) ->
 const SKIPPED: &str = "ON CONFLICT DO NOTHING RETURNING scope, message_id";
 
 impl SqlDatabase for Postgres {
-    fn texts(table: TableName, partition_hours: Option<u32>) -> Texts {
+    fn statements(table: TableName, partition_hours: Option<u32>) -> Statements {
         let partitioned = partition_hours.is_some();
         let schema = if partitioned {
-            include_str!("schema/postgres_partitioned.sql")
+            include_str!("../schema/postgres_partitioned.sql")
         } else {
-            include_str!("schema/postgres.sql")
+            include_str!("../schema/postgres.sql")
         };
         let default = default_of(&table);
         // Earlier versions had a block range index of the name `.._processed_at`.
         let index = format!("\"{}_by_age\"", table.name());
-        let texts = Texts::new::<Self>(table, &WORDS);
+        let statements = Statements::new::<Self>(table, &WORDS);
         let leased = if partitioned { ("$5", "$6") } else { ("$4", "$5") };
         let values = format!(", {}::bigint, {}", leased.0, (WORDS.later)(leased.1));
         // A row address is unique within one table, not within all partitions.
-        let swept = if partitioned { default.quoted('"') } else { texts.quoted.clone() };
+        let swept = if partitioned { default.quoted('"') } else { statements.quoted.clone() };
         let old = "now() - $1::bigint * interval '1 microsecond'";
-        Texts {
-            insert: insert(&texts.quoted, ("", ""), partitioned, SKIPPED),
-            insert_new: insert(&texts.quoted, ("", ""), partitioned, ""),
-            insert_leased: insert(&texts.quoted, (", token, leased_until", &values), partitioned, SKIPPED),
+        Statements {
+            insert: insert(&statements.quoted, ("", ""), partitioned, SKIPPED),
+            insert_new: insert(&statements.quoted, ("", ""), partitioned, ""),
+            insert_leased: insert(
+                &statements.quoted,
+                (", token, leased_until", &values),
+                partitioned,
+                SKIPPED,
+            ),
             purge: format!(
                 "DELETE FROM {swept} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {swept} WHERE processed_at < {old} \
                  AND (leased_until IS NULL OR leased_until < {old}) ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
             ),
             index: if partitioned {
-                format!("CREATE INDEX IF NOT EXISTS {index} ON {} (processed_at)", texts.quoted)
+                format!("CREATE INDEX IF NOT EXISTS {index} ON {} (processed_at)", statements.quoted)
             } else {
-                format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {} (processed_at)", texts.quoted)
+                format!(
+                    "CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {} (processed_at)",
+                    statements.quoted
+                )
             },
             schema: schema
-                .replace("{table}", &texts.quoted)
+                .replace("{table}", &statements.quoted)
                 .replace("{index}", &index)
                 .replace("{default}", &default.quoted('"')),
             partition_hours,
-            ..texts
+            ..statements
         }
     }
 }
@@ -112,7 +120,7 @@ impl Dialect for Postgres {
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
     const ONE_WRITER: bool = false;
     const AFTER_FAILURE: Option<&'static str> = None;
-    const HOPES: bool = true;
+    const OPTIMISTIC: bool = true;
     const COLUMNS: &'static str = "SELECT attname::text FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped AND \
                                    attrelid = to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
                                    ELSE quote_ident($2) || '.' || quote_ident($1) END)";
@@ -148,12 +156,12 @@ impl Dialect for Postgres {
 
     async fn insert(
         connection: &mut PgConnection,
-        texts: &Texts,
+        statements: &Statements,
         rows: &[&ClaimRequest],
         lease: Option<NewLease>,
     ) -> Result<Vec<bool>, sqlx::Error> {
-        let sql = if lease.is_some() { &texts.insert_leased } else { &texts.insert };
-        let mut query = bound(sql, texts, rows);
+        let sql = if lease.is_some() { &statements.insert_leased } else { &statements.insert };
+        let mut query = bound(sql, statements, rows);
         if let Some(lease) = lease {
             query = query.bind(lease.token).bind(lease.micros);
         }
@@ -170,21 +178,21 @@ impl Dialect for Postgres {
 
     async fn insert_new(
         connection: &mut PgConnection,
-        texts: &Texts,
+        statements: &Statements,
         rows: &[&ClaimRequest],
     ) -> Result<(), sqlx::Error> {
-        bound(&texts.insert_new, texts, rows).execute(connection).await.map(|_| ())
+        bound(&statements.insert_new, statements, rows).execute(connection).await.map(|_| ())
     }
 
     async fn select(
         connection: &mut PgConnection,
-        texts: &Texts,
+        statements: &Statements,
         identities: &[(&Scope, &MessageId)],
     ) -> Result<Vec<Found>, sqlx::Error> {
         let scopes: Vec<&str> = identities.iter().map(|(scope, _)| scope.as_str()).collect();
         let ids: Vec<&str> = identities.iter().map(|(_, id)| id.as_str()).collect();
-        let mut sql = texts.select.clone();
-        let rows = if texts.partition_hours.is_some() {
+        let mut sql = statements.select.clone();
+        let rows = if statements.partition_hours.is_some() {
             sql.push_str("JOIN UNNEST($1::text[], $2::text[], $3::bigint[]) AS asked(s, m, t) ");
             sql.push_str("ON scope = s AND message_id = m AND id_time = t");
             let times: Vec<i64> = identities.iter().map(|(_, id)| partitions::id_time(id)).collect();
@@ -200,10 +208,11 @@ impl Dialect for Postgres {
 
     async fn complete(
         connection: &mut PgConnection,
-        texts: &Texts,
+        statements: &Statements,
         leases: &[&Lease],
     ) -> Result<u64, sqlx::Error> {
-        let sql = texts.complete_all.clone() + "SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[]))";
+        let sql =
+            statements.complete_all.clone() + "SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[]))";
         let completed = sqlx::query(AssertSqlSafe(sql))
             .bind(leases.iter().map(|lease| lease.scope().as_str()).collect::<Vec<_>>())
             .bind(leases.iter().map(|lease| lease.message_id().as_str()).collect::<Vec<_>>())
@@ -213,17 +222,17 @@ impl Dialect for Postgres {
 
     async fn purge(
         pool: &Pool<Self>,
-        texts: &Texts,
+        statements: &Statements,
         limits: &Limits,
         retention: Duration,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
-        let dropped = match texts.partition_hours {
-            Some(hours) => partitions::maintain(pool, texts, limits, hours, Some(retention)).await?,
+        let dropped = match statements.partition_hours {
+            Some(hours) => partitions::maintain(pool, statements, limits, hours, Some(retention)).await?,
             None => 0,
         };
         let mut transaction = begun(pool, Self::begin(limits)).await?;
-        let purged = sqlx::query(AssertSqlSafe(texts.purge.as_str()))
+        let purged = sqlx::query(AssertSqlSafe(statements.purge.as_str()))
             .bind(micros(retention))
             .bind(i64::from(limit))
             .execute(&mut *transaction)
@@ -232,14 +241,14 @@ impl Dialect for Postgres {
         Ok(dropped + purged.rows_affected())
     }
 
-    async fn tend(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
-        let Some(hours) = texts.partition_hours else { return Ok(()) };
-        let default = default_of(&texts.table).quoted('"');
+    async fn tend(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
+        let Some(hours) = statements.partition_hours else { return Ok(()) };
+        let default = default_of(&statements.table).quoted('"');
         let there = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(default).fetch_one(pool);
         if there.await? {
-            partitions::maintain(pool, texts, limits, hours, None).await.map(|_| ())
+            partitions::maintain(pool, statements, limits, hours, None).await.map(|_| ())
         } else {
-            Self::create(pool, texts, limits).await
+            Self::create(pool, statements, limits).await
         }
     }
 
@@ -259,14 +268,14 @@ impl Dialect for Postgres {
         kept.map(|_| ())
     }
 
-    async fn create(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
+    async fn create(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
         // IF NOT EXISTS is no protection from a second session that creates the same table at the same time.
         let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
         let mut transaction = begun(pool, locked).await?;
-        sqlx::raw_sql(AssertSqlSafe(texts.schema.as_str())).execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        if let Some(hours) = texts.partition_hours {
-            partitions::maintain(pool, texts, limits, hours, None).await?;
+        if let Some(hours) = statements.partition_hours {
+            partitions::maintain(pool, statements, limits, hours, None).await?;
         }
         Ok(())
     }
@@ -303,12 +312,16 @@ fn by_code(code: &str, routine: Option<&str>) -> Cause {
 }
 
 /// An INSERT with its rows, as arrays.
-fn bound<'q>(sql: &'q str, texts: &Texts, rows: &[&'q ClaimRequest]) -> Query<'q, Postgres, PgArguments> {
+fn bound<'q>(
+    sql: &'q str,
+    statements: &Statements,
+    rows: &[&'q ClaimRequest],
+) -> Query<'q, Postgres, PgArguments> {
     let scopes: Vec<&str> = rows.iter().map(|row| row.scope.as_str()).collect();
     let ids: Vec<&str> = rows.iter().map(|row| row.message_id.as_str()).collect();
     let fingerprints: Vec<&[u8]> = rows.iter().map(|row| row.fingerprint.as_bytes().as_slice()).collect();
     let query = sqlx::query(AssertSqlSafe(sql)).bind(scopes).bind(ids).bind(fingerprints);
-    if texts.partition_hours.is_none() {
+    if statements.partition_hours.is_none() {
         return query;
     }
     query.bind(rows.iter().map(|row| partitions::id_time(&row.message_id)).collect::<Vec<_>>())
@@ -332,8 +345,8 @@ impl PostgresStore {
     /// are, and new ones fill the gaps between them.
     #[must_use]
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
-        let texts = Postgres::texts(self.table().clone(), Some(u32::from(hours.get())));
-        self.with_texts(texts)
+        let statements = Postgres::statements(self.table().clone(), Some(u32::from(hours.get())));
+        self.with_statements(statements)
     }
 }
 

@@ -53,7 +53,7 @@ macro_rules! runs_statements {
     };
 }
 
-/// A row of `Texts::select`, whatever the driver.
+/// A row of `Statements::select`, whatever the driver.
 macro_rules! found {
     ($row:expr) => {{
         use sqlx::Row as _;

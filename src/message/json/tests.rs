@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{IdError, IdStrategy, MessageId};
+use crate::message::{IdError, IdStrategy, MessageId};
 
 fn canonical_id(body: &str) -> MessageId {
     IdStrategy::canonical_json().derive_from_body(body.as_bytes()).unwrap()
