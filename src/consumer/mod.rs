@@ -1,8 +1,9 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
-//! `settle.rs` is the table from outcome to AMQP, `settler.rs` does what it says. `runner.rs` subscribes again and again, `consumption.rs` is the loop over one subscription,
-//! `buffer.rs` what waits, `settling.rs` what is done on the channel. `delivery_limit.rs` judges what comes by the broker's count. `delay.rs` and `park.rs` say where messages
-//! go that failed, `onward.rs` brings them there, and `unpark.rs` back. `work_queue.rs` declares the queue in the first place.
+//! [`IdempotentConsumer`] consumes one queue: what took effect is acked after the commit, what failed is delivered again after a
+//! delay, and what cannot be handled is parked. [`settle`] is the one table from an outcome to what is done about it, for
+//! consume loops of your own as well. [`WorkQueue`] declares a queue as it is best for the broker's version, and [`Unpark`] brings
+//! back what was parked.
 //!
 //! # Several queues
 //!

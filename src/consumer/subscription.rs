@@ -58,7 +58,7 @@ impl Subscription {
         if let Some(queue) = options.parking.queue_to_declare()
             && let Err(error) = ensure_queue(connection, limit, queue).await
         {
-            no_parking = Some(format!("no parking queue {queue}: {}", Chain(&*error).to_string()));
+            no_parking = Some(format!("no parking queue {queue}: {}", Chain(&*error)));
         }
         let channel = within(limit, connection.create_channel()).await?;
         let deliveries = subscribe(&channel, limit, options, prefetch).await?;

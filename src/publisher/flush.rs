@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use super::job::Reply;
+use super::channel::Reply;
 
 /// Knows when everything is answered that was handed over before some moment.
 ///
 /// Messages belong to the period that they were handed over in. Each flush begins another one, and waits for those before it.
 #[derive(Default)]
-pub(crate) struct Handed(Mutex<Periods>);
+pub(crate) struct HandedOver(Mutex<Periods>);
 
 #[derive(Default)]
 struct Periods {
@@ -29,7 +29,7 @@ pub(crate) struct Answer {
     _period: Arc<Period>,
 }
 
-impl Handed {
+impl HandedOver {
     /// For a message that is handed over now.
     pub(crate) fn answer(&self) -> (Answer, oneshot::Receiver<Reply>) {
         let (sender, reply) = oneshot::channel();
@@ -79,7 +79,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_flush_waits_for_what_came_before_it_and_for_nothing_else() {
-        let handed = Handed::default();
+        let handed = HandedOver::default();
         assert!(handed.flush().now_or_never().is_some(), "nothing was handed over");
         let (before, _reply) = handed.answer();
         let mut flush = Box::pin(handed.flush());
@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_answered_is_forgotten() {
-        let handed = Handed::default();
+        let handed = HandedOver::default();
         let (oldest, _reply) = handed.answer();
         for _ in 0..100 {
             drop(handed.answer());

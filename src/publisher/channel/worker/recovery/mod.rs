@@ -1,4 +1,4 @@
-//! From one generation to the next: what was in flight, and how a new channel is come by.
+//! From one channel to the next: what becomes of what was in flight, and how the next one is opened.
 
 use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -6,21 +6,23 @@ use futures_util::future::poll_fn;
 use lapin::{Channel, Confirmation, types::ShortString};
 use tokio::time::{Instant, interval, timeout, timeout_at};
 
-use super::{End, INTAKE, Lane};
+use super::{ChannelWorker, End, INTAKE};
 use crate::{
     amqp::{ConnectError, Connection},
     error::{BoxError, Chain},
     publisher::{
         RetryPolicy,
-        attempt::show,
-        confirms::Window,
-        delayed::Delayed,
+        channel::{
+            attempt::show,
+            confirms::Unconfirmed,
+            context::WorkerContext,
+            isolation::named_exchange,
+            job::{Job, Next, SharedError, Verdict},
+            ready_set::{PublishSet, ReadySet},
+            retries::Delayed,
+        },
         error::{BrokerReply, PublishErrorKind},
-        isolation::named_exchange,
-        job::{Job, Next, SharedError, Verdict},
-        lanes::Surroundings,
         payload::Payload,
-        round::{InProgress, Rounds},
     },
 };
 
@@ -38,19 +40,19 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the broker may take to close a channel.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Lane {
+impl ChannelWorker {
     /// One refused message ends the channel for all that are in flight. If it is known which it was, because it was alone
     /// or has the exchange that the broker named alone, its caller is told, and `None` says that no other was concerned.
     pub(super) fn find_culprit(
         &mut self,
         reply: BrokerReply,
         error: BoxError,
-        window: &mut Window,
+        unconfirmed: &mut Unconfirmed,
     ) -> Option<BoxError> {
         let named = named_exchange(&reply.text);
-        let mut suspects = named.map_or(0, |name| window.suspect(|job| job.exchange() == name));
+        let mut suspects = named.map_or(0, |name| unconfirmed.suspect(|job| job.exchange() == name));
         if suspects == 0 {
-            suspects = window.suspect(|_| true);
+            suspects = unconfirmed.suspect(|_| true);
         }
         if suspects > 1 {
             self.isolation.ended(suspects);
@@ -59,21 +61,21 @@ impl Lane {
         let kind =
             if reply.code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
         tracing::debug!(error = %error, "the broker closed the channel over one message");
-        let job = window.take_suspect()?;
+        let job = unconfirmed.take_suspect()?;
         self.judged.push((job, Verdict::Refused(kind, reply, Arc::from(error))));
         self.answer(Instant::now());
-        (!window.is_empty()).then(|| "the broker closed the channel over another message".into())
+        (!unconfirmed.is_empty()).then(|| "the broker closed the channel over another message".into())
     }
 
     /// A connection that ends without an answer of the broker may have done so over one of the messages in flight, or
     /// again over one that is suspected already. Gives whether those in flight were sent in
     /// vain, and how long to pause before the next.
-    pub(super) fn suspect_unanswered(&mut self, window: &mut Window) -> (bool, Option<Duration>) {
+    pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (bool, Option<Duration>) {
         let fruitless = self.generation.lost();
-        if fruitless == 0 && !window.holds_suspects() {
+        if fruitless == 0 && !unconfirmed.holds_suspects() {
             return (false, None);
         }
-        let suspects = window.suspect(|_| true);
+        let suspects = unconfirmed.suspect(|_| true);
         self.isolation.ended(suspects);
         let longest = if suspects > 1 { ISOLATING } else { LONGEST_PAUSE };
         let pause = (fruitless > 0).then(|| RetryPolicy::default().max_delay(longest).delay(fruitless));
@@ -85,9 +87,9 @@ impl Lane {
     pub(super) async fn find_reason<F>(
         &mut self,
         mut end: End,
-        window: &mut Window,
-        publishing: &mut InProgress<F>,
-        rounds: &Rounds,
+        unconfirmed: &mut Unconfirmed,
+        publishing: &mut PublishSet<F>,
+        rounds: &ReadySet,
     ) -> End
     where
         F: Future<Output = (usize, lapin::Result<Confirmation>)>,
@@ -98,7 +100,7 @@ impl Lane {
             if timeout_at(until, poll_fn(|cx| rounds.poll(publishing, &mut round, cx))).await.is_err() {
                 break;
             }
-            if let Err(other) = self.judge(&mut round, window)
+            if let Err(other) = self.judge(&mut round, unconfirmed)
                 && !matches!(other, End::Lost(_))
             {
                 end = other;
@@ -109,15 +111,15 @@ impl Lane {
 
     /// Puts what was in flight back in front, in the order in which it was sent: suspects behind the others. `in_vain`: the
     /// attempt was, because of one of them.
-    pub(super) fn resend(&mut self, window: Window, source: BoxError, in_vain: bool) {
+    pub(super) fn resend(&mut self, unconfirmed: Unconfirmed, source: BoxError, in_vain: bool) {
         let now = Instant::now();
         let heard = self.generation.heard();
-        let lone = window.len() == 1 && window.holds_suspects();
-        let shared = self.link.is_shared();
-        let Surroundings { options, monitor, .. } = &self.around;
+        let lone = unconfirmed.len() == 1 && unconfirmed.holds_suspects();
+        let shared = self.shared.is_shared();
+        let WorkerContext { options, monitor, .. } = &self.context;
         let source: SharedError = Arc::from(source);
         let (mut again, mut suspects) = (VecDeque::new(), VecDeque::new());
-        for (mut job, written) in window.into_unknown() {
+        for (mut job, written) in unconfirmed.into_unknown() {
             // One late confirm ends the channel for all: to the others it is a lost channel.
             let late = written.is_some_and(|written| now - written > options.confirm_timeout);
             let kind = if late { PublishErrorKind::TimedOut } else { PublishErrorKind::Disconnected };
@@ -160,18 +162,18 @@ impl Lane {
 
     /// Opens the next generation, with backoff, while deadlines go on being kept.
     pub(super) async fn reopen(&mut self) -> Option<(Arc<Connection>, Channel)> {
-        let link = Arc::clone(&self.link);
+        let shared = Arc::clone(&self.shared);
         let backoff = RetryPolicy::default().max_delay(Duration::from_secs(3));
         for attempt in 1.. {
-            match self.meanwhile(link.channel()).await? {
+            match self.meanwhile(shared.channel()).await? {
                 Ok(generation) => {
                     tracing::info!("publishing channel open");
-                    self.around.monitor.reconnected(self.number);
+                    self.context.monitor.reconnected(self.number);
                     return Some(generation);
                 }
                 Err(error) => {
                     tracing::warn!(error = %Chain(&error), attempt, "cannot open a publishing channel");
-                    self.around.monitor.error(Chain(&error).to_string());
+                    self.context.monitor.error(Chain(&error).to_string());
                     self.give_away();
                     self.blame(error);
                 }
@@ -181,11 +183,11 @@ impl Lane {
         None
     }
 
-    /// Another lane that is up may take what waits here.
+    /// Another worker that is up may take what waits here.
     pub(super) fn give_away(&mut self) {
-        if let Some(lanes) = self.around.lanes.upgrade() {
+        if let Some(workers) = self.context.dispatcher.upgrade() {
             for job in std::mem::take(&mut self.ready) {
-                self.ready.extend(lanes.adopt(job, self.number));
+                self.ready.extend(workers.adopt(job, self.number));
             }
         }
     }
@@ -198,10 +200,10 @@ impl Lane {
         }
     }
 
-    /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the lane is to end instead.
+    /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the worker is to end instead.
     pub(super) async fn meanwhile<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
         let mut step = pin!(step);
-        let mut tick = interval(self.around.options.resolution());
+        let mut tick = interval(self.context.options.resolution());
         loop {
             if self.is_done(true) {
                 return None;
@@ -221,5 +223,4 @@ pub(super) async fn close_channel(channel: &Channel) {
 }
 
 #[cfg(test)]
-#[path = "reason_tests.rs"]
 mod tests;

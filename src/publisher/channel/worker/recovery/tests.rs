@@ -13,33 +13,33 @@ use super::*;
 use crate::{
     amqp::ConnectOptions,
     publisher::{
-        connection::Link,
-        lanes::{Intake, LaneOptions},
-        observe::AttemptHook,
-        places::Places,
+        channel::{context::WorkerOptions, queue::JobReceiver},
+        connection::SharedConnection,
+        permits::InFlightPermits,
         status::Monitor,
+        telemetry::AttemptHook,
     },
 };
 
 type Resolved = lapin::Result<Confirmation>;
 
-fn lane() -> Lane {
-    let places = Arc::new(Places::new(10, 1_000));
-    let options = LaneOptions {
+fn worker() -> ChannelWorker {
+    let permits = Arc::new(InFlightPermits::new(10, 1_000));
+    let options = WorkerOptions {
         retry: RetryPolicy::default(),
         confirm_timeout: Duration::from_secs(10),
         mandatory: true,
         on_attempt: AttemptHook::default(),
     };
-    let around = Surroundings {
+    let context = WorkerContext {
         options,
-        monitor: Arc::new(Monitor::new(1, 1, Arc::clone(&places))),
-        places,
-        lanes: Weak::new(),
+        monitor: Arc::new(Monitor::new(1, 1, Arc::clone(&permits))),
+        permits,
+        dispatcher: Weak::new(),
         closing: watch::channel(None).1,
     };
-    let link = Link::new(ConnectOptions::new(["amqp://localhost"]).unwrap(), None, 1);
-    Lane::new(around, 0, Arc::new(link), Intake::closed())
+    let shared = SharedConnection::new(ConnectOptions::new(["amqp://localhost"]).unwrap(), None, 1);
+    ChannelWorker::new(context, 0, Arc::new(shared), JobReceiver::closed())
 }
 
 /// What is published on a channel that is being closed.
@@ -63,7 +63,7 @@ fn hard() -> Resolved {
 
 fn end_of(results: Vec<Resolved>) -> End {
     let mut round = results.into_iter().enumerate().collect();
-    lane().judge(&mut round, &mut Window::default()).expect_err("an end")
+    worker().judge(&mut round, &mut Unconfirmed::default()).expect_err("an end")
 }
 
 fn code(end: &End) -> Option<u16> {
@@ -89,7 +89,7 @@ fn refusal_counts_wherever_it_stands_in_a_round() {
 
 /// Awaits what else was in flight, each of it with what it says after how long.
 async fn reason(of: Vec<(u64, fn() -> Resolved)>) -> (End, bool) {
-    let mut publishing: InProgress<BoxFuture<'_, (usize, Resolved)>> = InProgress::new();
+    let mut publishing: PublishSet<BoxFuture<'_, (usize, Resolved)>> = PublishSet::new();
     for (slot, (after, says)) in of.into_iter().enumerate() {
         publishing.push(Box::pin(async move {
             sleep(Duration::from_millis(after)).await;
@@ -98,7 +98,8 @@ async fn reason(of: Vec<(u64, fn() -> Resolved)>) -> (End, bool) {
     }
     let first = end_of(vec![closing()]);
     assert!(matches!(first, End::Lost(_)));
-    let end = lane().find_reason(first, &mut Window::default(), &mut publishing, &Rounds::new()).await;
+    let end =
+        worker().find_reason(first, &mut Unconfirmed::default(), &mut publishing, &ReadySet::new()).await;
     (end, publishing.is_empty())
 }
 

@@ -3,7 +3,7 @@
 //! One task a channel is a condition of correctness, not a choice: lapin takes the delivery tag and queues the frames
 //! under two different locks, so two tasks on one channel can get each other's confirms.
 
-mod between;
+mod recovery;
 
 use std::{
     collections::{BinaryHeap, VecDeque},
@@ -18,21 +18,24 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use self::between::close_channel;
+use self::recovery::close_channel;
 use super::{
     attempt::{Written, admit, publish, show},
-    confirms::Window,
-    connection::Link,
-    delayed::Delayed,
-    error::{BrokerReply, PublishErrorKind},
-    generation::Generation,
+    confirms::Unconfirmed,
+    context::WorkerContext,
     isolation::Isolation,
     job::{Job, Next, Verdict},
-    lanes::{Intake, Surroundings},
+    nack_watch::NackWatch,
+    queue::JobReceiver,
+    ready_set::{PublishSet, ReadySet},
+    retries::Delayed,
+};
+use crate::publisher::{
+    connection::SharedConnection,
+    error::{BrokerReply, PublishErrorKind},
     payload::Payload,
-    places::Released,
-    round::{InProgress, Rounds},
-    status::LaneState,
+    permits::Released,
+    status::WorkerState,
 };
 use crate::{
     amqp::{self, Connection},
@@ -45,11 +48,11 @@ const INTAKE: usize = 256;
 /// Taking over fewer than this suggests that more are on their way.
 const GREEDY: usize = 32;
 
-pub(crate) struct Lane {
-    around: Surroundings,
+pub(crate) struct ChannelWorker {
+    context: WorkerContext,
     number: usize,
-    link: Arc<Link>,
-    jobs: Intake,
+    shared: Arc<SharedConnection>,
+    jobs: JobReceiver,
     /// To be sent as soon as there is a channel, oldest first.
     ready: VecDeque<Job>,
     /// Waiting for their next attempt.
@@ -57,15 +60,15 @@ pub(crate) struct Lane {
     intake: Vec<Job>,
     judged: Vec<(Job, Verdict)>,
     open: bool,
-    generation: Generation,
+    generation: NackWatch,
     isolation: Isolation,
 }
 
 /// Whether a job may be sent now: suspects in groups of their own.
-fn admits(window: &Window, isolation: &Isolation, job: &Job) -> bool {
-    if window.is_empty() {
+fn admits(unconfirmed: &Unconfirmed, isolation: &Isolation, job: &Job) -> bool {
+    if unconfirmed.is_empty() {
         true
-    } else if window.holds_suspects() {
+    } else if unconfirmed.holds_suspects() {
         job.is_suspect() && isolation.has_room()
     } else {
         !job.is_suspect()
@@ -91,19 +94,24 @@ enum End {
 #[error("a confirm did not come within {0:?}")]
 struct ConfirmTimeout(Duration);
 
-impl Lane {
-    pub(crate) fn new(around: Surroundings, number: usize, link: Arc<Link>, jobs: Intake) -> Self {
+impl ChannelWorker {
+    pub(crate) fn new(
+        context: WorkerContext,
+        number: usize,
+        shared: Arc<SharedConnection>,
+        jobs: JobReceiver,
+    ) -> Self {
         Self {
-            around,
+            context,
             number,
-            link,
+            shared,
             jobs,
             ready: VecDeque::new(),
             delayed: BinaryHeap::new(),
             intake: Vec::with_capacity(INTAKE),
             judged: Vec::new(),
             open: true,
-            generation: Generation::default(),
+            generation: NackWatch::default(),
             isolation: Isolation::default(),
         }
     }
@@ -119,22 +127,22 @@ impl Lane {
             }) else {
                 break;
             };
-            let mut window = Window::default();
-            self.around.monitor.set_lane(self.number, LaneState::Up);
+            let mut unconfirmed = Unconfirmed::default();
+            self.context.monitor.set_worker(self.number, WorkerState::Up);
             self.generation.begin(Instant::now());
-            let end = self.pump(&connection, &channel, &mut window).await;
-            self.around.monitor.set_lane(self.number, LaneState::Down);
+            let end = self.pump(&connection, &channel, &mut unconfirmed).await;
+            self.context.monitor.set_worker(self.number, WorkerState::Down);
             let (mut pause, mut in_vain) = (None, false);
             let (error, discard): (BoxError, bool) = match end {
                 End::Closed => {
-                    for (job, _) in window.into_unknown() {
+                    for (job, _) in unconfirmed.into_unknown() {
                         Self::leave(&job, &mut left);
                         job.close_unanswered(Instant::now());
                     }
                     break;
                 }
                 End::Lost(error) => {
-                    (in_vain, pause) = self.suspect_unanswered(&mut window);
+                    (in_vain, pause) = self.suspect_unanswered(&mut unconfirmed);
                     (error, !connection.status().connected())
                 }
                 End::Retired(error) => (error, true),
@@ -146,17 +154,17 @@ impl Lane {
                     continue;
                 }
                 End::Refused(reply, error) => {
-                    let Some(error) = self.find_culprit(reply, error, &mut window) else { continue };
+                    let Some(error) = self.find_culprit(reply, error, &mut unconfirmed) else { continue };
                     in_vain = true;
                     (error, !connection.status().connected())
                 }
             };
-            tracing::warn!(error = %Chain(&*error), unconfirmed = window.len(), "publishing channel lost; what is unconfirmed is published again");
-            self.around.monitor.error(Chain(&*error).to_string());
-            self.resend(window, error, in_vain);
+            tracing::warn!(error = %Chain(&*error), unconfirmed = unconfirmed.len(), "publishing channel lost; what is unconfirmed is published again");
+            self.context.monitor.error(Chain(&*error).to_string());
+            self.resend(unconfirmed, error, in_vain);
             if discard {
-                let link = Arc::clone(&self.link);
-                if self.meanwhile(link.discard(&connection)).await.is_none() {
+                let shared = Arc::clone(&self.shared);
+                if self.meanwhile(shared.discard(&connection)).await.is_none() {
                     break;
                 }
             }
@@ -166,7 +174,7 @@ impl Lane {
                 break;
             }
         }
-        self.around.monitor.set_lane(self.number, LaneState::Down);
+        self.context.monitor.set_worker(self.number, WorkerState::Down);
         let now = Instant::now();
         self.jobs.close();
         while let Some(job) = self.jobs.recv().await {
@@ -181,54 +189,61 @@ impl Lane {
     }
 
     /// Sends and judges until the generation ends.
-    async fn pump(&mut self, connection: &Connection, channel: &Channel, window: &mut Window) -> End {
+    async fn pump(
+        &mut self,
+        connection: &Connection,
+        channel: &Channel,
+        unconfirmed: &mut Unconfirmed,
+    ) -> End {
         let written = Written::default();
-        let mut publishing = InProgress::new();
-        let rounds = Rounds::new();
+        let mut publishing = PublishSet::new();
+        let rounds = ReadySet::new();
         let mut round = Vec::new();
-        let mut tick = interval(self.around.options.resolution());
-        let mandatory = self.around.options.mandatory;
-        let headers = self.link.fewer_headers(connection);
+        let mut tick = interval(self.context.options.resolution());
+        let mandatory = self.context.options.mandatory;
+        let headers = self.shared.fewer_headers(connection);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_blocked = false;
         loop {
             if self.generation.is_worn() {
-                if window.is_empty() {
+                if unconfirmed.is_empty() {
                     return End::Worn;
                 }
             // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
             } else if !connection.status().blocked() {
                 let now = Instant::now();
-                while let Some(job) = self.ready.pop_front_if(|job| admits(window, &self.isolation, job)) {
-                    let (suspect, first) = (job.is_suspect(), window.is_empty());
-                    if let Some((slot, frames)) = admit(job, window, &self.around.monitor, headers, now) {
+                while let Some(job) = self.ready.pop_front_if(|job| admits(unconfirmed, &self.isolation, job))
+                {
+                    let (suspect, first) = (job.is_suspect(), unconfirmed.is_empty());
+                    if let Some((slot, frames)) = admit(job, unconfirmed, &self.context.monitor, headers, now)
+                    {
                         if suspect {
                             self.isolation.sends(first);
                         }
-                        let place = (slot, window.last_order());
-                        publishing.push(publish(channel, place, frames, mandatory, &written));
+                        let sent = (slot, unconfirmed.last_order());
+                        publishing.push(publish(channel, sent, frames, mandatory, &written));
                     }
                 }
             }
-            if self.is_done(window.is_empty()) {
+            if self.is_done(unconfirmed.is_empty()) {
                 return End::Closed;
             }
-            self.jobs.report(window.len() + self.ready.len() + self.delayed.len());
+            self.jobs.report(unconfirmed.len() + self.ready.len() + self.delayed.len());
             tokio::select! {
                 biased;
                 () = poll_fn(|cx| rounds.poll(&mut publishing, &mut round, cx)), if !publishing.is_empty() => {
-                    if round.len() < GREEDY && window.len() > 4 * GREEDY {
+                    if round.len() < GREEDY && unconfirmed.len() > 4 * GREEDY {
                         // Few of many: more confirms are on their way, and all are cheaper to answer together.
                         yield_now().await;
                         rounds.extend(&mut publishing, &mut round).await;
                     }
-                    if let Err(end) = self.judge(&mut round, window) {
-                        return self.find_reason(end, window, &mut publishing, &rounds).await;
+                    if let Err(end) = self.judge(&mut round, unconfirmed) {
+                        return self.find_reason(end, unconfirmed, &mut publishing, &rounds).await;
                     }
                 }
                 taken = self.jobs.recv_many(&mut self.intake, INTAKE), if self.open => {
                     self.take_in(taken);
-                    if taken < GREEDY && !window.is_empty() {
+                    if taken < GREEDY && !unconfirmed.is_empty() {
                         // Callers that were answered together publish their next messages one after the other. Let them, so
                         // that one pass serves them all.
                         yield_now().await;
@@ -240,16 +255,16 @@ impl Lane {
                 _ = tick.tick() => {
                     let now = Instant::now();
                     self.sweep(now);
-                    window.sweep_deadlines(now);
-                    window.start_clocks(written.up_to(), now);
+                    unconfirmed.sweep_deadlines(now);
+                    unconfirmed.start_clocks(written.up_to(), now);
                     let blocked = connection.status().blocked();
-                    let state = if blocked { LaneState::Blocked } else { LaneState::Up };
-                    self.around.monitor.set_lane(self.number, state);
-                    self.around.monitor.report();
-                    let limit = self.around.options.confirm_timeout;
+                    let state = if blocked { WorkerState::Blocked } else { WorkerState::Up };
+                    self.context.monitor.set_worker(self.number, state);
+                    self.context.monitor.report();
+                    let limit = self.context.options.confirm_timeout;
                     if blocked || was_blocked {
-                        window.restart_clocks(now);
-                    } else if window.is_stuck(now, limit) {
+                        unconfirmed.restart_clocks(now);
+                    } else if unconfirmed.is_stuck(now, limit) {
                         return End::Retired(ConfirmTimeout(limit).into());
                     }
                     was_blocked = blocked;
@@ -264,7 +279,7 @@ impl Lane {
     fn judge(
         &mut self,
         round: &mut Vec<(usize, lapin::Result<Confirmation>)>,
-        window: &mut Window,
+        unconfirmed: &mut Unconfirmed,
     ) -> Result<(), End> {
         let now = Instant::now();
         let mut lost: Option<lapin::Error> = None;
@@ -278,7 +293,7 @@ impl Lane {
                 None
             }
         });
-        let judged = window.judge(confirmed, &mut |job, verdict| self.judged.push((job, verdict)));
+        let judged = unconfirmed.judge(confirmed, &mut |job, verdict| self.judged.push((job, verdict)));
         self.answer(now);
         judged.map_err(|violation| End::Retired(violation.into()))?;
         match lost {
@@ -292,7 +307,7 @@ impl Lane {
 
     /// Tells the callers of a round, and plans what is to be tried again.
     fn answer(&mut self, now: Instant) {
-        let Surroundings { options, monitor, places, .. } = &self.around;
+        let WorkerContext { options, monitor, permits, .. } = &self.context;
         let answers = self.judged.iter().filter(|(_, verdict)| verdict.is_answer()).count();
         self.generation.hears(answers);
         let mut confirmed = 0;
@@ -302,7 +317,7 @@ impl Lane {
             match result {
                 Ok(()) => {
                     confirmed += 1;
-                    job.release_place(&mut released);
+                    job.release_permit(&mut released);
                 }
                 Err(kind) => {
                     monitor.count(kind, 1);
@@ -313,8 +328,8 @@ impl Lane {
             }
             show(&options.on_attempt, job, result);
         }
-        // Places first: a caller that is answered may publish its next message at once.
-        places.release(&mut released);
+        // Permits first: a caller that is answered may publish its next message at once.
+        permits.release(&mut released);
         monitor.confirmed(confirmed);
         // Last first: who awaits many answers in order awaits the first of them, and is woken once for the whole round.
         while let Some((job, verdict)) = self.judged.pop() {
@@ -329,12 +344,12 @@ impl Lane {
         self.ready.extend(self.intake.drain(..));
     }
 
-    /// Moves due retries to the front door and fails what is overdue.
+    /// Moves due retries to the front and fails what is overdue.
     fn sweep(&mut self, now: Instant) {
         while self.delayed.peek().is_some_and(|delayed| delayed.due <= now) {
             self.ready.extend(self.delayed.pop().map(|delayed| delayed.job));
         }
-        // Whoever does not wait any more has no claim to a place, nor to be published.
+        // Whoever does not wait any more has no claim to a permit, nor to be published.
         if self.ready.iter().any(|job| job.is_overdue(now) || job.is_abandoned()) {
             for job in std::mem::take(&mut self.ready) {
                 if job.is_overdue(now) || job.is_abandoned() {
@@ -349,9 +364,9 @@ impl Lane {
         }
     }
 
-    /// Whether the lane has nothing left to do, or no time left to do it.
+    /// Whether the worker has nothing left to do, or no time left to do it.
     fn is_done(&mut self, nothing_in_flight: bool) -> bool {
-        let limit = *self.around.closing.borrow_and_update();
+        let limit = *self.context.closing.borrow_and_update();
         let idle = nothing_in_flight && self.ready.is_empty() && self.delayed.is_empty();
         match limit {
             _ if !self.open && idle => true,

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{error::PublishError, observe::ContextSource};
+use super::{error::PublishError, telemetry::ContextSource};
 use crate::{
     amqp::{ConnectError, ConnectErrorKind},
     error::BoxError,

@@ -12,7 +12,7 @@
 //! 1. The broker sends a message's return before the ack that covers the message.
 //! 2. lapin works in one thread, through one confirm after the other: it takes the oldest waiting return, if there is one,
 //!    stores the result, and wakes the confirm's future before it touches the next confirm.
-//! 3. A round (see `round.rs`) polls until nothing more is ready, so that it holds every confirm that completed
+//! 3. A round (see `ready_set.rs`) polls until nothing more is ready, so that it holds every confirm that completed
 //!    before any confirm in it.
 //!
 //! When a confirm completes as `Ack(None)`, no return was waiting at that moment (2). If its own message was
@@ -33,14 +33,12 @@ use lapin::{Confirmation, message::BasicReturnMessage, types::ShortString};
 use slab::Slab;
 use tokio::time::{Duration, Instant};
 
-use super::{
-    error::BrokerReply,
-    job::{Job, Verdict},
-};
+use super::job::{Job, Verdict};
+use crate::publisher::error::BrokerReply;
 
 /// The messages that are in flight on one channel.
 #[derive(Default)]
-pub(crate) struct Window {
+pub(crate) struct Unconfirmed {
     slots: Slab<InFlight>,
     held: Vec<usize>,
     sent: u64,
@@ -70,7 +68,7 @@ pub(crate) enum Violation {
     UnmatchedReturn,
 }
 
-impl Window {
+impl Unconfirmed {
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }
@@ -171,7 +169,7 @@ impl Window {
         if returns.is_empty() {
             return Ok(());
         }
-        // One pass for all of them: each for itself would go through a large window.
+        // One pass for all of them: each for itself would go through a large set.
         let mut by_id: HashMap<&str, Vec<(&BasicReturnMessage, Vec<usize>)>> = HashMap::new();
         for returned in returns {
             let id = returned.delivery.properties.message_id().as_ref().map_or("", ShortString::as_str);
@@ -251,7 +249,7 @@ impl Window {
         }
     }
 
-    /// Ends the window: everything in it with an unknown outcome, in the order in which it was sent, and since when it is
+    /// Ends the set: everything in it with an unknown outcome, in the order in which it was sent, and since when it is
     /// written.
     pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = (Job, Option<Instant>)> {
         let mut left: Vec<InFlight> = self.slots.drain().collect();
@@ -261,5 +259,4 @@ impl Window {
 }
 
 #[cfg(test)]
-#[path = "confirms_tests.rs"]
 mod tests;

@@ -8,17 +8,17 @@ use super::*;
 use crate::{
     amqp,
     message::{MessageId, OutgoingMessage, Stamped},
-    publisher::{handed::Handed, payload::Payload, places::Places},
+    publisher::{flush::HandedOver, payload::Payload, permits::InFlightPermits},
 };
 
 const LOST: &str = "nowhere";
 
-/// A window with messages in it, and lapin's end of the channel.
+/// A set with messages in it, and lapin's end of the channel.
 struct Channel {
-    window: Window,
+    unconfirmed: Unconfirmed,
     stamped: Vec<Arc<Stamped>>,
     slots: Vec<usize>,
-    places: Arc<Places>,
+    permits: Arc<InFlightPermits>,
     /// lapin's queue of returned messages that no confirm has taken yet.
     waiting: VecDeque<BasicReturnMessage>,
     /// Confirms that lapin has completed and no round has seen, in order.
@@ -30,10 +30,10 @@ struct Channel {
 impl Channel {
     fn new() -> Self {
         Self {
-            window: Window::default(),
+            unconfirmed: Unconfirmed::default(),
             stamped: Vec::new(),
             slots: Vec::new(),
-            places: Arc::new(Places::new(100_000, 1_000_000)),
+            permits: Arc::new(InFlightPermits::new(100_000, 1_000_000)),
             waiting: VecDeque::new(),
             completed: Vec::new(),
             confirmed: Vec::new(),
@@ -45,13 +45,13 @@ impl Channel {
         let message = OutgoingMessage::to("", routing_key).body("x");
         let id = MessageId::new(id).unwrap();
         let stamped = Arc::new(Stamped::new(message, id, None, None));
-        let place = self.places.try_enter(1).unwrap();
+        let permit = self.permits.try_enter(1).unwrap();
         let now = Instant::now();
         let deadline = now + Duration::from_secs(60);
         let payload = Payload::Stamped(Arc::clone(&stamped));
-        let mut job = Job::new(payload, Handed::default().answer().0, place, now, deadline);
+        let mut job = Job::new(payload, HandedOver::default().answer().0, permit, now, deadline);
         job.next_attempt().unwrap();
-        self.slots.push(self.window.insert(job));
+        self.slots.push(self.unconfirmed.insert(job));
         self.stamped.push(stamped);
     }
 
@@ -78,7 +78,7 @@ impl Channel {
         let mut round: Vec<_> = self.completed.drain(..count).collect();
         fastrand::shuffle(&mut round);
         let (confirmed, returned) = (&mut self.confirmed, &mut self.returned);
-        self.window
+        self.unconfirmed
             .judge(round, &mut |job, verdict| {
                 let Payload::Stamped(stamped) = job.payload() else { panic!("not forwarded") };
                 match verdict {
@@ -153,7 +153,7 @@ fn an_answer_with_a_foreign_return_is_held_until_it_is_proven() {
     channel.ack(0);
     channel.all();
     assert_eq!(channel.returned, ["b", "a"]);
-    assert!(channel.window.is_empty());
+    assert!(channel.unconfirmed.is_empty());
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_return_of_nothing_in_flight_is_a_violation() {
     channel.ack(1);
     channel.all();
     let round = [(channel.slots[0], Confirmation::Ack(stray))];
-    assert!(matches!(channel.window.judge(round, &mut |_, _| ()), Err(Violation::UnmatchedReturn)));
+    assert!(matches!(channel.unconfirmed.judge(round, &mut |_, _| ()), Err(Violation::UnmatchedReturn)));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_channel_without_confirms_is_a_violation() {
     let mut channel = Channel::new();
     channel.publish("one", "queue");
     let round = [(channel.slots[0], Confirmation::NotRequested)];
-    assert!(matches!(channel.window.judge(round, &mut |_, _| ()), Err(Violation::NotInConfirmMode)));
+    assert!(matches!(channel.unconfirmed.judge(round, &mut |_, _| ()), Err(Violation::NotInConfirmMode)));
 }
 
 /// A broker that returns at once and acks when it likes: one by one or many at a time, in any order that AMQP allows.
@@ -232,7 +232,7 @@ fn no_order_of_returns_and_acks_is_misjudged() {
             }
         }
         channel.all();
-        assert!(channel.window.is_empty(), "seed {seed}: all are judged");
+        assert!(channel.unconfirmed.is_empty(), "seed {seed}: all are judged");
         assert!(channel.held_nothing(), "seed {seed}");
         for (names, expected) in [(&channel.confirmed, false), (&channel.returned, true)] {
             for name in names {
@@ -246,6 +246,6 @@ fn no_order_of_returns_and_acks_is_misjudged() {
 
 impl Channel {
     fn held_nothing(&self) -> bool {
-        self.window.held.is_empty() && self.waiting.is_empty()
+        self.unconfirmed.held.is_empty() && self.waiting.is_empty()
     }
 }

@@ -8,15 +8,14 @@ use std::{
 use lapin::{Channel, Confirmation, options::BasicPublishOptions};
 use tokio::time::Instant;
 
-use super::{
-    confirms::Window,
+use super::{confirms::Unconfirmed, job::Job};
+use crate::message::InvalidMessage;
+use crate::publisher::{
     error::PublishErrorKind,
-    job::Job,
-    observe::AttemptHook,
     payload::{Frames, Payload},
     status::Monitor,
+    telemetry::AttemptHook,
 };
-use crate::message::InvalidMessage;
 
 /// Up to which message, in the order of sending, everything has left for the broker.
 #[derive(Debug, Default)]
@@ -33,7 +32,7 @@ impl Written {
 /// `headers`: how many bytes of them the broker's frames hold, where that is less than was asked for.
 pub(super) fn admit(
     mut job: Job,
-    window: &mut Window,
+    unconfirmed: &mut Unconfirmed,
     monitor: &Monitor,
     headers: Option<usize>,
     now: Instant,
@@ -59,7 +58,7 @@ pub(super) fn admit(
             if job.attempts() > 1 {
                 monitor.retried();
             }
-            Some((window.insert(job), frames))
+            Some((unconfirmed.insert(job), frames))
         }
         Err(error) => {
             job.fail_with(PublishErrorKind::Invalid, Some(Box::new(error)), now);
@@ -80,7 +79,7 @@ pub(super) fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErro
 ///
 /// Written out, not an `async fn`, which would keep its arguments a second time: the future is moved once a message, and it
 /// is large.
-#[inline(always)] // as for `InProgress::push`
+#[inline(always)] // as for `PublishSet::push`
 #[allow(clippy::inline_always)]
 pub(super) fn publish(
     channel: &Channel,

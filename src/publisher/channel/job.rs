@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use lapin::{message::BasicReturnMessage, types::ShortStringError};
 use tokio::time::Instant;
 
-use super::{
+use crate::error::BoxError;
+use crate::publisher::{
     error::{BrokerReply, Failure, PublishErrorKind},
-    handed::Answer,
+    flush::Answer,
     payload::{Frames, Payload},
-    places::{Place, Released},
+    permits::{Permit, Released},
     retry::RetryPolicy,
 };
-use crate::error::BoxError;
 
 /// How often a connection must end while one message is in flight alone before that is taken for its doing.
 const FATAL: u32 = 3;
@@ -38,7 +38,7 @@ pub(crate) struct Job {
     payload: Payload,
     reply: Option<Answer>,
     /// Held until the verdict.
-    place: Place,
+    permit: Permit,
     started: Instant,
     deadline: Instant,
     attempts: u32,
@@ -47,9 +47,9 @@ pub(crate) struct Job {
     uncertain: bool,
     /// It was in flight when a channel ended over one message.
     suspect: bool,
-    /// How often a connection ended while it was in flight alone, and how much the lane had heard when that was so first.
+    /// How often a connection ended while it was in flight alone, and how much the worker had heard when that was so first.
     alone: (u32, u64),
-    /// How often it was nacked, in which generation of its lane.
+    /// How often it was nacked, in which generation of its worker.
     nacks: (u64, u32),
     last: Option<(PublishErrorKind, Option<BoxError>)>,
     /// What the broker said of the last attempt.
@@ -98,14 +98,14 @@ impl Job {
     pub(crate) fn new(
         payload: Payload,
         reply: Answer,
-        place: Place,
+        permit: Permit,
         started: Instant,
         deadline: Instant,
     ) -> Self {
         Self {
             payload,
             reply: Some(reply),
-            place,
+            permit,
             started,
             deadline,
             attempts: 0,
@@ -132,7 +132,7 @@ impl Job {
         self.suspect = true;
     }
 
-    /// A connection ended while it was in flight alone, when its lane had `heard` so many answers. Whether that is its
+    /// A connection ended while it was in flight alone, when its worker had `heard` so many answers. Whether that is its
     /// doing: it happened three times, while others were answered.
     pub(crate) fn ended_alone(&mut self, heard: u64) -> bool {
         if self.alone.0 == 0 {
@@ -163,9 +163,9 @@ impl Job {
         self.suspect
     }
 
-    /// Frees its place in the window together with those of others.
-    pub(crate) fn release_place(&mut self, released: &mut Released) {
-        self.place.release_into(released);
+    /// Frees its permit together with those of others.
+    pub(crate) fn release_permit(&mut self, released: &mut Released) {
+        self.permit.release_into(released);
     }
 
     /// Nobody waits for the answer any more.

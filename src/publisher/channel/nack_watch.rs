@@ -18,7 +18,7 @@ const TRIAL: Duration = Duration::from_secs(3);
 /// queue while its leader was dead can go on to nack everything for that queue, although a new leader is long there (seen on
 /// 3.10.8, for as long as the channel lived). A new channel looks the leader up again.
 #[derive(Debug, Default)]
-pub(crate) struct Generation {
+pub(crate) struct NackWatch {
     number: u64,
     since: Option<Instant>,
     worn: bool,
@@ -29,7 +29,7 @@ pub(crate) struct Generation {
     fruitless: u32,
 }
 
-impl Generation {
+impl NackWatch {
     pub(crate) fn begin(&mut self, now: Instant) {
         *self = Self {
             number: self.number + 1,

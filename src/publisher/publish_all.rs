@@ -21,11 +21,11 @@ use tracing::Span;
 
 use super::{
     error::{PublishError, PublishErrorKind},
-    observe,
     pending::Pending,
-    places::Place,
+    permits::Permit,
     publish::IdempotentPublisher,
     receipt::Receipt,
+    telemetry,
 };
 use crate::message::{OutgoingMessage, Stamped};
 
@@ -35,7 +35,7 @@ pub struct PublishAll<S> {
     publisher: IdempotentPublisher,
     source: Pin<Box<S>>,
     exhausted: bool,
-    /// The message that waits for a place, and its wait once it has begun.
+    /// The message that waits for a permit, and its wait once it has begun.
     next: Option<Staged>,
     waiting: Option<Waiting>,
     pending: VecDeque<Entry>,
@@ -49,7 +49,7 @@ struct Staged {
 }
 
 struct Waiting {
-    place: BoxFuture<'static, Result<Place, AcquireError>>,
+    permit: BoxFuture<'static, Result<Permit, AcquireError>>,
     deadline: Pin<Box<Sleep>>,
 }
 
@@ -61,7 +61,7 @@ enum Entry {
 impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
     pub(super) fn new(publisher: IdempotentPublisher, source: S) -> Self {
         Self {
-            limit: publisher.places().max_messages(),
+            limit: publisher.permits().max_messages(),
             publisher,
             source: Box::pin(source),
             exhausted: false,
@@ -71,7 +71,7 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
         }
     }
 
-    /// Hands messages over while there are both messages and places.
+    /// Hands messages over while there are both messages and permits.
     fn fill(&mut self, cx: &mut Context<'_>) {
         // Results are given in order, so one slow message holds those behind it: they are bounded, too.
         while self.pending.len() < self.limit {
@@ -94,9 +94,9 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
                 },
             };
             match self.acquire(&staged, cx) {
-                Poll::Ready(Ok(place)) => {
+                Poll::Ready(Ok(permit)) => {
                     let Staged { stamped, span, started } = staged;
-                    let sent = self.publisher.submit(stamped, place, span, started);
+                    let sent = self.publisher.submit(stamped, permit, span, started);
                     self.pending.push_back(Entry::Sent(sent));
                 }
                 Poll::Ready(Err(kind)) => {
@@ -116,37 +116,37 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
     fn stage(&self, message: OutgoingMessage) -> Result<Staged, PublishError> {
         let started = Instant::now();
         let stamped = self.publisher.stamp(message)?;
-        let span = observe::span(&stamped);
+        let span = telemetry::span(&stamped);
         Ok(Staged { stamped, span, started })
     }
 
-    /// Gets a place in the window, whoever frees it: the results to come first may be long in coming.
-    fn acquire(&mut self, staged: &Staged, cx: &mut Context<'_>) -> Poll<Result<Place, PublishErrorKind>> {
-        let places = self.publisher.places();
+    /// Gets a permit, whoever frees it: the results to come first may be long in coming.
+    fn acquire(&mut self, staged: &Staged, cx: &mut Context<'_>) -> Poll<Result<Permit, PublishErrorKind>> {
+        let permits = self.publisher.permits();
         let body = staged.stamped.message.payload().len();
         if self.waiting.is_none() {
-            if let Ok(place) = places.try_enter(body) {
-                return Poll::Ready(Ok(place));
+            if let Ok(permit) = permits.try_enter(body) {
+                return Poll::Ready(Ok(permit));
             }
-            if places.is_closed() {
+            if permits.is_closed() {
                 return Poll::Ready(Err(PublishErrorKind::Closed));
             }
         }
         let waiting = self.waiting.get_or_insert_with(|| Waiting {
-            place: Box::pin(Arc::clone(places).enter(body)),
+            permit: Box::pin(Arc::clone(permits).enter(body)),
             deadline: Box::pin(tokio::time::sleep_until(
                 self.publisher.deadline(&staged.stamped, staged.started),
             )),
         });
-        let place = match waiting.place.as_mut().poll(cx) {
-            Poll::Ready(place) => place.map_err(|_| PublishErrorKind::Closed),
+        let permit = match waiting.permit.as_mut().poll(cx) {
+            Poll::Ready(permit) => permit.map_err(|_| PublishErrorKind::Closed),
             Poll::Pending => {
                 ready!(waiting.deadline.as_mut().poll(cx));
                 Err(PublishErrorKind::TimedOut)
             }
         };
         self.waiting = None;
-        Poll::Ready(place)
+        Poll::Ready(permit)
     }
 }
 

@@ -16,14 +16,14 @@ use futures_util::{
     task::AtomicWaker,
 };
 
-/// How many places are kept for futures to come.
+/// How many boxes are kept for futures to come.
 const KEPT: usize = 4096;
 
 /// Futures in progress. Their memory is used again: a publish of lapin's takes one and a half kilobytes, which is more than
 /// an allocator hands out quickly.
-pub(crate) struct InProgress<F> {
+pub(crate) struct PublishSet<F> {
     futures: FuturesUnordered<Placed<F>>,
-    places: Vec<Pin<Box<F>>>,
+    boxes: Vec<Pin<Box<F>>>,
 }
 
 /// A future in its place; gives the place back when it is done.
@@ -40,16 +40,16 @@ impl<F: Future> Future for Placed<F> {
     }
 }
 
-impl<F: Future> InProgress<F> {
+impl<F: Future> PublishSet<F> {
     pub(crate) fn new() -> Self {
-        Self { futures: FuturesUnordered::new(), places: Vec::new() }
+        Self { futures: FuturesUnordered::new(), boxes: Vec::new() }
     }
 
     /// Takes a future in; it is polled with the next round.
     #[inline(always)] // or the future is copied once more, all of its kilobyte and a half
     #[allow(clippy::inline_always)]
     pub(crate) fn push(&mut self, future: F) {
-        let place = match self.places.pop() {
+        let place = match self.boxes.pop() {
             Some(mut place) => {
                 place.set(future);
                 place
@@ -69,7 +69,7 @@ impl<F: Future> InProgress<F> {
 /// A `FuturesUnordered` may say `Pending` although more is ready: to let others run, or because a future is being
 /// put on its queue at that moment. It then wakes its waker. So a round is over when the set said `Pending` and
 /// nothing woke it since that poll began.
-pub(crate) struct Rounds {
+pub(crate) struct ReadySet {
     signal: Arc<Signal>,
     waker: Waker,
 }
@@ -90,7 +90,7 @@ impl Wake for Signal {
     }
 }
 
-impl Rounds {
+impl ReadySet {
     pub(crate) fn new() -> Self {
         let signal = Arc::new(Signal { woken: AtomicBool::new(false), task: AtomicWaker::new() });
         let waker = Waker::from(Arc::clone(&signal));
@@ -98,7 +98,7 @@ impl Rounds {
     }
 
     /// Appends what has become ready since to a round that is not judged yet.
-    pub(crate) async fn extend<F: Future>(&self, futures: &mut InProgress<F>, round: &mut Vec<F::Output>) {
+    pub(crate) async fn extend<F: Future>(&self, futures: &mut PublishSet<F>, round: &mut Vec<F::Output>) {
         poll_fn(|cx| {
             let _ = self.poll(futures, round, cx);
             Poll::Ready(())
@@ -109,7 +109,7 @@ impl Rounds {
     /// Appends the next round to `round`; pending while nothing is ready.
     pub(crate) fn poll<F: Future>(
         &self,
-        InProgress { futures, places }: &mut InProgress<F>,
+        PublishSet { futures, boxes }: &mut PublishSet<F>,
         round: &mut Vec<F::Output>,
         cx: &Context<'_>,
     ) -> Poll<()> {
@@ -119,7 +119,7 @@ impl Rounds {
             match futures.poll_next_unpin(&mut Context::from_waker(&self.waker)) {
                 Poll::Ready(Some((output, place))) => {
                     round.push(output);
-                    places.extend(place.filter(|_| places.len() < KEPT));
+                    boxes.extend(place.filter(|_| boxes.len() < KEPT));
                 }
                 Poll::Ready(None) => break,
                 Poll::Pending if self.signal.woken.load(Ordering::SeqCst) => {}

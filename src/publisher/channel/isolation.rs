@@ -30,7 +30,7 @@ impl Isolation {
         if first {
             if self.sent > 0 {
                 // The group before was answered: none of it was the culprit.
-                // A lane that took them over from another begins with one.
+                // A worker that took them over from another begins with one.
                 self.limit = self.limit.max(1).saturating_mul(2);
             }
             self.sent = 0;

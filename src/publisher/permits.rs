@@ -10,8 +10,8 @@ use std::{
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
 
-/// The places in the window; callers wait for one in the order in which they came.
-pub(crate) struct Places {
+/// The permits of a publisher; callers wait for one in the order in which they came.
+pub(crate) struct InFlightPermits {
     messages: Semaphore,
     bytes: Semaphore,
     max_messages: usize,
@@ -20,21 +20,21 @@ pub(crate) struct Places {
     held_bytes: AtomicUsize,
 }
 
-/// One message's place, with room for its body; free again when this is dropped.
-pub(crate) struct Place {
-    places: Arc<Places>,
+/// One message's permit, with room for its body; free again when this is dropped.
+pub(crate) struct Permit {
+    permits: Arc<InFlightPermits>,
     bytes: u32,
     held: bool,
 }
 
-/// Places that become free together: cheaper than one by one.
+/// Permits that become free together: cheaper than one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Released {
     messages: usize,
     bytes: usize,
 }
 
-impl Places {
+impl InFlightPermits {
     pub(crate) fn new(max_messages: usize, max_bytes: u32) -> Self {
         Self {
             messages: Semaphore::new(max_messages),
@@ -50,27 +50,27 @@ impl Places {
         u32::try_from(body).map_or(self.max_bytes, |bytes| bytes.min(self.max_bytes))
     }
 
-    /// A place, if one is free now.
-    pub(crate) fn try_enter(self: &Arc<Self>, body: usize) -> Result<Place, TryAcquireError> {
+    /// A permit, if one is free now.
+    pub(crate) fn try_enter(self: &Arc<Self>, body: usize) -> Result<Permit, TryAcquireError> {
         let bytes = self.weight(body);
         let room = self.bytes.try_acquire_many(bytes)?;
         self.messages.try_acquire()?.forget();
         room.forget();
-        Ok(self.place(bytes))
+        Ok(self.permit(bytes))
     }
 
-    /// A place, as soon as one is free.
-    pub(crate) async fn enter(self: Arc<Self>, body: usize) -> Result<Place, AcquireError> {
+    /// A permit, as soon as one is free.
+    pub(crate) async fn enter(self: Arc<Self>, body: usize) -> Result<Permit, AcquireError> {
         let bytes = self.weight(body);
         let room = self.bytes.acquire_many(bytes).await?;
         self.messages.acquire().await?.forget();
         room.forget();
-        Ok(self.place(bytes))
+        Ok(self.permit(bytes))
     }
 
-    fn place(self: &Arc<Self>, bytes: u32) -> Place {
+    fn permit(self: &Arc<Self>, bytes: u32) -> Permit {
         self.held_bytes.fetch_add(bytes as usize, Relaxed);
-        Place { places: Arc::clone(self), bytes, held: true }
+        Permit { permits: Arc::clone(self), bytes, held: true }
     }
 
     pub(crate) fn release(&self, released: &mut Released) {
@@ -84,7 +84,7 @@ impl Places {
         }
     }
 
-    /// Nobody gets a place from now on.
+    /// Nobody gets a permit from now on.
     pub(crate) fn close(&self) {
         self.messages.close();
         self.bytes.close();
@@ -98,15 +98,15 @@ impl Places {
         self.max_messages
     }
 
-    /// How many messages, and how many bytes of bodies, hold a place.
+    /// How many messages, and how many bytes of bodies, hold a permit.
     pub(crate) fn taken(&self) -> (usize, usize) {
         let messages = self.max_messages.saturating_sub(self.messages.available_permits());
         (messages, self.held_bytes.load(Relaxed))
     }
 }
 
-impl Place {
-    /// Gives the place back with others.
+impl Permit {
+    /// Gives the permit back with others.
     pub(crate) fn release_into(&mut self, released: &mut Released) {
         if std::mem::take(&mut self.held) {
             released.messages += 1;
@@ -115,18 +115,21 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut released = Released::default();
         self.release_into(&mut released);
-        self.places.release(&mut released);
+        self.permits.release(&mut released);
     }
 }
 
-impl fmt::Debug for Places {
+impl fmt::Debug for InFlightPermits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (messages, bytes) = self.taken();
-        f.debug_struct("Places").field("messages", &messages).field("bytes", &bytes).finish_non_exhaustive()
+        f.debug_struct("InFlightPermits")
+            .field("messages", &messages)
+            .field("bytes", &bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -136,46 +139,46 @@ mod tests {
 
     #[test]
     fn a_place_takes_one_of_the_count_and_its_bytes() {
-        let places = Arc::new(Places::new(2, 100));
-        let first = places.try_enter(60).unwrap();
-        assert!(places.try_enter(60).is_err(), "no room");
-        assert_eq!(places.taken(), (1, 60), "a failed try takes nothing");
-        let second = places.try_enter(40).unwrap();
-        assert!(places.try_enter(0).is_err(), "no place");
+        let permits = Arc::new(InFlightPermits::new(2, 100));
+        let first = permits.try_enter(60).unwrap();
+        assert!(permits.try_enter(60).is_err(), "no room");
+        assert_eq!(permits.taken(), (1, 60), "a failed try takes nothing");
+        let second = permits.try_enter(40).unwrap();
+        assert!(permits.try_enter(0).is_err(), "no permit");
         drop((first, second));
-        assert_eq!(places.taken(), (0, 0));
+        assert_eq!(permits.taken(), (0, 0));
     }
 
     #[test]
     fn a_body_larger_than_the_room_goes_alone() {
-        let places = Arc::new(Places::new(8, 100));
-        let large = places.try_enter(usize::MAX).unwrap();
-        assert!(places.try_enter(1).is_err());
+        let permits = Arc::new(InFlightPermits::new(8, 100));
+        let large = permits.try_enter(usize::MAX).unwrap();
+        assert!(permits.try_enter(1).is_err());
         drop(large);
-        assert!(places.try_enter(1).is_ok());
+        assert!(permits.try_enter(1).is_ok());
     }
 
     #[test]
     fn places_released_together_are_free_once() {
-        let places = Arc::new(Places::new(4, 100));
+        let permits = Arc::new(InFlightPermits::new(4, 100));
         let mut released = Released::default();
-        let mut entered: Vec<Place> = (0..3).map(|_| places.try_enter(10).unwrap()).collect();
-        for place in &mut entered {
-            place.release_into(&mut released);
-            place.release_into(&mut released);
+        let mut entered: Vec<Permit> = (0..3).map(|_| permits.try_enter(10).unwrap()).collect();
+        for permit in &mut entered {
+            permit.release_into(&mut released);
+            permit.release_into(&mut released);
         }
-        places.release(&mut released);
+        permits.release(&mut released);
         drop(entered);
-        assert_eq!((places.taken(), places.messages.available_permits()), ((0, 0), 4));
+        assert_eq!((permits.taken(), permits.messages.available_permits()), ((0, 0), 4));
     }
 
     #[tokio::test]
     async fn a_cancelled_wait_takes_nothing() {
-        let places = Arc::new(Places::new(1, 100));
-        let held = places.try_enter(1).unwrap();
-        let wait = tokio::time::timeout(std::time::Duration::ZERO, Arc::clone(&places).enter(50));
+        let permits = Arc::new(InFlightPermits::new(1, 100));
+        let held = permits.try_enter(1).unwrap();
+        let wait = tokio::time::timeout(std::time::Duration::ZERO, Arc::clone(&permits).enter(50));
         assert!(wait.await.is_err());
         drop(held);
-        assert_eq!(places.taken(), (0, 0));
+        assert_eq!(permits.taken(), (0, 0));
     }
 }
