@@ -13,8 +13,10 @@ use super::{
     backoff::{StoreHealth, holding},
     batch_size::BatchSize,
     buffer::{DeliveryBuffer, Lost, Next, Unsettled},
+    context::{CLOSING, ConsumerContext, Done},
+    failure_counts::FailureCounts,
     pending::{PendingSettlements, Settled},
-    runner::{CLOSING, Carried, Runner},
+    prefetch::Prefetch,
     settler::Decision,
     status::ConsumerState,
     subscription::Subscription,
@@ -31,6 +33,14 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Longer than anything is waited for.
 const FAR: Duration = Duration::from_hours(24 * 365);
 
+/// What outlives a session.
+pub(crate) struct Carried {
+    pub(super) attempts: FailureCounts,
+    pub(super) prefetch: Prefetch,
+    /// How many subscriptions were lost that this process survived: the broker has counted each of them against all that it had delivered.
+    pub(super) survived: u32,
+}
+
 /// Why a session ended.
 pub(super) enum End {
     Shutdown,
@@ -39,7 +49,7 @@ pub(super) enum End {
 
 /// One subscription, and all that is done about what it delivers. Settles only on the channel that delivered.
 pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
-    runner: &'a Runner<S, H>,
+    context: &'a ConsumerContext<S, H>,
     carried: &'a mut Carried,
     session: Subscription,
     buffer: DeliveryBuffer,
@@ -57,13 +67,6 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     decided: u64,
 }
 
-/// A batch that has its outcomes.
-pub(super) struct Done {
-    pub(super) handled: Vec<(Unsettled, Outcome)>,
-    pub(super) took: Duration,
-    pub(super) together: bool,
-}
-
 async fn answer_of(probe: &mut Option<BoxFuture<'_, Result<(), StoreError>>>) -> Result<(), StoreError> {
     match probe {
         Some(probe) => probe.await,
@@ -78,11 +81,15 @@ fn ticking(period: Duration) -> Interval {
 }
 
 impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
-    pub(super) fn new(runner: &'a Runner<S, H>, carried: &'a mut Carried, session: Subscription) -> Self {
-        let options = &runner.options;
+    pub(super) fn new(
+        context: &'a ConsumerContext<S, H>,
+        carried: &'a mut Carried,
+        session: Subscription,
+    ) -> Self {
+        let options = &context.options;
         Self {
             buffer: DeliveryBuffer::new(options.watched(), carried.survived, options.patience()),
-            runner,
+            context,
             carried,
             session,
             working: FuturesUnordered::new(),
@@ -102,11 +109,11 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     where
         F: Future<Output = ()> + Send,
     {
-        let runner = self.runner;
-        let mut driving = std::pin::pin!(runner.guard.drive());
+        let context = self.context;
+        let mut driving = std::pin::pin!(context.guard.drive());
         let mut looking = ticking(LOOK);
         let mut aging =
-            ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
+            ticking(context.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
         let end = loop {
             let begun = tokio::select! {
                 biased;
@@ -127,7 +134,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 settled = self.settling.next() => self.settled(settled),
                 answer = answer_of(&mut self.probe) => self.probed(answer),
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
-                    self.probe = Some(runner.guard.probe().boxed());
+                    self.probe = Some(context.guard.probe().boxed());
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
@@ -146,14 +153,14 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             }
             if self.buffer.held() != self.held {
                 self.held = self.buffer.held();
-                runner.monitor.held(self.held);
+                context.monitor.held(self.held);
             }
         };
         self.drain(&end, driving).await;
-        runner.monitor.in_hand(0);
-        runner.monitor.held(0);
+        context.monitor.in_hand(0);
+        context.monitor.held(0);
         if matches!(end, End::Shutdown) {
-            let closed = async { tokio::join!(self.session.close(), runner.settler.close()) };
+            let closed = async { tokio::join!(self.session.close(), context.settler.close()) };
             let _ = timeout(CLOSING, closed).await;
         } else {
             self.session.close().await;
@@ -167,12 +174,12 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     /// Whether somebody is free to begin with what comes.
     fn is_idle(&self) -> bool {
-        !self.store.is_away() && !self.suspect_in_hand && self.working.len() < self.runner.options.workers
+        !self.store.is_away() && !self.suspect_in_hand && self.working.len() < self.context.options.workers
     }
 
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
-        let options = &self.runner.options;
+        let options = &self.context.options;
         if self.is_idle() && self.buffer.len() < self.size.now() {
             self.look()?;
         }
@@ -206,14 +213,14 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what is done about those that have no turn here.
     fn set_aside(&mut self) {
         for (unsettled, aside) in self.buffer.aside() {
-            self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
+            self.context.settler.set_aside(unsettled, aside, &mut self.settling);
         }
     }
 
     fn work(&mut self, batch: Vec<Unsettled>) {
         self.in_hand += batch.len();
-        self.runner.monitor.in_hand(self.in_hand);
-        self.working.push(self.runner.handle(batch).boxed());
+        self.context.monitor.in_hand(self.in_hand);
+        self.working.push(self.context.handle(batch).boxed());
     }
 
     /// With all that are ready as well: an ack costs the broker more than a delivery.
@@ -233,20 +240,20 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.in_hand -= count;
         self.suspect_in_hand = false;
         self.decided += count as u64;
-        self.runner.monitor.in_hand(self.in_hand);
-        self.runner.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
+        self.context.monitor.in_hand(self.in_hand);
+        self.context.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
         let away = self.judge_store(&handled);
         if !away {
             self.store.works();
         }
         self.size.learn(count, took, together && !away);
         if !away {
-            self.carried.prefetch.measured(count, took, self.runner.options.workers);
+            self.carried.prefetch.measured(count, took, self.context.options.workers);
         }
         let mut back = Vec::new();
         for (unsettled, outcome) in handled {
             let away = matches!(outcome, Outcome::StoreUnavailable { .. });
-            let decision = self.runner.settler.settle(
+            let decision = self.context.settler.settle(
                 unsettled,
                 &outcome,
                 &mut self.carried.attempts,
@@ -326,9 +333,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     fn store_failed(&mut self, error: &StoreError) {
         let (error, pause) = (Chain(error).to_string(), self.store.failed());
-        tracing::warn!(queue = %self.runner.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
-        self.runner.monitor.failed(&error);
-        self.runner.monitor.enter(ConsumerState::StoreAway);
+        tracing::warn!(queue = %self.context.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
+        self.context.monitor.failed(&error);
+        self.context.monitor.enter(ConsumerState::StoreAway);
     }
 
     fn probed(&mut self, answer: Result<(), StoreError>) {
@@ -336,7 +343,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         match answer {
             Ok(()) => {
                 self.store.answered();
-                self.runner.monitor.enter(ConsumerState::Consuming);
+                self.context.monitor.enter(ConsumerState::Consuming);
             }
             Err(error) => self.store_failed(&error),
         }
@@ -344,10 +351,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     /// Lets those that are at work finish.
     async fn drain(&mut self, end: &End, mut driving: Pin<&mut impl Future<Output = Infallible>>) {
-        let monitor = &self.runner.monitor;
+        let monitor = &self.context.monitor;
         let shutting_down = matches!(end, End::Shutdown);
         let now = Instant::now();
-        let limit = now.checked_add(self.runner.options.drain_timeout).unwrap_or(now + FAR);
+        let limit = now.checked_add(self.context.options.drain_timeout).unwrap_or(now + FAR);
         match end {
             End::Shutdown => {
                 monitor.enter(ConsumerState::Draining);
@@ -385,7 +392,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             }
         });
         if drained.await.is_err() {
-            tracing::warn!(queue = %self.runner.options.queue, "handlers did not finish in time; their messages go back");
+            tracing::warn!(queue = %self.context.options.queue, "handlers did not finish in time; their messages go back");
         }
     }
 }

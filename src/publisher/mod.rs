@@ -9,7 +9,6 @@ mod channel;
 mod closing;
 mod connection;
 mod error;
-mod flush;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod payload;

@@ -13,10 +13,9 @@ use tracing::Span;
 use super::{
     builder::PublisherBuilder,
     channel::Dispatcher,
-    channel::{Job, Reply},
+    channel::{HandedOver, Job, Reply},
     closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
-    flush::HandedOver,
     payload::{Forwarded, Payload},
     pending::{Pending, PendingConfirm},
     permits::{InFlightPermits, Permit},

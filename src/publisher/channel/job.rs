@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use lapin::{message::BasicReturnMessage, types::ShortStringError};
 use tokio::time::Instant;
 
+use super::replies::{Answer, Confirmed, Reply};
 use crate::error::BoxError;
 use crate::publisher::{
     error::{BrokerReply, Failure, PublishErrorKind},
-    flush::Answer,
     payload::{Frames, Payload},
     permits::{Permit, Released},
     retry::RetryPolicy,
@@ -23,15 +23,6 @@ const FATAL: u32 = 3;
     "the connection ended each of {FATAL} times that this message was sent alone, while others were confirmed"
 )]
 struct FatalMessage(#[source] SharedError);
-
-/// What a confirmed publish reports.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Confirmed {
-    pub(crate) attempts: u32,
-    pub(crate) elapsed: Duration,
-}
-
-pub(crate) type Reply = Result<Confirmed, Failure>;
 
 /// A message that the publisher has taken and not yet answered for.
 pub(crate) struct Job {

@@ -10,10 +10,12 @@ mod job;
 mod nack_watch;
 mod queue;
 mod ready_set;
+mod replies;
 mod retries;
 mod worker;
 
 pub(super) use context::{WorkerContext, WorkerOptions};
-pub(super) use job::{Job, Reply};
+pub(super) use job::Job;
 pub(super) use queue::{Dispatcher, JobSender};
+pub(super) use replies::{HandedOver, Reply};
 pub(super) use worker::ChannelWorker;

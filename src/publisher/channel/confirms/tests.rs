@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     amqp,
     message::{MessageId, OutgoingMessage, Stamped},
-    publisher::{flush::HandedOver, payload::Payload, permits::InFlightPermits},
+    publisher::{channel::HandedOver, payload::Payload, permits::InFlightPermits},
 };
 
 const LOST: &str = "nowhere";

@@ -1,10 +1,22 @@
-//! What was handed over, and is not answered yet.
+//! The way back to the callers, and what is not answered yet.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::{oneshot, watch};
 
-use super::channel::Reply;
+use crate::publisher::error::Failure;
+
+/// What a confirmed publish reports.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confirmed {
+    pub(crate) attempts: u32,
+    pub(crate) elapsed: Duration,
+}
+
+pub(crate) type Reply = Result<Confirmed, Failure>;
 
 /// Knows when everything is answered that was handed over before some moment.
 ///

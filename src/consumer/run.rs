@@ -1,42 +1,26 @@
 //! Subscribes again and again, until the consumer is told to stop.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
-use tracing::Instrument;
 
 use super::{
     backoff::SubscriptionFailures,
-    buffer::{Unacked, Unsettled},
-    consumption::{Consumption, Done, End},
+    consumption::{Carried, Consumption, End},
+    context::ConsumerContext,
     delay_queues::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
     failure_counts::FailureCounts,
-    options::Options,
     prefetch::Prefetch,
-    settler::Settler,
-    status::{ConsumerMonitor, ConsumerState},
+    status::ConsumerState,
     subscription::Subscription,
-    telemetry,
 };
 use crate::{
-    amqp::{ConnectOptions, ServerVersion, server_version},
+    amqp::{ServerVersion, server_version},
     error::Chain,
-    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler},
+    idempotency::{IdempotencyStore, IdempotentHandler},
 };
-
-pub(crate) struct Runner<S: IdempotencyStore, H> {
-    pub(super) guard: Guard<S>,
-    pub(super) handler: H,
-    pub(super) connect: ConnectOptions,
-    pub(super) options: Options,
-    pub(super) settler: Settler,
-    pub(super) monitor: ConsumerMonitor,
-}
-
-/// How long everything may take, once handlers were let finish, to give back what is unsettled and to close connections.
-pub(super) const CLOSING: Duration = Duration::from_secs(5);
 
 /// The broker cannot do what is asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -45,26 +29,7 @@ pub(super) const CLOSING: Duration = Duration::from_secs(5);
 )]
 struct NoDelayedRetries(ServerVersion);
 
-/// What outlives a session.
-pub(crate) struct Carried {
-    pub(super) attempts: FailureCounts,
-    pub(super) prefetch: Prefetch,
-    /// How many subscriptions were lost that this process survived: the broker has counted each of them against all that it had delivered.
-    pub(super) survived: u32,
-}
-
-impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
-    pub(crate) fn new(
-        guard: Guard<S>,
-        handler: H,
-        connect: ConnectOptions,
-        options: Options,
-        monitor: ConsumerMonitor,
-    ) -> Self {
-        let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
-        Self { guard: guard.coalesced(), handler, connect, options, settler, monitor }
-    }
-
+impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ConsumeError> {
         let shutdown = shutdown.fuse();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -175,21 +140,5 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Runner<S, H> {
         } else {
             tracing::warn!(queue = %self.options.queue, reason, "subscription lost");
         }
-    }
-
-    /// Lets the guard decide about a batch.
-    pub(super) async fn handle(&self, batch: Vec<Unsettled>) -> Done {
-        let started = Instant::now();
-        let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
-            batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
-        let span = telemetry::span(&self.options.queue, self.guard.scope().as_str(), &messages);
-        let Batch { outcomes, together } =
-            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
-        telemetry::finish(&span, &messages, &outcomes);
-        #[cfg(feature = "metrics")]
-        telemetry::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
-        let unsettled = messages.into_iter().zip(deliveries);
-        let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
-        Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }
     }
 }
