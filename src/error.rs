@@ -33,6 +33,22 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// How much of an error's text travels with a message, or is shown.
+const ERROR_BYTES: usize = 1024;
+
+/// The beginning of a text, without control characters that could disturb whoever prints it.
+pub(crate) fn bounded(text: &str) -> String {
+    let mut short = String::with_capacity(text.len().min(ERROR_BYTES + 8));
+    for c in text.chars() {
+        if short.len() >= ERROR_BYTES {
+            short.push('…');
+            break;
+        }
+        if c.is_control() { short.extend(c.escape_default()) } else { short.push(c) }
+    }
+    short
+}
+
 /// A function of the application, or a task of ours, panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} panicked: {said}")]
@@ -76,6 +92,12 @@ mod tests {
         assert_eq!(Chain(&error).to_string(), "no topology: PRECONDITION_FAILED");
         let error = Outer { text: "refused: ACCESS_REFUSED", source: "ACCESS_REFUSED".into() };
         assert_eq!(Chain(&error).to_string(), "refused: ACCESS_REFUSED");
+    }
+
+    #[test]
+    fn error_text_is_bounded_and_escaped() {
+        assert_eq!(bounded("a\u{1b}[31m\nb"), "a\\u{1b}[31m\\nb");
+        assert!(bounded(&"é".repeat(10_000)).len() <= ERROR_BYTES + 8);
     }
 
     #[tokio::test]

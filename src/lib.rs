@@ -84,10 +84,10 @@ mod error;
 pub mod idempotency;
 pub mod message;
 pub mod publisher;
+pub mod store;
 #[cfg(all(test, feature = "metrics"))]
 #[allow(clippy::unwrap_used)]
-mod recorded;
-pub mod store;
+mod test_support;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;

@@ -22,7 +22,7 @@ fn fault(name: &str) -> Option<String> {
     let (place, test) = name.rsplit_once("::").unwrap();
     let path = place.replace("::", "/");
     let candidates = match path.strip_prefix("src/") {
-        Some(path) => vec![format!("src/{path}.rs")],
+        Some(path) => vec![format!("src/{path}.rs"), format!("src/{path}/mod.rs")],
         None => {
             vec![format!("tests/{path}.rs"), format!("tests/{path}/mod.rs"), format!("tests/{path}/main.rs")]
         }

@@ -1,9 +1,9 @@
 //! Opening connections, each step under a deadline.
 
-use std::{fmt, future::Future, io, ops::Deref, sync::Arc, time::Duration};
+use std::{future::Future, ops::Deref, sync::Arc, time::Duration};
 
 use lapin::{
-    ConnectionProperties, ErrorKind,
+    ConnectionProperties,
     tcp::OwnedTLSConfig,
     types::{LongString, ShortString},
 };
@@ -13,10 +13,11 @@ use tokio::{runtime::Handle, time::timeout};
 use super::tls::TlsOptions;
 use super::{
     credentials::CredentialSource,
+    error::{ConnectError, ConnectErrorKind, classify},
     socket::Socket,
     uri::{Endpoint, InvalidUri},
 };
-use crate::error::{BoxError, Chain};
+use crate::error::Chain;
 
 /// How long a polite close may take before the socket is ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -228,158 +229,5 @@ pub(crate) async fn close(connection: &Connection) {
         && let Some(socket) = &connection.socket
     {
         socket.cut();
-    }
-}
-
-/// What a broken stream says of the connection.
-pub(super) fn classify_io(error: &io::Error) -> ConnectErrorKind {
-    match error.kind() {
-        // rustls reports a certificate that it does not accept, or that is not accepted, as invalid data.
-        io::ErrorKind::InvalidData => ConnectErrorKind::Tls,
-        _ => ConnectErrorKind::Unreachable,
-    }
-}
-
-fn classify(error: &lapin::Error) -> ConnectErrorKind {
-    match error.kind() {
-        ErrorKind::IOError(error) => classify_io(error),
-        ErrorKind::MissingHeartbeatError
-        | ErrorKind::InvalidConnectionState(_)
-        | ErrorKind::InvalidChannelState(..) => ConnectErrorKind::Unreachable,
-        ErrorKind::ChannelsLimitReached => ConnectErrorKind::Limit,
-        ErrorKind::ProtocolError(error) => classify_reply(error.get_id(), error.get_message().as_str()),
-        ErrorKind::AuthProviderError(_) => ConnectErrorKind::Refused,
-        _ => ConnectErrorKind::Protocol,
-    }
-}
-
-/// RabbitMQ answers wrong credentials with `ACCESS_REFUSED`. With `NOT_ALLOWED` it answers a virtual host that is missing or closed to the
-/// user, and every limit that is reached, and frames that are too small; only the text tells them apart.
-fn classify_reply(code: u16, text: &str) -> ConnectErrorKind {
-    match code {
-        403 => ConnectErrorKind::Refused,
-        530 if text.contains("limit") || text.contains("channel_max") => ConnectErrorKind::Limit,
-        530 if text.contains("vhost") => ConnectErrorKind::Refused,
-        _ => ConnectErrorKind::Protocol,
-    }
-}
-
-/// A connection to the broker could not be opened.
-///
-/// No rendering of it holds credentials.
-#[derive(Debug, thiserror::Error)]
-#[error("{kind}{}", .endpoint.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
-pub struct ConnectError {
-    kind: ConnectErrorKind,
-    endpoint: Option<String>,
-    source: BoxError,
-}
-
-impl ConnectError {
-    pub(super) fn new(kind: ConnectErrorKind, endpoint: &Endpoint, source: BoxError) -> Self {
-        Self { kind, endpoint: Some(endpoint.to_string()), source }
-    }
-
-    pub(crate) fn setup(kind: ConnectErrorKind, source: impl Into<BoxError>) -> Self {
-        Self { kind, endpoint: None, source: source.into() }
-    }
-
-    /// Opening a channel, or a method on it, failed.
-    pub(crate) fn from_lapin(error: lapin::Error) -> Self {
-        Self::setup(classify(&error), error)
-    }
-
-    /// What went wrong.
-    pub fn kind(&self) -> ConnectErrorKind {
-        self.kind
-    }
-
-    /// The address that was tried, without the password; of several the last. `None` if it did not come to that.
-    pub fn endpoint(&self) -> Option<&str> {
-        self.endpoint.as_deref()
-    }
-}
-
-impl From<InvalidUri> for ConnectError {
-    fn from(error: InvalidUri) -> Self {
-        Self::setup(ConnectErrorKind::InvalidUri, error)
-    }
-}
-
-/// What kept a connection from opening.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ConnectErrorKind {
-    /// The URI is malformed, or asks for something that would be ignored.
-    InvalidUri,
-    /// No broker answered at the address, or the connection broke.
-    Unreachable,
-    /// The broker refused the credentials or the virtual host.
-    Refused,
-    /// The broker takes no more connections or channels: the user, the virtual host or the node has as many as it may have.
-    Limit,
-    /// A setting cannot work, such as a time limit of zero, or more channels than the broker allows. The source names it.
-    Setting,
-    /// The credentials could not be had: a variable is not set, or their provider failed.
-    Credentials,
-    /// A certificate or key is not usable, or the TLS handshake failed.
-    Tls,
-    /// Declaring the topology failed.
-    Topology,
-    /// The broker did not answer in time.
-    TimedOut,
-    /// The broker answered with an AMQP error.
-    Protocol,
-}
-
-impl fmt::Display for ConnectErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::InvalidUri => "invalid connection URI",
-            Self::Unreachable => "broker unreachable",
-            Self::Refused => "broker refused the credentials or the virtual host",
-            Self::Limit => "the broker's limit of connections or channels is reached",
-            Self::Setting => "a setting cannot work",
-            Self::Credentials => "no credentials to be had",
-            Self::Tls => "TLS failed",
-            Self::Topology => "the topology could not be declared",
-            Self::TimedOut => "broker did not answer in time",
-            Self::Protocol => "broker answered with an error",
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn not_allowed_is_told_apart_by_its_text() {
-        for (text, kind) in [
-            ("NOT_ALLOWED - vhost orders not found", ConnectErrorKind::Refused),
-            ("NOT_ALLOWED - access to vhost 'orders' refused for user 'guest'", ConnectErrorKind::Refused),
-            (
-                "NOT_ALLOWED - access to vhost 'orders' refused for user 'guest': connection limit (7) is reached",
-                ConnectErrorKind::Limit,
-            ),
-            (
-                "NOT_ALLOWED - connection refused for user 'guest': user connection limit (7) is reached",
-                ConnectErrorKind::Limit,
-            ),
-            (
-                "NOT_ALLOWED - connection refused: node connection limit (7) is reached",
-                ConnectErrorKind::Limit,
-            ),
-            (
-                "NOT_ALLOWED - number of channels opened (7) has reached the negotiated channel_max (7)",
-                ConnectErrorKind::Limit,
-            ),
-            (
-                "NOT_ALLOWED - failed to negotiate connection parameters: negotiated frame_max = 4096 is lower than the minimum",
-                ConnectErrorKind::Protocol,
-            ),
-        ] {
-            assert_eq!(classify_reply(530, text), kind, "{text}");
-        }
     }
 }

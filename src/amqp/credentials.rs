@@ -4,7 +4,7 @@ use std::{env, fmt, future::Future, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::connect::{ConnectError, ConnectErrorKind};
+use super::error::{ConnectError, ConnectErrorKind};
 use crate::error::{BoxError, caught};
 
 /// A user name and a password. `Debug` shows the name only.

@@ -5,7 +5,7 @@ use lapin::{
     types::{AMQPValue, FieldArray, FieldTable},
 };
 
-use super::header_value;
+use super::values::header_value;
 
 /// Where a message was when the broker dead-lettered it last.
 #[derive(Debug, Clone, PartialEq, Eq)]

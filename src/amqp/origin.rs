@@ -2,7 +2,7 @@
 
 use lapin::{BasicProperties, message::Delivery, types::FieldTable};
 
-use super::header_value;
+use super::values::header_value;
 use crate::message::reserved;
 
 /// The exchange and routing key that a message had before we passed it on to the queue that it comes from.

@@ -14,7 +14,8 @@ use lapin::{
 };
 
 use super::{
-    connect::{ConnectError, ConnectErrorKind, ConnectOptions, classify_io},
+    connect::ConnectOptions,
+    error::{ConnectError, ConnectErrorKind, classify_io},
     uri::Endpoint,
 };
 use crate::error::BoxError;

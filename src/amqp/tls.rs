@@ -7,7 +7,7 @@ use std::{
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 
-use super::connect::{ConnectError, ConnectErrorKind};
+use super::error::{ConnectError, ConnectErrorKind};
 use crate::error::BoxError;
 
 /// Certificates for `amqps://` connections.

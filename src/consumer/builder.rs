@@ -3,11 +3,11 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
-    delay::Redelivery,
+    context::ConsumerContext,
+    delay_queues::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
     options::{Hook, Options},
-    park::ParkingTarget,
-    runner::Runner,
+    parking::ParkingTarget,
     status::{ConsumerMonitor, StoppedOnDrop},
 };
 use crate::{
@@ -385,6 +385,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             guard = guard.handler_timeout(limit);
         }
         // On the heap: it is large, and would be a part of every future that awaits it.
-        Box::pin(Runner::new(guard, handler, connect, self.options, self.monitor).run(shutdown)).await
+        Box::pin(ConsumerContext::new(guard, handler, connect, self.options, self.monitor).run(shutdown))
+            .await
     }
 }

@@ -10,24 +10,36 @@ use futures_util::{
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
 use super::{
-    inbox::{Inbox, Lost, Next, Unsettled},
-    observe,
-    park::describe,
-    runner::{CLOSING, Carried, Runner},
-    session::Session,
+    backoff::{StoreHealth, holding},
+    batch_size::BatchSize,
+    buffer::{DeliveryBuffer, Lost, Next, Unsettled},
+    context::{CLOSING, ConsumerContext, Done},
+    failure_counts::FailureCounts,
+    pending::{PendingSettlements, Settled},
+    prefetch::Prefetch,
     settler::Decision,
-    settling::{Settled, Settling},
-    size::BatchSize,
     status::ConsumerState,
-    trouble::{StoreHealth, holding},
+    subscription::Subscription,
+    telemetry,
 };
-use crate::idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError};
+use crate::{
+    error::Chain,
+    idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
+};
 
 /// How often the subscription is looked at while all workers are busy.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Longer than anything is waited for.
 const FAR: Duration = Duration::from_hours(24 * 365);
+
+/// What outlives a session.
+pub(crate) struct Carried {
+    pub(super) attempts: FailureCounts,
+    pub(super) prefetch: Prefetch,
+    /// How many subscriptions were lost that this process survived: the broker has counted each of them against all that it had delivered.
+    pub(super) survived: u32,
+}
 
 /// Why a session ended.
 pub(super) enum End {
@@ -37,12 +49,12 @@ pub(super) enum End {
 
 /// One subscription, and all that is done about what it delivers. Settles only on the channel that delivered.
 pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
-    runner: &'a Runner<S, H>,
+    context: &'a ConsumerContext<S, H>,
     carried: &'a mut Carried,
-    session: Session,
-    inbox: Inbox,
+    session: Subscription,
+    buffer: DeliveryBuffer,
     working: FuturesUnordered<BoxFuture<'a, Done>>,
-    settling: Settling<'a>,
+    settling: PendingSettlements<'a>,
     size: BatchSize,
     store: StoreHealth,
     probe: Option<BoxFuture<'a, Result<(), StoreError>>>,
@@ -53,13 +65,6 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     /// Whether one of them may end this process.
     suspect_in_hand: bool,
     decided: u64,
-}
-
-/// A batch that has its outcomes.
-pub(super) struct Done {
-    pub(super) handled: Vec<(Unsettled, Outcome)>,
-    pub(super) took: Duration,
-    pub(super) together: bool,
 }
 
 async fn answer_of(probe: &mut Option<BoxFuture<'_, Result<(), StoreError>>>) -> Result<(), StoreError> {
@@ -76,15 +81,19 @@ fn ticking(period: Duration) -> Interval {
 }
 
 impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
-    pub(super) fn new(runner: &'a Runner<S, H>, carried: &'a mut Carried, session: Session) -> Self {
-        let options = &runner.options;
+    pub(super) fn new(
+        context: &'a ConsumerContext<S, H>,
+        carried: &'a mut Carried,
+        session: Subscription,
+    ) -> Self {
+        let options = &context.options;
         Self {
-            inbox: Inbox::new(options.watched(), carried.survived, options.patience()),
-            runner,
+            buffer: DeliveryBuffer::new(options.watched(), carried.survived, options.patience()),
+            context,
             carried,
             session,
             working: FuturesUnordered::new(),
-            settling: Settling::default(),
+            settling: PendingSettlements::default(),
             size: BatchSize::new(if S::BATCHES { options.batch } else { 1 }),
             store: StoreHealth::default(),
             probe: None,
@@ -100,11 +109,11 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     where
         F: Future<Output = ()> + Send,
     {
-        let runner = self.runner;
-        let mut answering = std::pin::pin!(runner.guard.answer());
+        let context = self.context;
+        let mut driving = std::pin::pin!(context.guard.drive());
         let mut looking = ticking(LOOK);
         let mut aging =
-            ticking(runner.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
+            ticking(context.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
         let end = loop {
             let begun = tokio::select! {
                 biased;
@@ -115,25 +124,25 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 break End::Lost(reason);
             }
             let probe_at = self.store.probe_at().filter(|_| self.probe.is_none());
-            let due = self.inbox.due();
+            let due = self.buffer.due();
             let idle = self.is_idle();
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => break End::Shutdown,
                 Some(done) = self.working.next() => self.finished_and_all_that_is_ready(done),
-                never = answering.as_mut() => match never {},
+                never = driving.as_mut() => match never {},
                 settled = self.settling.next() => self.settled(settled),
                 answer = answer_of(&mut self.probe) => self.probed(answer),
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
-                    self.probe = Some(runner.guard.probe().boxed());
+                    self.probe = Some(context.guard.probe().boxed());
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.inbox.release(Instant::now()),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
-                    if let Err(reason) = self.inbox.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
+                    if let Err(reason) = self.buffer.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
                         break End::Lost(reason);
                     }
                 }
-                _ = aging.tick() => self.inbox.age(Instant::now()),
+                _ = aging.tick() => self.buffer.age(Instant::now()),
                 // While nobody is idle each delivery would wake us for nothing. But there is no other way to learn that the subscription is lost, and what
                 // waits in lapin is not judged.
                 _ = looking.tick(), if !idle => {
@@ -142,16 +151,16 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                     }
                 }
             }
-            if self.inbox.held() != self.held {
-                self.held = self.inbox.held();
-                runner.monitor.held(self.held);
+            if self.buffer.held() != self.held {
+                self.held = self.buffer.held();
+                context.monitor.held(self.held);
             }
         };
-        self.drain(&end, answering).await;
-        runner.monitor.in_hand(0);
-        runner.monitor.held(0);
+        self.drain(&end, driving).await;
+        context.monitor.in_hand(0);
+        context.monitor.held(0);
         if matches!(end, End::Shutdown) {
-            let closed = async { tokio::join!(self.session.close(), runner.settler.close()) };
+            let closed = async { tokio::join!(self.session.close(), context.settler.close()) };
             let _ = timeout(CLOSING, closed).await;
         } else {
             self.session.close().await;
@@ -160,41 +169,41 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn look(&mut self) -> Result<(), Lost> {
-        self.inbox.look(&mut self.session, &mut self.carried.prefetch, &self.carried.attempts)
+        self.buffer.look(&mut self.session, &mut self.carried.prefetch, &self.carried.attempts)
     }
 
     /// Whether somebody is free to begin with what comes.
     fn is_idle(&self) -> bool {
-        !self.store.is_away() && !self.suspect_in_hand && self.working.len() < self.runner.options.workers
+        !self.store.is_away() && !self.suspect_in_hand && self.working.len() < self.context.options.workers
     }
 
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
-        let options = &self.runner.options;
-        if self.is_idle() && self.inbox.len() < self.size.now() {
+        let options = &self.context.options;
+        if self.is_idle() && self.buffer.len() < self.size.now() {
             self.look()?;
         }
         let Carried { prefetch, attempts, .. } = &mut *self.carried;
-        self.inbox.adapt(&mut self.session, options, prefetch, attempts).await?;
-        let suspect_is_due = self.inbox.suspect_is_due();
+        self.buffer.adapt(&mut self.session, options, prefetch, attempts).await?;
+        let suspect_is_due = self.buffer.suspect_is_due();
         self.set_aside();
         // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
         // meanwhile makes the next batch larger.
         while self.is_idle()
             && !suspect_is_due
-            && self.inbox.len() > 0
-            && (self.working.is_empty() || self.inbox.len() >= self.size.now())
+            && self.buffer.len() > 0
+            && (self.working.is_empty() || self.buffer.len() >= self.size.now())
         {
-            let batch = self.inbox.take(self.size.now());
+            let batch = self.buffer.take(self.size.now());
             self.work(batch);
         }
         // With nothing else in hand, and nothing on its way: whatever ends this process would take it along.
-        if self.inbox.has_suspects()
+        if self.buffer.has_suspects()
             && self.is_idle()
             && self.working.is_empty()
-            && ((self.inbox.len() == 0 && self.settling.is_empty()) || suspect_is_due)
+            && ((self.buffer.len() == 0 && self.settling.is_empty()) || suspect_is_due)
         {
-            let suspect = self.inbox.take_suspect();
+            let suspect = self.buffer.take_suspect();
             self.suspect_in_hand = true;
             self.work(suspect.into_iter().collect());
         }
@@ -203,15 +212,15 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     /// Begins what is done about those that have no turn here.
     fn set_aside(&mut self) {
-        for (unsettled, aside) in self.inbox.aside() {
-            self.runner.settler.set_aside(unsettled, aside, &mut self.settling);
+        for (unsettled, aside) in self.buffer.aside() {
+            self.context.settler.set_aside(unsettled, aside, &mut self.settling);
         }
     }
 
     fn work(&mut self, batch: Vec<Unsettled>) {
         self.in_hand += batch.len();
-        self.runner.monitor.in_hand(self.in_hand);
-        self.working.push(self.runner.handle(batch).boxed());
+        self.context.monitor.in_hand(self.in_hand);
+        self.working.push(self.context.handle(batch).boxed());
     }
 
     /// With all that are ready as well: an ack costs the broker more than a delivery.
@@ -221,7 +230,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             self.finished(done, &mut tags);
             next = self.working.next().now_or_never().flatten();
         }
-        self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
+        self.settling.ack(self.session.channel(), self.buffer.acks.handled(tags));
     }
 
     /// Begins to settle a batch; adds the tags of what may be acked.
@@ -231,20 +240,20 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.in_hand -= count;
         self.suspect_in_hand = false;
         self.decided += count as u64;
-        self.runner.monitor.in_hand(self.in_hand);
-        self.runner.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
+        self.context.monitor.in_hand(self.in_hand);
+        self.context.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
         let away = self.judge_store(&handled);
         if !away {
             self.store.works();
         }
         self.size.learn(count, took, together && !away);
         if !away {
-            self.carried.prefetch.measured(count, took, self.runner.options.workers);
+            self.carried.prefetch.measured(count, took, self.context.options.workers);
         }
         let mut back = Vec::new();
         for (unsettled, outcome) in handled {
             let away = matches!(outcome, Outcome::StoreUnavailable { .. });
-            let decision = self.runner.settler.settle(
+            let decision = self.context.settler.settle(
                 unsettled,
                 &outcome,
                 &mut self.carried.attempts,
@@ -261,8 +270,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn put_back(&mut self, all: impl IntoIterator<Item = Unsettled>) {
-        self.inbox.put_back(all);
-        if self.inbox.has_suspects() {
+        self.buffer.put_back(all);
+        if self.buffer.has_suspects() {
             self.carried.prefetch.beware(true);
         }
     }
@@ -286,23 +295,23 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         let now = Instant::now();
         // Whatever the delay, it is looked at again before the broker takes it back.
         let until = now.checked_add(after).unwrap_or(now + FAR);
-        self.inbox.hold(unsettled, until, next);
+        self.buffer.hold(unsettled, until, next);
         // What is held does not keep others from coming.
-        self.carried.prefetch.beware(self.inbox.has_suspects());
+        self.carried.prefetch.beware(self.buffer.has_suspects());
     }
 
     fn settled(&mut self, settled: Settled) {
         match settled {
             Settled::Written => {}
             Settled::Away(tag) => {
-                self.inbox.window.settled(tag);
-                self.settling.ack(self.session.channel(), self.inbox.window.handled([]));
+                self.buffer.acks.settled(tag);
+                self.settling.ack(self.session.channel(), self.buffer.acks.handled([]));
             }
             Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
                 let failures = unsettled.message.failures();
                 if failures > 0 {
-                    self.carried.attempts.remember(&observe::name(&unsettled.message), failures);
+                    self.carried.attempts.remember(&telemetry::name(&unsettled.message), failures);
                 }
                 self.hold(unsettled, after, next);
             }
@@ -323,10 +332,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn store_failed(&mut self, error: &StoreError) {
-        let (error, pause) = (describe(error), self.store.failed());
-        tracing::warn!(queue = %self.runner.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
-        self.runner.monitor.failed(&error);
-        self.runner.monitor.enter(ConsumerState::StoreAway);
+        let (error, pause) = (Chain(error).to_string(), self.store.failed());
+        tracing::warn!(queue = %self.context.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
+        self.context.monitor.failed(&error);
+        self.context.monitor.enter(ConsumerState::StoreAway);
     }
 
     fn probed(&mut self, answer: Result<(), StoreError>) {
@@ -334,18 +343,18 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         match answer {
             Ok(()) => {
                 self.store.answered();
-                self.runner.monitor.enter(ConsumerState::Consuming);
+                self.context.monitor.enter(ConsumerState::Consuming);
             }
             Err(error) => self.store_failed(&error),
         }
     }
 
     /// Lets those that are at work finish.
-    async fn drain(&mut self, end: &End, mut answering: Pin<&mut impl Future<Output = Infallible>>) {
-        let monitor = &self.runner.monitor;
+    async fn drain(&mut self, end: &End, mut driving: Pin<&mut impl Future<Output = Infallible>>) {
+        let monitor = &self.context.monitor;
         let shutting_down = matches!(end, End::Shutdown);
         let now = Instant::now();
-        let limit = now.checked_add(self.runner.options.drain_timeout).unwrap_or(now + FAR);
+        let limit = now.checked_add(self.context.options.drain_timeout).unwrap_or(now + FAR);
         match end {
             End::Shutdown => {
                 monitor.enter(ConsumerState::Draining);
@@ -364,7 +373,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 let done = tokio::select! {
                     biased;
                     done = self.working.next() => done,
-                    never = answering.as_mut() => match never {},
+                    never = driving.as_mut() => match never {},
                     settled = self.settling.next() => {
                         self.settled(settled);
                         continue;
@@ -372,18 +381,18 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 };
                 let (Some(done), mut tags) = (done, Vec::new()) else { break };
                 self.finished(done, &mut tags);
-                self.settling.ack(self.session.channel(), self.inbox.window.handled(tags));
+                self.settling.ack(self.session.channel(), self.buffer.acks.handled(tags));
             }
             if shutting_down {
                 // What goes back is counted, up to RabbitMQ 4.2. The next process would take that for a death.
                 let _ = self.look();
-                self.inbox.spare(Instant::now());
+                self.buffer.spare(Instant::now());
                 self.set_aside();
                 self.settling.finish().await;
             }
         });
         if drained.await.is_err() {
-            tracing::warn!(queue = %self.runner.options.queue, "handlers did not finish in time; their messages go back");
+            tracing::warn!(queue = %self.context.options.queue, "handlers did not finish in time; their messages go back");
         }
     }
 }

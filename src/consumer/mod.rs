@@ -1,8 +1,9 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
-//! `settle.rs` is the table from outcome to AMQP, `settler.rs` does what it says. `runner.rs` subscribes again and again, `consumption.rs` is the loop over one subscription,
-//! `inbox.rs` what waits, `settling.rs` what is done on the channel. `delivery_limit.rs` judges what comes by the broker's count. `delay.rs` and `park.rs` say where messages
-//! go that failed, `onward.rs` brings them there, and `unpark.rs` back. `work_queue.rs` declares the queue in the first place.
+//! [`IdempotentConsumer`] consumes one queue: what took effect is acked after the commit, what failed is delivered again after a
+//! delay, and what cannot be handled is parked. [`settle`] is the one table from an outcome to what is done about it, for
+//! consume loops of your own as well. [`WorkQueue`] declares a queue as it is best for the broker's version, and [`Unpark`] brings
+//! back what was parked.
 //!
 //! # Several queues
 //!
@@ -32,34 +33,35 @@
 //! One scope for all of them lets a message take effect once whichever queue it comes from; a scope for each queue lets it take effect once
 //! in each. If one of them fails, `try_join!` drops the others, whose messages in hand are rolled back and delivered again.
 
-mod attempts;
+mod ack_tracker;
+mod backoff;
+mod batch_size;
+mod buffer;
 mod builder;
 mod consumption;
-mod delay;
+mod context;
+mod delay_queues;
 mod delivery_limit;
 mod error;
-mod inbox;
-mod observe;
-mod onward;
+mod failure_counts;
+mod forwarder;
 mod options;
-mod park;
+mod parking;
+mod pending;
 mod prefetch;
-mod runner;
-mod session;
-mod settle;
+mod run;
+mod settlement;
 mod settler;
-mod settling;
-mod size;
 mod status;
-mod trouble;
+mod subscription;
+mod telemetry;
 mod unpark;
-mod window;
 mod work_queue;
 
 pub use builder::{ConsumerBuilder, IdempotentConsumer};
-pub use delay::Redelivery;
+pub use delay_queues::Redelivery;
 pub use error::{ConsumeError, ConsumeErrorKind};
-pub use settle::{ParkReason, Settlement, settle};
+pub use settlement::{ParkReason, Settlement, settle};
 pub use status::{ConsumerMonitor, ConsumerState, ConsumerStatus};
 pub use unpark::{Unpark, Unparked};
 pub use work_queue::{DeclareError, DeclaredQueue, Difference, WorkQueue};

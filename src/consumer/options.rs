@@ -3,9 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    delay::{self, Delays, Redelivery},
+    delay_queues::{self, Delays, Redelivery},
     delivery_limit::DeliveryLimit,
-    park::ParkingTarget,
+    parking::ParkingTarget,
 };
 use crate::{error::caught_in, idempotency::Outcome, message::IncomingMessage};
 
@@ -65,7 +65,8 @@ impl Options {
         }
         if self.redelivery == Redelivery::Delayed {
             let longest = self.delays().longest();
-            let (suffix, name) = (delay::name("<queue>", longest), delay::name(&self.queue, longest));
+            let (suffix, name) =
+                (delay_queues::name("<queue>", longest), delay_queues::name(&self.queue, longest));
             let what = format!("a delay queue, `{suffix}`,");
             check(
                 &what,

@@ -5,23 +5,24 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::{
-    attempts::Attempts,
-    delay::{self, Delays, Redelivery, Wait},
+    backoff::holding,
+    buffer::{Aside, Next, Parking, Unsettled},
+    delay_queues::{self, Delays, Redelivery, Wait},
     delivery_limit::DeliveryLimit,
-    inbox::{Aside, Next, Parking, Unsettled},
-    observe,
-    onward::{Copied, Onward, OnwardError, Wanted},
+    failure_counts::FailureCounts,
+    forwarder::{ForwardError, ForwardedCopy, Forwarder, Wanted},
     options::Options,
-    park::{ParkingTarget, bounded, describe},
-    settle::{ParkReason, Settlement, settle},
-    settling::{Settled, Settling, ack, reject},
+    parking::ParkingTarget,
+    pending::{PendingSettlements, Settled, ack, reject},
+    settlement::{ParkReason, Settlement, settle},
     status::ConsumerMonitor,
-    trouble::holding,
+    telemetry,
 };
 use crate::{
     amqp::{
         ConnectOptions, Delay, Move, Note, delayed_properties, growth, moved_properties, parked_properties,
     },
+    error::{Chain, bounded},
     idempotency::Outcome,
     message::reserved,
 };
@@ -51,7 +52,7 @@ pub(crate) struct Settler {
     scope: String,
     delays: Delays,
     limit: DeliveryLimit,
-    onward: Onward,
+    onward: Forwarder,
     monitor: ConsumerMonitor,
 }
 
@@ -63,7 +64,7 @@ impl Settler {
         monitor: ConsumerMonitor,
     ) -> Self {
         let (delays, limit) = (options.delays(), options.watched());
-        let onward = Onward::new(format!("{scope} (parking)"), connect);
+        let onward = Forwarder::new(format!("{scope} (parking)"), connect);
         Self { options, scope: scope.to_owned(), delays, limit, onward, monitor }
     }
 
@@ -87,15 +88,15 @@ impl Settler {
         &'a self,
         mut unsettled: Unsettled,
         outcome: &Outcome,
-        attempts: &mut Attempts,
-        settling: &mut Settling<'a>,
+        attempts: &mut FailureCounts,
+        settling: &mut PendingSettlements<'a>,
     ) -> Decision {
-        tracing::debug!(message_id = %observe::name(&unsettled.message), outcome = outcome.name(), "delivery decided");
+        tracing::debug!(message_id = %telemetry::name(&unsettled.message), outcome = outcome.name(), "delivery decided");
         self.options.on_outcome.call(&unsettled.message, outcome);
         let settlement = settle(outcome);
         // It has an end, good or bad.
         if !attempts.is_empty() && matches!(settlement, Settlement::Ack | Settlement::Park(_)) {
-            attempts.forget(&observe::name(&unsettled.message));
+            attempts.forget(&telemetry::name(&unsettled.message));
         }
         let error = error_text(outcome);
         match settlement {
@@ -115,7 +116,7 @@ impl Settler {
             }
             Settlement::Retry { after, failures } => {
                 let failed = self.failed(&unsettled, failures);
-                let name = observe::name(&unsettled.message);
+                let name = telemetry::name(&unsettled.message);
                 if self.exhausted(&unsettled, failed) {
                     attempts.forget(&name);
                     let parking = Parking::new(ParkReason::AttemptsExhausted, error, failed);
@@ -164,8 +165,8 @@ impl Settler {
         name: &str,
         failed: u32,
         least: Option<Duration>,
-        attempts: &mut Attempts,
-        settling: &mut Settling<'a>,
+        attempts: &mut FailureCounts,
+        settling: &mut PendingSettlements<'a>,
     ) -> Decision {
         let wait = self.delays.after(failed.div_ceil(self.options.failures_each()), least);
         match self.options.redelivery {
@@ -195,7 +196,12 @@ impl Settler {
     }
 
     /// What is done about a delivery without asking the guard.
-    pub(crate) fn set_aside<'a>(&'a self, unsettled: Unsettled, aside: Aside, settling: &mut Settling<'a>) {
+    pub(crate) fn set_aside<'a>(
+        &'a self,
+        unsettled: Unsettled,
+        aside: Aside,
+        settling: &mut PendingSettlements<'a>,
+    ) {
         match aside {
             Aside::Move { suspected, wait } => settling.begin(self.publish_anew(unsettled, suspected, wait)),
             Aside::Park(parking) => self.park(unsettled, parking, settling),
@@ -217,12 +223,12 @@ impl Settler {
             routing_key: message.routing_key(),
         };
         let copy = moved_properties(&unsettled.delivery.properties, &moved);
-        match self.onward.publish("", queue, Copied::new(copy, message.body().clone())).await {
+        match self.onward.publish("", queue, ForwardedCopy::new(copy, message.body().clone())).await {
             Ok(()) => {
-                tracing::debug!(message_id = %observe::name(message), returns, suspected, "published anew, for the broker's limits");
+                tracing::debug!(message_id = %telemetry::name(message), returns, suspected, "published anew, for the broker's limits");
                 self.monitor.moved();
                 #[cfg(feature = "metrics")]
-                observe::published_anew(&self.scope);
+                telemetry::published_anew(&self.scope);
                 ack(&unsettled.delivery.acker).await;
                 Settled::Away(unsettled.delivery.tag)
             }
@@ -244,7 +250,13 @@ impl Settler {
     }
 
     /// Publishes a message to a delay queue, then acks the delivery. Where that cannot be, it waits here.
-    fn delay<'a>(&'a self, unsettled: Unsettled, failures: u32, wait: Wait, settling: &mut Settling<'a>) {
+    fn delay<'a>(
+        &'a self,
+        unsettled: Unsettled,
+        failures: u32,
+        wait: Wait,
+        settling: &mut PendingSettlements<'a>,
+    ) {
         settling.begin(async move {
             let mut unsettled = unsettled;
             let (queue, message, now) = (&self.options.queue, &unsettled.message, SystemTime::now());
@@ -256,12 +268,14 @@ impl Settler {
                 exchange: message.exchange(),
                 routing_key: message.routing_key(),
             };
-            let (name, wanted) =
-                (delay::name(queue, wait.step), Wanted::With(delay::arguments(queue, wait.step)));
-            let copied = Copied {
+            let (name, wanted) = (
+                delay_queues::name(queue, wait.step),
+                Wanted::With(delay_queues::arguments(queue, wait.step)),
+            );
+            let copied = ForwardedCopy {
                 needed: &NEEDED_TO_RETURN,
                 growth: growth(&name),
-                ..Copied::new(
+                ..ForwardedCopy::new(
                     delayed_properties(&unsettled.delivery.properties, &delay),
                     message.body().clone(),
                 )
@@ -270,7 +284,7 @@ impl Settler {
                 Ok(()) => {
                     self.monitor.delayed();
                     #[cfg(feature = "metrics")]
-                    observe::passed_on(&self.scope, None);
+                    telemetry::passed_on(&self.scope, None);
                     ack(&unsettled.delivery.acker).await;
                     Settled::Away(unsettled.delivery.tag)
                 }
@@ -284,7 +298,7 @@ impl Settler {
     }
 
     /// Publishes a message to the parking queue, then acks the delivery. Where that cannot be, it stays here until it can.
-    fn park<'a>(&'a self, unsettled: Unsettled, parking: Parking, settling: &mut Settling<'a>) {
+    fn park<'a>(&'a self, unsettled: Unsettled, parking: Parking, settling: &mut PendingSettlements<'a>) {
         settling.begin(async move {
             let mut unsettled = unsettled;
             let (queue, message) = (&self.options.queue, &unsettled.message);
@@ -300,7 +314,8 @@ impl Settler {
             };
             let copy = parked_properties(&unsettled.delivery.properties, &note);
             let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
-            let (reason, copied) = (parking.reason.as_str(), Copied::new(copy, message.body().clone()));
+            let (reason, copied) =
+                (parking.reason.as_str(), ForwardedCopy::new(copy, message.body().clone()));
             let parked = match self.options.parking.queue_to_declare() {
                 Some(queue) => self.onward.publish_to(queue, &Wanted::Any, copied).await,
                 None => self.onward.publish(exchange, routing_key, copied).await,
@@ -310,7 +325,7 @@ impl Settler {
                     tracing::warn!(queue, reason, "message parked");
                     self.monitor.parked(reason);
                     #[cfg(feature = "metrics")]
-                    observe::passed_on(&self.scope, Some(reason));
+                    telemetry::passed_on(&self.scope, Some(reason));
                     ack(&unsettled.delivery.acker).await;
                     Settled::Away(unsettled.delivery.tag)
                 }
@@ -324,8 +339,8 @@ impl Settler {
         });
     }
 
-    fn not_passed_on(&self, error: &OnwardError, what: &str) {
-        let error = describe(error);
+    fn not_passed_on(&self, error: &ForwardError, what: &str) {
+        let error = Chain(error).to_string();
         tracing::error!(queue = %self.options.queue, error, "{what}");
         self.monitor.failed(&error);
     }
@@ -335,9 +350,9 @@ impl Settler {
 fn error_text(outcome: &Outcome) -> Option<String> {
     match outcome {
         Outcome::Retry { error, .. } | Outcome::Reject { error } | Outcome::InvalidId { error } => {
-            Some(describe(&**error))
+            Some(Chain(&**error).to_string())
         }
-        Outcome::Refused { error } => Some(describe(error)),
+        Outcome::Refused { error } => Some(Chain(error).to_string()),
         Outcome::FingerprintMismatch { stored, found } => {
             Some(format!("the ID was completed with body {stored}, this body is {found}"))
         }

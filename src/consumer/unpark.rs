@@ -14,13 +14,12 @@ use tokio::time::timeout;
 use super::{
     delivery_limit::DeliveryLimit,
     error::{ConsumeError, ConsumeErrorKind},
-    onward::{Copied, Onward},
-    park::describe,
-    settle::ParkReason,
+    forwarder::{ForwardedCopy, Forwarder},
+    settlement::ParkReason,
 };
 use crate::{
     amqp::{self, ConnectOptions, InvalidUri, connection_settings},
-    error::BoxError,
+    error::{BoxError, Chain},
     message::{IncomingMessage, reserved},
 };
 
@@ -146,7 +145,7 @@ impl Unpark {
         let mut connect = self.connect.clone().map_err(invalid)?;
         connect.check().map_err(invalid)?;
         connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
-        let onward = Onward::new(connect.name.clone().unwrap_or_default(), connect.clone());
+        let onward = Forwarder::new(connect.name.clone().unwrap_or_default(), connect.clone());
         let connection = amqp::ClosedOnDrop::new(connect.open().await?);
         onward.negotiated(connection.configuration().frame_max());
         let moved = match timeout(connect.timeout, connection.create_channel()).await {
@@ -165,7 +164,7 @@ impl Unpark {
         moved.map_err(ConsumeError::of_channel)
     }
 
-    async fn all(&self, channel: &Channel, onward: &Onward) -> Result<Unparked, BoxError> {
+    async fn all(&self, channel: &Channel, onward: &Forwarder) -> Result<Unparked, BoxError> {
         let mut unparked = Unparked::default();
         let parking = ShortString::try_new(self.parking.as_str())?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -209,7 +208,7 @@ impl Unpark {
                     Some(Some(Ok(()))) => unparked.moved += 1,
                     Some(Some(Err(error))) => {
                         unparked.failed += 1;
-                        unparked.last_error = Some(describe(&*error));
+                        unparked.last_error = Some(Chain(&*error).to_string());
                         // It counts as looked at, and another one may take its place.
                         chosen -= 1;
                     }
@@ -219,12 +218,13 @@ impl Unpark {
     }
 
     /// Publishes a message that stays parked anew to its queue, so that the broker counts its deliveries from nought.
-    async fn renew(&self, delivery: &Delivery, onward: &Onward) {
+    async fn renew(&self, delivery: &Delivery, onward: &Forwarder) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
-        match onward.publish("", &self.parking, Copied::new(copy, delivery.data.clone().into())).await {
+        match onward.publish("", &self.parking, ForwardedCopy::new(copy, delivery.data.clone().into())).await
+        {
             Ok(()) => drop(delivery.acker.ack(BasicAckOptions::default()).await),
             Err(error) => {
-                tracing::warn!(queue = %self.parking, error = describe(&error), "message not published anew; the broker counts that it was looked at");
+                tracing::warn!(queue = %self.parking, error = Chain(&error).to_string(), "message not published anew; the broker counts that it was looked at");
             }
         }
     }
@@ -246,7 +246,7 @@ impl Unpark {
         &self,
         delivery: &Delivery,
         unprocessed: SystemTime,
-        onward: &Onward,
+        onward: &Forwarder,
     ) -> Result<(), BoxError> {
         let Delivery { properties, acker, data, .. } = delivery;
         let from = || {
@@ -258,7 +258,7 @@ impl Unpark {
             None => from().ok_or("it does not say which queue it is from")?,
         };
         let copy = amqp::unparked_properties(properties, &queue, unprocessed);
-        onward.publish("", &queue, Copied::new(copy, data.clone().into())).await?;
+        onward.publish("", &queue, ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
     }

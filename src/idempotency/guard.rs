@@ -15,7 +15,7 @@ use futures_util::{
 
 use super::{
     claim::{Claim, ClaimRequest, Claims},
-    gather::Gathering,
+    coalesce::Coalescer,
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
     key::{KeySource, Scope},
     outcome::Outcome,
@@ -54,7 +54,7 @@ pub struct Guard<S: IdempotencyStore> {
     immediate_retries: u32,
     max_attempts: u32,
     /// Set by a consumer that runs it.
-    gathering: Option<Arc<Gathering<S>>>,
+    coalescer: Option<Arc<Coalescer<S>>>,
 }
 
 impl<S: IdempotencyStore> Guard<S> {
@@ -71,7 +71,7 @@ impl<S: IdempotencyStore> Guard<S> {
             mismatch: MismatchPolicy::default(),
             immediate_retries: 0,
             max_attempts: u32::MAX,
-            gathering: None,
+            coalescer: None,
         }
     }
 
@@ -287,22 +287,22 @@ impl<S: IdempotencyStore> Guard<S> {
 
 impl<S: IdempotencyStore> Guard<S> {
     /// For a consumer: asks for messages together, if the store can. Then [`answer`](Self::answer) must run beside them.
-    pub(crate) fn gather(mut self) -> Self {
-        self.gathering = self.store.asks_together().then(Arc::default);
+    pub(crate) fn coalesced(mut self) -> Self {
+        self.coalescer = self.store.pipelines().then(Arc::default);
         self
     }
 
     /// Answers what the messages of a consumer ask its store.
-    pub(crate) async fn answer(&self) -> Infallible {
-        match &self.gathering {
-            Some(gathering) => gathering.run(&self.store).await,
+    pub(crate) async fn drive(&self) -> Infallible {
+        match &self.coalescer {
+            Some(coalescer) => coalescer.run(&self.store).await,
             None => future::pending().await,
         }
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Claims<S::Session>, StoreError> {
-        match &self.gathering {
-            Some(gathering) => gathering.claim(request.clone()).await,
+        match &self.coalescer {
+            Some(coalescer) => coalescer.claim(request.clone()).await,
             None => self.store.claim(std::slice::from_ref(request)).await,
         }
     }
@@ -330,8 +330,8 @@ impl<S: IdempotencyStore> Guard<S> {
     }
 
     async fn complete(&self, session: S::Session) -> Result<(), StoreError> {
-        match &self.gathering {
-            Some(gathering) => gathering.complete(session).await,
+        match &self.coalescer {
+            Some(coalescer) => coalescer.complete(session).await,
             None => self.store.complete(session).await,
         }
     }

@@ -32,9 +32,10 @@
 
 mod batch;
 mod claim;
-mod gather;
+mod coalesce;
 mod guard;
 mod handler;
+mod identify;
 mod key;
 mod outcome;
 mod policy;

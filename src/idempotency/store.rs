@@ -94,7 +94,7 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 
     /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take about as long as one claim, and an identity that
     /// fails there fails alone. A consumer then asks together for messages that it handles at once. The answer stays the same.
-    fn asks_together(&self) -> bool {
+    fn pipelines(&self) -> bool {
         false
     }
 
@@ -189,8 +189,8 @@ impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
         (**self).sessions()
     }
 
-    fn asks_together(&self) -> bool {
-        (**self).asks_together()
+    fn pipelines(&self) -> bool {
+        (**self).pipelines()
     }
 
     fn keep_alive(&self, session: &S::Session) -> Option<BoxFuture<'static, StoreError>> {

@@ -2,21 +2,18 @@
 //!
 //! Nothing here knows how a message is sent or stored.
 
-mod canonical;
 mod fingerprint;
 mod headers;
 mod id;
 mod incoming;
-#[cfg(test)]
-mod json_tests;
-mod number;
+mod json;
 mod outgoing;
-mod passage;
 mod properties;
 mod stamped;
 mod stored;
 mod strategy;
 mod trace;
+mod trail;
 mod validate;
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
@@ -32,5 +29,5 @@ pub use trace::{InvalidTraceParent, TraceContext};
 pub use validate::InvalidMessage;
 
 pub(crate) use headers::reserved;
-pub(crate) use passage::LONGEST_DELAY;
 pub(crate) use stamped::Stamped;
+pub(crate) use trail::LONGEST_DELAY;

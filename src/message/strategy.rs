@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
-    canonical::{CanonicalError, canonical, canonical_at},
     id::{InvalidMessageId, MessageId},
+    json::{CanonicalError, canonical, canonical_at},
     outgoing::OutgoingMessage,
 };
 use crate::error::BoxError;

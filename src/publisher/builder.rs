@@ -3,13 +3,14 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
+    channel::WorkerOptions,
     connection::Topology,
-    lanes::{LaneOptions, Setup},
-    observe::{Attempt, AttemptHook, ContextSource},
-    places::Places,
+    permits::InFlightPermits,
     publish::IdempotentPublisher,
     retry::RetryPolicy,
-    stamper::{Limits, Stamper},
+    stamp::{Limits, Stamper},
+    start::Setup,
+    telemetry::{Attempt, AttemptHook, ContextSource},
 };
 use crate::{
     amqp::{ConnectError, ConnectErrorKind, ConnectOptions, InvalidUri, connection_settings},
@@ -44,7 +45,7 @@ pub struct PublisherBuilder {
     connections: usize,
     channels: usize,
     topology: Option<Topology>,
-    lane: LaneOptions,
+    worker: WorkerOptions,
 }
 
 impl PublisherBuilder {
@@ -72,7 +73,7 @@ impl PublisherBuilder {
             connections: 1,
             channels: 1,
             topology: None,
-            lane: LaneOptions {
+            worker: WorkerOptions {
                 retry: RetryPolicy::default(),
                 confirm_timeout: Duration::from_secs(10),
                 mandatory: true,
@@ -97,7 +98,7 @@ impl PublisherBuilder {
 
     /// When and how often a message is published again, and its deadline. Default: [`RetryPolicy::default`].
     pub fn retry(mut self, policy: impl Into<RetryPolicy>) -> Self {
-        self.lane.retry = policy.into();
+        self.worker.retry = policy.into();
         self
     }
 
@@ -131,7 +132,7 @@ impl PublisherBuilder {
     /// When it has passed, the outcome is unknown: the connection is given up, and everything that was unconfirmed on
     /// it is published again under the same IDs. While the broker blocks the connection this clock stands still.
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
-        self.lane.confirm_timeout = limit;
+        self.worker.confirm_timeout = limit;
         self
     }
 
@@ -140,7 +141,7 @@ impl PublisherBuilder {
     ///
     /// Without it the broker confirms such a message and drops it: for events that may have no subscriber.
     pub fn mandatory(mut self, mandatory: bool) -> Self {
-        self.lane.mandatory = mandatory;
+        self.worker.mandatory = mandatory;
         self
     }
 
@@ -196,7 +197,7 @@ impl PublisherBuilder {
 
     /// Calls `observe` after every attempt, with its result. It runs in the publishing task and must not block.
     pub fn on_attempt(mut self, observe: impl Fn(&Attempt<'_>) + Send + Sync + 'static) -> Self {
-        self.lane.on_attempt = AttemptHook::new(observe);
+        self.worker.on_attempt = AttemptHook::new(observe);
         self
     }
 
@@ -251,9 +252,9 @@ impl PublisherBuilder {
         let mut connect = self.connect?;
         connect.check()?;
         let refused = [
-            ("confirm_timeout is zero", self.lane.confirm_timeout.is_zero()),
+            ("confirm_timeout is zero", self.worker.confirm_timeout.is_zero()),
             ("connect_timeout is zero", connect.timeout.is_zero()),
-            ("max_elapsed of the retry policy is zero", self.lane.retry.total().is_zero()),
+            ("max_elapsed of the retry policy is zero", self.worker.retry.total().is_zero()),
             ("connections is above 1,000", self.connections > MAX_CONNECTIONS),
             (
                 "channels_per_connection times connections is above 65,535",
@@ -271,8 +272,8 @@ impl PublisherBuilder {
             topology: self.topology,
             connections: self.connections,
             channels: self.channels,
-            options: self.lane,
-            places: Arc::new(Places::new(self.max_in_flight, self.max_bytes_in_flight)),
+            options: self.worker,
+            permits: Arc::new(InFlightPermits::new(self.max_in_flight, self.max_bytes_in_flight)),
         };
         Ok((setup, stamper))
     }

@@ -7,14 +7,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{lanes::Left, payload::Payload};
+use super::{payload::Payload, start::Left};
 use crate::message::OutgoingMessage;
 
-/// What the lanes may take beyond the limit of a close: one look at the time, two seconds to close a connection, and some more where the
+/// What the workers may take beyond the limit of a close: one look at the time, two seconds to close a connection, and some more where the
 /// machine is busy.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Closes the lanes, once.
+/// Closes the workers, once.
 pub(crate) struct Closing {
     /// By when they must be done.
     pub(crate) limit: watch::Sender<Option<Instant>>,
@@ -29,7 +29,7 @@ impl Closing {
         let mut ended = self.ended.clone();
         let left = match timeout_at(limit + GRACE, ended.wait_for(Option::is_some)).await {
             Ok(Ok(left)) => left.clone(),
-            // The runtime has dropped the lanes; or a hook of the application keeps one from ending.
+            // The runtime has dropped the workers; or a hook of the application keeps one from ending.
             Ok(Err(_)) | Err(_) => None,
         };
         let Left { payloads, unaccounted } = left.unwrap_or(Left { payloads: Vec::new(), unaccounted: true });

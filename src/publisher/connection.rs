@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use lapin::{Channel, options::ConfirmSelectOptions, types::ShortString};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::stamper::headers_within;
+use super::stamp::headers_within;
 use crate::{
     amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection},
     error::{BoxError, caught},
@@ -42,8 +42,8 @@ impl fmt::Debug for Topology {
     }
 }
 
-/// One connection that lanes of a publisher share.
-pub(crate) struct Link {
+/// One connection that workers of a publisher share.
+pub(crate) struct SharedConnection {
     options: ConnectOptions,
     topology: Option<Topology>,
     /// How many channels there are to be.
@@ -51,7 +51,7 @@ pub(crate) struct Link {
     current: Mutex<Option<Arc<Connection>>>,
 }
 
-impl Link {
+impl SharedConnection {
     pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>, channels: usize) -> Self {
         Self { options, topology, channels, current: Mutex::new(None) }
     }

@@ -47,7 +47,7 @@ pub enum PublishErrorKind {
     Disconnected,
     /// The publisher was closed before the message was confirmed.
     Closed,
-    /// There was no place in the window at once; only from `try_enqueue`. Nothing was sent.
+    /// As many messages or bytes were in flight as may be; only from `try_enqueue`. Nothing was sent.
     Full,
 }
 
@@ -192,7 +192,7 @@ impl fmt::Display for PublishErrorKind {
             Self::TimedOut => "no confirm came in time",
             Self::Disconnected => "the connection to the broker was lost",
             Self::Closed => "the publisher was closed",
-            Self::Full => "there is no place in the publisher's window",
+            Self::Full => "as many messages are in flight as the publisher allows",
         })
     }
 }

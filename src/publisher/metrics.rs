@@ -56,8 +56,8 @@ mod tests {
     use std::sync::Arc;
 
     use crate::{
-        publisher::{error::PublishErrorKind, places::Places, status::Monitor},
-        recorded::Recorded,
+        publisher::{error::PublishErrorKind, permits::InFlightPermits, status::Monitor},
+        test_support::Recorded,
     };
 
     #[test]
@@ -65,11 +65,11 @@ mod tests {
         let recorded = Recorded::default();
         metrics::with_local_recorder(&recorded, || {
             for _ in 0..2 {
-                let places = Arc::new(Places::new(4, 100));
-                let monitor = Monitor::new(1, 1, Arc::clone(&places));
+                let permits = Arc::new(InFlightPermits::new(4, 100));
+                let monitor = Monitor::new(1, 1, Arc::clone(&permits));
                 monitor.confirmed(5);
                 monitor.report();
-                let held = places.try_enter(1);
+                let held = permits.try_enter(1);
                 monitor.confirmed(2);
                 monitor.count(PublishErrorKind::Nacked, 3);
                 monitor.report();

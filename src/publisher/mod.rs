@@ -1,50 +1,38 @@
 //! Sending: stamp, publish, confirm, retry under the same ID.
 //!
-//! The way of one message, from top to bottom:
-//!
-//! 1. `publish.rs` gives the message its ID once, before the first attempt, and waits for a place in the window;
-//! 2. `lanes.rs` chooses a channel; `lane.rs` sends it on the one that its task owns, and again after a nack or a loss;
-//! 3. `round.rs` and `confirms.rs` find out what the broker's answers prove;
-//! 4. `isolation.rs` finds the message over which a channel or a connection ended;
-//! 5. `job.rs` holds the message and its caller until the verdict, which is a [`Receipt`] or a [`PublishError`].
+//! [`IdempotentPublisher`] gives a message its ID once, before the first attempt. A task that owns a channel sends it, again
+//! after a nack or a lost connection, and finds out what the broker's answers prove. The verdict is a [`Receipt`] or a
+//! [`PublishError`], which says whether the message may have been published all the same.
 
-mod all;
-mod attempt;
 mod builder;
+mod channel;
 mod closing;
-mod confirms;
 mod connection;
-mod delayed;
 mod error;
-mod generation;
-mod handed;
-mod isolation;
-mod job;
-mod lane;
-mod lanes;
 #[cfg(feature = "metrics")]
 mod metrics;
-mod observe;
 mod payload;
 mod pending;
-mod places;
+mod permits;
 mod publish;
+mod publish_all;
 mod receipt;
 mod retry;
-mod round;
-mod stamper;
+mod stamp;
+mod start;
 mod status;
+mod telemetry;
 
-pub use all::PublishAll;
 pub use builder::PublisherBuilder;
 pub use closing::CloseError;
 pub use error::{PublishError, PublishErrorKind};
-pub use observe::Attempt;
 pub use pending::PendingConfirm;
 pub use publish::IdempotentPublisher;
+pub use publish_all::PublishAll;
 pub use receipt::Receipt;
 pub use retry::RetryPolicy;
 pub use status::{PublisherState, PublisherStatus};
+pub use telemetry::Attempt;
 
 pub(crate) use error::Failure;
 pub(crate) use payload::Forwarded;

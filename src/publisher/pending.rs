@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 use tracing::Span;
 
-use super::{error::PublishError, job::Reply, publish::IdempotentPublisher, receipt::Receipt};
+use super::{channel::Reply, error::PublishError, publish::IdempotentPublisher, receipt::Receipt};
 use crate::message::{MessageId, Stamped};
 
 /// A message that was handed over, and where its verdict will come.

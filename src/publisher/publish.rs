@@ -11,20 +11,20 @@ use tokio::{
 use tracing::Span;
 
 use super::{
-    all::PublishAll,
     builder::PublisherBuilder,
+    channel::Dispatcher,
+    channel::{HandedOver, Job, Reply},
     closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
-    handed::Handed,
-    job::{Job, Reply},
-    lanes::{self, Lanes, Setup, Started},
-    observe,
     payload::{Forwarded, Payload},
     pending::{Pending, PendingConfirm},
-    places::{Place, Places},
+    permits::{InFlightPermits, Permit},
+    publish_all::PublishAll,
     receipt::Receipt,
-    stamper::Stamper,
+    stamp::Stamper,
+    start::{self, Setup, Started},
     status::{Monitor, PublisherStatus},
+    telemetry,
 };
 use crate::{
     amqp::ConnectError,
@@ -48,14 +48,14 @@ pub struct IdempotentPublisher {
 }
 
 struct Inner {
-    lanes: Arc<Lanes>,
-    places: Arc<Places>,
+    dispatcher: Arc<Dispatcher>,
+    permits: Arc<InFlightPermits>,
     monitor: Arc<Monitor>,
     stamper: Stamper,
     total: Duration,
-    handed: Handed,
+    handed: HandedOver,
     closing: Closing,
-    /// Where the lanes are.
+    /// The runtime of the workers.
     runtime: Handle,
 }
 
@@ -75,24 +75,24 @@ impl IdempotentPublisher {
     }
 
     pub(crate) async fn connect(setup: Setup, stamper: Stamper) -> Result<Self, ConnectError> {
-        let (places, total) = (Arc::clone(&setup.places), setup.options.retry.total());
-        Ok(Self::new(lanes::start(setup).await?, places, total, stamper))
+        let (permits, total) = (Arc::clone(&setup.permits), setup.options.retry.total());
+        Ok(Self::new(start::start(setup).await?, permits, total, stamper))
     }
 
     pub(crate) fn connect_lazy(setup: Setup, stamper: Stamper) -> Self {
-        let (places, total) = (Arc::clone(&setup.places), setup.options.retry.total());
-        Self::new(lanes::start_unconnected(setup), places, total, stamper)
+        let (permits, total) = (Arc::clone(&setup.permits), setup.options.retry.total());
+        Self::new(start::start_unconnected(setup), permits, total, stamper)
     }
 
-    fn new(started: Started, places: Arc<Places>, total: Duration, stamper: Stamper) -> Self {
+    fn new(started: Started, permits: Arc<InFlightPermits>, total: Duration, stamper: Stamper) -> Self {
         Self {
             inner: Arc::new(Inner {
-                lanes: started.lanes,
-                places,
+                dispatcher: started.dispatcher,
+                permits,
                 monitor: started.monitor,
                 stamper,
                 total,
-                handed: Handed::default(),
+                handed: HandedOver::default(),
                 closing: Closing { limit: started.closing, ended: started.ended },
                 runtime: Handle::current(),
             }),
@@ -116,18 +116,18 @@ impl IdempotentPublisher {
     pub async fn publish_idempotent(&self, message: OutgoingMessage) -> Result<Receipt, PublishError> {
         let started = Instant::now();
         let stamped = self.stamp(message)?;
-        let span = observe::span(&stamped);
+        let span = telemetry::span(&stamped);
         let deadline = self.deadline(&stamped, started);
-        let place = match self.place(stamped.message.payload().len(), deadline).await {
-            Ok(place) => place,
+        let permit = match self.permit(stamped.message.payload().len(), deadline).await {
+            Ok(permit) => permit,
             Err(kind) => return self.refuse(kind, stamped, &span, started),
         };
-        let mut pending = self.submit(stamped, place, span, started);
+        let mut pending = self.submit(stamped, permit, span, started);
         let reply = (&mut pending.reply).await;
         self.conclude(pending, reply.ok())
     }
 
-    /// Hands a message over, and returns as soon as there is a place for it in the window; its confirm is awaited later.
+    /// Hands a message over, and returns as soon as there is a permit for it; its confirm is awaited later.
     ///
     /// Messages are sent in the order in which they were handed over, so who enqueues one after the other publishes in order, over one
     /// connection and one channel, as long as nothing has to be sent again. [`publish_stream`](Self::publish_stream) does the same for
@@ -146,7 +146,7 @@ impl IdempotentPublisher {
     ///
     /// # Errors
     ///
-    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no place became free before the message's deadline. What
+    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no permit became free before the message's deadline. What
     /// happens to it later, [`PendingConfirm`] tells.
     ///
     /// # Cancellation
@@ -155,10 +155,10 @@ impl IdempotentPublisher {
     pub async fn enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
         let started = Instant::now();
         let stamped = self.stamp(message)?;
-        let span = observe::span(&stamped);
+        let span = telemetry::span(&stamped);
         let deadline = self.deadline(&stamped, started);
-        match self.place(stamped.message.payload().len(), deadline).await {
-            Ok(place) => Ok(PendingConfirm::new(self.clone(), self.submit(stamped, place, span, started))),
+        match self.permit(stamped.message.payload().len(), deadline).await {
+            Ok(permit) => Ok(PendingConfirm::new(self.clone(), self.submit(stamped, permit, span, started))),
             Err(kind) => Err(self.refused(kind, stamped, &span, started)),
         }
     }
@@ -167,14 +167,14 @@ impl IdempotentPublisher {
     ///
     /// # Errors
     ///
-    /// As there, and [`PublishErrorKind::Full`] if there is no place now.
+    /// As there, and [`PublishErrorKind::Full`] if there is no permit now.
     pub fn try_enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
         let started = Instant::now();
         let stamped = self.stamp(message)?;
-        let span = observe::span(&stamped);
-        let kind = match self.inner.places.try_enter(stamped.message.payload().len()) {
-            Ok(place) => {
-                return Ok(PendingConfirm::new(self.clone(), self.submit(stamped, place, span, started)));
+        let span = telemetry::span(&stamped);
+        let kind = match self.inner.permits.try_enter(stamped.message.payload().len()) {
+            Ok(permit) => {
+                return Ok(PendingConfirm::new(self.clone(), self.submit(stamped, permit, span, started)));
             }
             Err(TryAcquireError::NoPermits) => PublishErrorKind::Full,
             Err(TryAcquireError::Closed) => PublishErrorKind::Closed,
@@ -229,7 +229,7 @@ impl IdempotentPublisher {
     ///
     /// Once polled, closing goes on when the future is dropped, and a later call gets its result.
     pub async fn close(&self, limit: Duration) -> Result<(), CloseError> {
-        self.inner.places.close();
+        self.inner.permits.close();
         self.inner.closing.close_by(Instant::now() + limit.min(FAR_FUTURE)).await
     }
 
@@ -248,8 +248,8 @@ impl IdempotentPublisher {
         started + own.unwrap_or(self.inner.total).min(FAR_FUTURE)
     }
 
-    pub(super) fn places(&self) -> &Arc<Places> {
-        &self.inner.places
+    pub(super) fn permits(&self) -> &Arc<InFlightPermits> {
+        &self.inner.permits
     }
 
     /// Checks a message and gives it its ID.
@@ -257,46 +257,46 @@ impl IdempotentPublisher {
         self.inner.stamper.stamp(message).inspect_err(|_| self.inner.monitor.failed())
     }
 
-    /// Waits for a place in the window.
-    async fn place(&self, body: usize, deadline: Instant) -> Result<Place, PublishErrorKind> {
-        let places = &self.inner.places;
-        // Registering a timer costs more than taking a place that is free.
-        if let Ok(place) = places.try_enter(body) {
-            return Ok(place);
+    /// Waits for a permit.
+    async fn permit(&self, body: usize, deadline: Instant) -> Result<Permit, PublishErrorKind> {
+        let permits = &self.inner.permits;
+        // Registering a timer costs more than taking a permit that is free.
+        if let Ok(permit) = permits.try_enter(body) {
+            return Ok(permit);
         }
-        match timeout_at(deadline, Arc::clone(places).enter(body)).await {
-            Ok(Ok(place)) => Ok(place),
+        match timeout_at(deadline, Arc::clone(permits).enter(body)).await {
+            Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(PublishErrorKind::Closed),
             Err(_) => Err(PublishErrorKind::TimedOut),
         }
     }
 
-    /// Hands a message over to a lane.
+    /// Hands a message over to a worker.
     pub(super) fn submit(
         &self,
         stamped: Arc<Stamped>,
-        place: Place,
+        permit: Permit,
         span: Span,
         started: Instant,
     ) -> Pending {
         let deadline = self.deadline(&stamped, started);
-        let reply = self.hand_over(Payload::Stamped(Arc::clone(&stamped)), place, started, deadline);
+        let reply = self.hand_over(Payload::Stamped(Arc::clone(&stamped)), permit, started, deadline);
         Pending { stamped, reply, span, started }
     }
 
     fn hand_over(
         &self,
         payload: Payload,
-        place: Place,
+        permit: Permit,
         started: Instant,
         deadline: Instant,
     ) -> oneshot::Receiver<Reply> {
         let (answer, reply) = self.inner.handed.answer();
-        self.inner.lanes.send(Job::new(payload, answer, place, started, deadline));
+        self.inner.dispatcher.send(Job::new(payload, answer, permit, started, deadline));
         reply
     }
 
-    /// The verdict as the caller sees it. `None` means that the lane ended without one.
+    /// The verdict as the caller sees it. `None` means that the worker ended without one.
     pub(super) fn conclude(&self, pending: Pending, reply: Option<Reply>) -> Result<Receipt, PublishError> {
         let Pending { stamped, span, started, .. } = pending;
         let result = match reply {
@@ -305,7 +305,7 @@ impl IdempotentPublisher {
             }
             Some(Err(failure)) => Err(PublishError::new(failure, stamped)),
             None => {
-                // Whether the lane had sent it is not known any more.
+                // Whether the worker had sent it is not known any more.
                 let failure = Failure::unsent(PublishErrorKind::Closed, started.elapsed());
                 Err(PublishError::new(Failure { uncertain: true, ..failure }, stamped))
             }
@@ -336,7 +336,7 @@ impl IdempotentPublisher {
         let failure = Failure::unsent(kind, started.elapsed());
         let error = PublishError::new(failure, stamped);
         self.inner.monitor.failed();
-        observe::finish(span, Err(&error));
+        telemetry::finish(span, Err(&error));
         error
     }
 
@@ -355,7 +355,7 @@ impl IdempotentPublisher {
         if result.is_err() {
             self.inner.monitor.failed();
         }
-        observe::finish(span, result.as_ref());
+        telemetry::finish(span, result.as_ref());
         result
     }
 
@@ -364,8 +364,8 @@ impl IdempotentPublisher {
         let started = Instant::now();
         let deadline = started + self.inner.total.min(FAR_FUTURE);
         let gone = |kind| Failure::unsent(kind, started.elapsed());
-        let place = self.place(forwarded.body.len(), deadline).await.map_err(gone)?;
-        let reply = self.hand_over(Payload::Forwarded(Arc::new(forwarded)), place, started, deadline);
+        let permit = self.permit(forwarded.body.len(), deadline).await.map_err(gone)?;
+        let reply = self.hand_over(Payload::Forwarded(Arc::new(forwarded)), permit, started, deadline);
         reply.await.unwrap_or_else(|_| Err(gone(PublishErrorKind::Closed))).map(|_| ())
     }
 }
@@ -374,7 +374,7 @@ impl fmt::Debug for IdempotentPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotentPublisher")
             .field("id_strategy", self.inner.stamper.strategy())
-            .field("places", &self.inner.places)
+            .field("permits", &self.inner.permits)
             .finish_non_exhaustive()
     }
 }

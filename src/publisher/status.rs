@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-use super::{error::PublishErrorKind, places::Places};
+use super::{error::PublishErrorKind, permits::InFlightPermits};
 
 /// How a publisher is doing, at one moment; see [`IdempotentPublisher::status`](super::IdempotentPublisher::status).
 ///
@@ -66,10 +66,10 @@ pub enum PublisherState {
     Closed,
 }
 
-/// What one lane can do.
+/// What one worker can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum LaneState {
+pub(crate) enum WorkerState {
     Down = 0,
     Up = 1,
     Blocked = 2,
@@ -90,20 +90,20 @@ struct Counters {
     reconnects: AtomicU64,
 }
 
-/// Collects what the lanes and the callers see.
+/// Collects what the workers and the callers see.
 pub(crate) struct Monitor {
     counters: Counters,
-    /// One state for each lane; a connection's lanes stand together.
-    lanes: Vec<AtomicU8>,
-    lanes_each: usize,
-    places: Arc<Places>,
+    /// One state for each worker; a connection's workers stand together.
+    workers: Vec<AtomicU8>,
+    channels_each: usize,
+    permits: Arc<InFlightPermits>,
     closed: AtomicBool,
     last_error: Mutex<Option<String>>,
     watch: watch::Sender<PublisherStatus>,
 }
 
 impl Monitor {
-    pub(crate) fn new(connections: usize, lanes_each: usize, places: Arc<Places>) -> Self {
+    pub(crate) fn new(connections: usize, channels_each: usize, permits: Arc<InFlightPermits>) -> Self {
         let nothing = PublisherStatus {
             state: PublisherState::Connecting,
             connections,
@@ -124,23 +124,25 @@ impl Monitor {
         };
         Self {
             counters: Counters::default(),
-            lanes: (0..connections * lanes_each).map(|_| AtomicU8::new(LaneState::New as u8)).collect(),
-            lanes_each,
-            places,
+            workers: (0..connections * channels_each)
+                .map(|_| AtomicU8::new(WorkerState::New as u8))
+                .collect(),
+            channels_each,
+            permits,
             closed: AtomicBool::new(false),
             last_error: Mutex::new(None),
             watch: watch::channel(nothing).0,
         }
     }
 
-    pub(crate) fn set_lane(&self, lane: usize, state: LaneState) {
-        if self.lanes[lane].swap(state as u8, Relaxed) != state as u8 {
+    pub(crate) fn set_worker(&self, worker: usize, state: WorkerState) {
+        if self.workers[worker].swap(state as u8, Relaxed) != state as u8 {
             self.report();
         }
     }
 
-    pub(crate) fn is_up(&self, lane: usize) -> bool {
-        self.lanes[lane].load(Relaxed) == LaneState::Up as u8
+    pub(crate) fn is_up(&self, worker: usize) -> bool {
+        self.workers[worker].load(Relaxed) == WorkerState::Up as u8
     }
 
     /// Counts attempts that did not end with a confirm.
@@ -168,9 +170,9 @@ impl Monitor {
         self.counters.failed.fetch_add(1, Relaxed);
     }
 
-    /// A lane has a channel: again, unless it is its first.
-    pub(crate) fn reconnected(&self, lane: usize) {
-        if self.lanes[lane].load(Relaxed) != LaneState::New as u8 {
+    /// A worker has a channel: again, unless it is its first.
+    pub(crate) fn reconnected(&self, worker: usize) {
+        if self.workers[worker].load(Relaxed) != WorkerState::New as u8 {
             self.counters.reconnects.fetch_add(1, Relaxed);
         }
     }
@@ -186,21 +188,22 @@ impl Monitor {
     }
 
     pub(crate) fn status(&self) -> PublisherStatus {
-        let states: Vec<u8> = self.lanes.iter().map(|state| state.load(Relaxed)).collect();
-        let connections = states.chunks(self.lanes_each);
-        let has = |connection: &[u8], state: LaneState| connection.contains(&(state as u8));
-        let blocked = connections.clone().filter(|lanes| has(lanes, LaneState::Blocked)).count();
-        let up = connections.clone().filter(|lanes| has(lanes, LaneState::Up)).count();
-        let connected =
-            connections.clone().filter(|lanes| has(lanes, LaneState::Up) || has(lanes, LaneState::Blocked));
+        let states: Vec<u8> = self.workers.iter().map(|state| state.load(Relaxed)).collect();
+        let connections = states.chunks(self.channels_each);
+        let has = |connection: &[u8], state: WorkerState| connection.contains(&(state as u8));
+        let blocked = connections.clone().filter(|workers| has(workers, WorkerState::Blocked)).count();
+        let up = connections.clone().filter(|workers| has(workers, WorkerState::Up)).count();
+        let connected = connections
+            .clone()
+            .filter(|workers| has(workers, WorkerState::Up) || has(workers, WorkerState::Blocked));
         let state = match () {
             () if self.closed.load(Relaxed) => PublisherState::Closed,
             () if up > 0 => PublisherState::Connected,
             () if blocked > 0 => PublisherState::Blocked,
-            () if states.iter().all(|state| *state == LaneState::New as u8) => PublisherState::Connecting,
+            () if states.iter().all(|state| *state == WorkerState::New as u8) => PublisherState::Connecting,
             () => PublisherState::Reconnecting,
         };
-        let (in_flight, bytes_in_flight) = self.places.taken();
+        let (in_flight, bytes_in_flight) = self.permits.taken();
         let counters = &self.counters;
         PublisherStatus {
             state,
@@ -253,18 +256,18 @@ mod tests {
 
     #[test]
     fn the_state_is_the_best_of_the_connections() {
-        let monitor = Monitor::new(2, 2, Arc::new(Places::new(4, 100)));
+        let monitor = Monitor::new(2, 2, Arc::new(InFlightPermits::new(4, 100)));
         let seen = |monitor: &Monitor| {
             let status = monitor.status();
             (status.state, status.connected, status.blocked)
         };
         assert_eq!(seen(&monitor), (PublisherState::Connecting, 0, 0));
-        monitor.set_lane(0, LaneState::Up);
-        monitor.set_lane(0, LaneState::Down);
+        monitor.set_worker(0, WorkerState::Up);
+        monitor.set_worker(0, WorkerState::Down);
         assert_eq!(seen(&monitor), (PublisherState::Reconnecting, 0, 0));
-        monitor.set_lane(0, LaneState::Blocked);
+        monitor.set_worker(0, WorkerState::Blocked);
         assert_eq!(seen(&monitor), (PublisherState::Blocked, 1, 1));
-        monitor.set_lane(3, LaneState::Up);
+        monitor.set_worker(3, WorkerState::Up);
         assert_eq!(seen(&monitor), (PublisherState::Connected, 2, 1));
         monitor.closed();
         assert_eq!(seen(&monitor).0, PublisherState::Closed);
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn watchers_see_changes_and_only_changes() {
-        let monitor = Monitor::new(1, 1, Arc::new(Places::new(4, 100)));
+        let monitor = Monitor::new(1, 1, Arc::new(InFlightPermits::new(4, 100)));
         let mut watcher = monitor.subscribe();
         watcher.mark_unchanged();
         monitor.report();

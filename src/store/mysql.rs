@@ -9,8 +9,8 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, begun, found,
-    micros, millis, runs_statements,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
+    found, micros, millis, runs_statements,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -32,7 +32,7 @@ pub type MySqlStore = SqlStore<MySql>;
 /// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are fine.
 pub type MySqlTransaction = Transaction<'static, MySql>;
 
-const WORDS: Words = Words {
+const WORDS: Syntax = Syntax {
     value: |_| "?".to_owned(),
     now: "UTC_TIMESTAMP(6)",
     micros: |time| format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {time})"),
@@ -44,12 +44,12 @@ const WORDS: Words = Words {
 const TRIES: usize = 4;
 
 impl SqlDatabase for MySql {
-    fn texts(table: TableName, _: Option<u32>) -> Texts {
+    fn statements(table: TableName, _: Option<u32>) -> Statements {
         let index = table.with_suffix("_processed_at");
-        let texts = Texts::new::<Self>(table, &WORDS);
-        let t = &texts.quoted;
+        let statements = Statements::new::<Self>(table, &WORDS);
+        let t = &statements.quoted;
         let old = "UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND";
-        Texts {
+        Statements {
             insert: format!(
                 "INSERT INTO {t} (scope, message_id, fingerprint, processed_at, token, leased_until) VALUES "
             ),
@@ -64,7 +64,7 @@ impl SqlDatabase for MySql {
                 "ALTER TABLE {t} ADD KEY `{}` (processed_at), ALGORITHM=INPLACE, LOCK=NONE",
                 index.name()
             ),
-            ..texts
+            ..statements
         }
     }
 }
@@ -111,14 +111,14 @@ impl Dialect for MySql {
     /// `ON DUPLICATE KEY UPDATE` the server does not tell which rows were new.
     async fn insert(
         connection: &mut MySqlConnection,
-        texts: &Texts,
+        statements: &Statements,
         rows: &[&ClaimRequest],
         lease: Option<NewLease>,
     ) -> Result<Vec<bool>, sqlx::Error> {
         let mut missing: Vec<usize> = (0..rows.len()).collect();
         let mut tries = 0;
         while !missing.is_empty() {
-            let sql = insert(&texts.insert, missing.iter().map(|&index| rows[index]), lease);
+            let sql = insert(&statements.insert, missing.iter().map(|&index| rows[index]), lease);
             match sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await {
                 Ok(_) => break,
                 Err(sqlx::Error::Database(error))
@@ -130,7 +130,7 @@ impl Dialect for MySql {
             }
             let asked: Vec<_> =
                 missing.iter().map(|&index| (&rows[index].scope, &rows[index].message_id)).collect();
-            let found = Self::select(connection, texts, &asked).await?;
+            let found = Self::select(connection, statements, &asked).await?;
             let found: HashSet<_> = found.iter().map(Found::identity).collect();
             missing.retain(|&index| {
                 !found.contains(&(rows[index].scope.as_str(), rows[index].message_id.as_str()))
@@ -146,13 +146,13 @@ impl Dialect for MySql {
     /// A locking read: the newest committed rows, whatever the transaction's snapshot is.
     async fn select(
         connection: &mut MySqlConnection,
-        texts: &Texts,
+        statements: &Statements,
         identities: &[(&Scope, &MessageId)],
     ) -> Result<Vec<Found>, sqlx::Error> {
         let pairs = identities.iter().map(|(scope, id)| (scope.as_str().as_bytes(), id.as_str().as_bytes()));
         let sql = format!(
             "{}WHERE (scope, message_id) IN ({}) LOCK IN SHARE MODE",
-            texts.select,
+            statements.select,
             rows_of(pairs.map(|(scope, id)| (scope, id, None)))
         );
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?;
@@ -161,26 +161,26 @@ impl Dialect for MySql {
 
     async fn complete(
         connection: &mut MySqlConnection,
-        texts: &Texts,
+        statements: &Statements,
         leases: &[&Lease],
     ) -> Result<u64, sqlx::Error> {
         let held = leases.iter().map(|lease| {
             let (scope, id) = (lease.scope().as_str().as_bytes(), lease.message_id().as_str().as_bytes());
             (scope, id, Some(lease.token()))
         });
-        let sql = format!("{}{})", texts.complete_all, rows_of(held));
+        let sql = format!("{}{})", statements.complete_all, rows_of(held));
         Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?.rows_affected())
     }
 
     async fn purge(
         pool: &Pool<Self>,
-        texts: &Texts,
+        statements: &Statements,
         limits: &Limits,
         retention: Duration,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
         let mut transaction = begun(pool, Self::begin(limits)).await?;
-        let old: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(texts.purge.as_str()))
+        let old: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(statements.purge.as_str()))
             .bind(micros(retention))
             .bind(micros(retention))
             .bind(i64::from(limit))
@@ -191,15 +191,16 @@ impl Dialect for MySql {
             return Ok(0);
         }
         let old = old.iter().map(|(scope, id)| (scope.as_slice(), id.as_slice(), None));
-        let sql = format!("DELETE FROM {} WHERE (scope, message_id) IN ({})", texts.quoted, rows_of(old));
+        let sql =
+            format!("DELETE FROM {} WHERE (scope, message_id) IN ({})", statements.quoted, rows_of(old));
         let deleted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(deleted.rows_affected())
     }
 
-    async fn create(pool: &Pool<Self>, texts: &Texts, _: &Limits) -> Result<(), sqlx::Error> {
+    async fn create(pool: &Pool<Self>, statements: &Statements, _: &Limits) -> Result<(), sqlx::Error> {
         // The server's metadata lock makes concurrent callers wait for each other.
-        sqlx::raw_sql(AssertSqlSafe(texts.schema.as_str())).execute(pool).await?;
+        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(pool).await?;
         Ok(())
     }
 

@@ -11,8 +11,8 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, TableName, Texts, Words, begun, found,
-    millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
+    found, millis, runs_statements, which,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -34,7 +34,7 @@ pub type SqliteStore = SqlStore<Sqlite>;
 /// the guard's transaction.
 pub type SqliteTransaction = Transaction<'static, Sqlite>;
 
-const WORDS: Words = Words {
+const WORDS: Syntax = Syntax {
     value: |n| format!("?{n}"),
     now: "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
     micros: |time| format!("{time} * 1000"),
@@ -43,12 +43,12 @@ const WORDS: Words = Words {
 };
 
 impl SqlDatabase for Sqlite {
-    fn texts(table: TableName, _: Option<u32>) -> Texts {
+    fn statements(table: TableName, _: Option<u32>) -> Statements {
         let index = table.with_suffix("_processed_at").quoted('"');
         let name = format!("\"{}\"", table.name());
-        let texts = Texts::new::<Self>(table, &WORDS);
-        let (t, now) = (&texts.quoted, WORDS.now);
-        Texts {
+        let statements = Statements::new::<Self>(table, &WORDS);
+        let (t, now) = (&statements.quoted, WORDS.now);
+        Statements {
             insert: format!(
                 "INSERT INTO {t} (scope, message_id, fingerprint, processed_at, token, leased_until) VALUES "
             ),
@@ -62,7 +62,7 @@ impl SqlDatabase for Sqlite {
                 .replace("{index}", &index)
                 .replace("{name}", &name),
             index: format!("CREATE INDEX IF NOT EXISTS {index} ON {name} (processed_at)"),
-            ..texts
+            ..statements
         }
     }
 }
@@ -123,7 +123,7 @@ impl Dialect for Sqlite {
 
     async fn insert(
         connection: &mut SqliteConnection,
-        texts: &Texts,
+        statements: &Statements,
         rows: &[&ClaimRequest],
         lease: Option<NewLease>,
     ) -> Result<Vec<bool>, sqlx::Error> {
@@ -132,7 +132,7 @@ impl Dialect for Sqlite {
             (Some(lease), Some(until)) => format!("{}, {}, {until})", WORDS.now, lease.token),
             _ => format!("{}, NULL, NULL)", WORDS.now),
         };
-        let mut sql = texts.insert.clone();
+        let mut sql = statements.insert.clone();
         for index in 0..rows.len() {
             sql.push_str(if index == 0 { "(?, ?, ?, " } else { ", (?, ?, ?, " });
             sql.push_str(&last);
@@ -155,10 +155,10 @@ impl Dialect for Sqlite {
 
     async fn select(
         connection: &mut SqliteConnection,
-        texts: &Texts,
+        statements: &Statements,
         identities: &[(&Scope, &MessageId)],
     ) -> Result<Vec<Found>, sqlx::Error> {
-        let mut sql = texts.select.clone() + "WHERE (scope, message_id) IN (VALUES ";
+        let mut sql = statements.select.clone() + "WHERE (scope, message_id) IN (VALUES ";
         for index in 0..identities.len() {
             sql.push_str(if index == 0 { "(?, ?)" } else { ", (?, ?)" });
         }
@@ -173,11 +173,11 @@ impl Dialect for Sqlite {
 
     async fn complete(
         connection: &mut SqliteConnection,
-        texts: &Texts,
+        statements: &Statements,
         leases: &[&Lease],
     ) -> Result<u64, sqlx::Error> {
         let rows = vec!["(?, ?, ?)"; leases.len()].join(", ");
-        let mut query = sqlx::query(AssertSqlSafe(format!("{}VALUES {rows})", texts.complete_all)));
+        let mut query = sqlx::query(AssertSqlSafe(format!("{}VALUES {rows})", statements.complete_all)));
         for lease in leases {
             let token = lease.token().cast_signed();
             query = query.bind(lease.scope().as_str()).bind(lease.message_id().as_str()).bind(token);
@@ -187,19 +187,19 @@ impl Dialect for Sqlite {
 
     async fn purge(
         pool: &Pool<Self>,
-        texts: &Texts,
+        statements: &Statements,
         _: &Limits,
         retention: Duration,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
         let millis = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX / 2);
-        let purge = sqlx::query(AssertSqlSafe(texts.purge.as_str())).bind(millis).bind(i64::from(limit));
+        let purge = sqlx::query(AssertSqlSafe(statements.purge.as_str())).bind(millis).bind(i64::from(limit));
         Ok(purge.execute(pool).await?.rows_affected())
     }
 
-    async fn create(pool: &Pool<Self>, texts: &Texts, limits: &Limits) -> Result<(), sqlx::Error> {
+    async fn create(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
         let mut transaction = begun(pool, Self::begin(limits)).await?;
-        sqlx::raw_sql(AssertSqlSafe(texts.schema.as_str())).execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
         transaction.commit().await
     }
 

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use lapin::types::{AMQPValue, LongString};
 
-use super::{super::park::UNLIMITED, error::DeclareError};
+use super::error::DeclareError;
 use crate::amqp::ServerVersion;
+use crate::amqp::UNLIMITED;
 
 pub(super) const TYPE: &str = "x-queue-type";
 pub(super) const LIMIT: &str = "x-delivery-limit";

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     amqp::{self, ConnectError, ConnectErrorKind, ServerVersion},
-    consumer::park::bounded,
+    error::bounded,
 };
 
 const ACCESS_REFUSED: u16 = 403;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::super::park::UNLIMITED;
 use super::arguments::{Declaration, LIMIT, Role, TIMEOUT, TYPE, Value};
 use crate::amqp::ServerVersion;
+use crate::amqp::UNLIMITED;
 
 /// What a queue has.
 #[derive(Debug, Clone, PartialEq, Eq)]

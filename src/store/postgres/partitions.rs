@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool, Postgres, Row};
 use tokio::time::sleep;
 
-use super::{LOCK, Limits, TableName, Texts, begun, by_code, micros};
+use super::{LOCK, Limits, Statements, TableName, begun, by_code, micros};
 use crate::{
     message::MessageId,
     store::sql::{Cause, Dialect},
@@ -86,13 +86,13 @@ fn missing(now: i64, hours: u32, existing: &[Span], horizon: i64) -> Vec<Span> {
 /// server's statistics.
 pub(super) async fn maintain(
     pool: &PgPool,
-    texts: &Texts,
+    statements: &Statements,
     limits: &Limits,
     hours: u32,
     retention: Option<Duration>,
 ) -> Result<u64, sqlx::Error> {
     let now: i64 = sqlx::query_scalar("SELECT extract(epoch FROM now())::bigint").fetch_one(pool).await?;
-    let existing = partitions(pool, texts).await?;
+    let existing = partitions(pool, statements).await?;
     let old = retention
         .map_or(i64::MAX / 2, |retention| i64::try_from(retention.as_secs()).unwrap_or(i64::MAX / 2));
     let horizon = now - old;
@@ -102,9 +102,9 @@ pub(super) async fn maintain(
     };
     if !missing(&existing).is_empty() {
         let mut tries = Tries::default();
-        while let Err(error) = create(pool, texts, &tries.limits(limits), missing).await {
+        while let Err(error) = create(pool, statements, &tries.limits(limits), missing).await {
             if !tries.again(error).await? {
-                tracing::warn!(table = %texts.table, "no partitions made ahead, as the table is in use: the next purge tries again");
+                tracing::warn!(table = %statements.table, "no partitions made ahead, as the table is in use: the next purge tries again");
                 break;
             }
         }
@@ -112,12 +112,12 @@ pub(super) async fn maintain(
     let Some(retention) = retention else { return Ok(0) };
     let mut dropped = 0;
     for (span, rows) in existing {
-        if span.end >= horizon || is_young(pool, texts, span, retention).await? {
+        if span.end >= horizon || is_young(pool, statements, span, retention).await? {
             continue;
         }
         let mut tries = Tries::default();
         loop {
-            match drop_if_old(pool, texts, &tries.limits(limits), span, retention).await {
+            match drop_if_old(pool, statements, &tries.limits(limits), span, retention).await {
                 Ok(gone) => {
                     dropped += if gone { rows } else { 0 };
                     break;
@@ -161,17 +161,20 @@ impl Tries {
 }
 
 /// The partitions but the default one, each with the rows that the statistics count in it.
-async fn partitions(executor: impl PgExecutor<'_>, texts: &Texts) -> Result<Vec<(Span, u64)>, sqlx::Error> {
+async fn partitions(
+    executor: impl PgExecutor<'_>,
+    statements: &Statements,
+) -> Result<Vec<(Span, u64)>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT relname::text, COALESCE(pg_stat_get_live_tuples(pg_class.oid), 0) FROM pg_inherits \
          JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = to_regclass($1)",
     )
-    .bind(&texts.quoted)
+    .bind(&statements.quoted)
     .fetch_all(executor)
     .await?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
-        if let Some(span) = Span::read(&texts.table, row.try_get(0)?) {
+        if let Some(span) = Span::read(&statements.table, row.try_get(0)?) {
             found.push((span, u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or_default()));
         }
     }
@@ -181,23 +184,23 @@ async fn partitions(executor: impl PgExecutor<'_>, texts: &Texts) -> Result<Vec<
 /// Creates the partitions that are still missing once nobody else makes any.
 async fn create(
     pool: &PgPool,
-    texts: &Texts,
+    statements: &Statements,
     limits: &Limits,
     missing: impl Fn(&[(Span, u64)]) -> Vec<Span> + Send + Sync + Copy,
 ) -> Result<(), sqlx::Error> {
     let mut transaction = begun(pool, Postgres::begin(limits)).await?;
     let lock = format!("SELECT pg_advisory_xact_lock({LOCK})");
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
-    for span in missing(&partitions(&mut *transaction, texts).await?) {
-        sqlx::raw_sql(AssertSqlSafe(creation(texts, span))).execute(&mut *transaction).await?;
+    for span in missing(&partitions(&mut *transaction, statements).await?) {
+        sqlx::raw_sql(AssertSqlSafe(creation(statements, span))).execute(&mut *transaction).await?;
     }
     transaction.commit().await
 }
 
 /// Makes a partition, and moves what the default one holds of its span: an attached partition must find nothing of its own there.
-fn creation(texts: &Texts, span: Span) -> String {
-    let partition = span.partition_of(&texts.table).quoted('"');
-    let (table, default) = (&texts.quoted, default_of(&texts.table).quoted('"'));
+fn creation(statements: &Statements, span: Span) -> String {
+    let partition = span.partition_of(&statements.table).quoted('"');
+    let (table, default) = (&statements.quoted, default_of(&statements.table).quoted('"'));
     let (start, end) = (span.start * 1000, span.end * 1000);
     let statements = [
         format!(
@@ -217,11 +220,11 @@ fn creation(texts: &Texts, span: Span) -> String {
 /// Whether something in a partition is younger than the retention.
 async fn is_young(
     pool: &PgPool,
-    texts: &Texts,
+    statements: &Statements,
     span: Span,
     retention: Duration,
 ) -> Result<bool, sqlx::Error> {
-    let partition = span.partition_of(&texts.table).quoted('"');
+    let partition = span.partition_of(&statements.table).quoted('"');
     let leased = format!(
         "SELECT EXISTS (SELECT FROM {partition} WHERE leased_until >= now() - $1::bigint * interval '1 microsecond')"
     );
@@ -254,17 +257,17 @@ async fn was_processed_since(
 /// Drops a partition that was found to be old, unless something in it was processed since. That is asked of an index: all claims wait meanwhile.
 async fn drop_if_old(
     pool: &PgPool,
-    texts: &Texts,
+    statements: &Statements,
     limits: &Limits,
     span: Span,
     retention: Duration,
 ) -> Result<bool, sqlx::Error> {
-    let partition = span.partition_of(&texts.table).quoted('"');
+    let partition = span.partition_of(&statements.table).quoted('"');
     let mut transaction = begun(pool, Postgres::begin(limits)).await?;
     // The lock of the whole table first, as DROP takes it: claims that are under way end, and none begins.
     let lock = format!(
         "SELECT pg_advisory_xact_lock({LOCK}); LOCK TABLE {} IN ACCESS EXCLUSIVE MODE; LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE",
-        texts.quoted
+        statements.quoted
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await;
     match locked {

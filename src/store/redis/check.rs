@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use redis::{Value, cmd, from_redis_value};
 
-use super::{address::refused, error::Failure, link::Link};
+use super::{address::refused, connection::SharedConnection, error::Failure};
 use crate::idempotency::{StoreError, StoreErrorKind};
 
 /// Scripts may ask for the time before they write, since what they did is replicated and not they themselves.
 const OLDEST: u32 = 5;
 
 /// Asks every node.
-pub(super) async fn check(link: &Link, limit: Duration, eviction_allowed: bool) -> Result<(), StoreError> {
+pub(super) async fn check(
+    link: &SharedConnection,
+    limit: Duration,
+    eviction_allowed: bool,
+) -> Result<(), StoreError> {
     let told = match link.everywhere(&cmd("INFO"), limit).await {
         Err(failure) if is_forbidden(&failure) => Vec::new(),
         told => told?,
@@ -60,7 +64,7 @@ fn judge(node: &str, info: &str, is_cluster: bool) -> Result<(), StoreError> {
 }
 
 /// The policies by `CONFIG GET`; none if that is forbidden, too.
-async fn configured(link: &Link, limit: Duration) -> Result<Vec<(String, String)>, StoreError> {
+async fn configured(link: &SharedConnection, limit: Duration) -> Result<Vec<(String, String)>, StoreError> {
     let mut ask = cmd("CONFIG");
     ask.arg("GET").arg("maxmemory-policy");
     let told = match link.everywhere(&ask, limit).await {

@@ -217,7 +217,7 @@ mod tests {
         for (line, expected, broken) in [
             ("READONLY You can't write against a read only replica.", Unavailable, true),
             (
-                "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+                "MASTERDOWN SharedConnection with MASTER is down and replica-serve-stale-data is set to 'no'.",
                 Unavailable,
                 true,
             ),

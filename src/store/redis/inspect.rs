@@ -6,8 +6,8 @@ use redis::{Cmd, Value, cmd, from_redis_value};
 
 use super::{
     RedisStore,
+    connection::Again,
     error::Failure,
-    link::Again,
     script::{Answer, FIND, FORGET},
 };
 use crate::{

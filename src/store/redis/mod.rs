@@ -2,9 +2,9 @@
 
 mod address;
 mod check;
+mod connection;
 mod error;
 mod inspect;
-mod link;
 mod script;
 mod sentinel;
 
@@ -14,12 +14,12 @@ use futures_util::future::BoxFuture;
 use redis::Value;
 use uuid::Uuid;
 
-pub use link::RedisConnection;
+pub use connection::RedisConnection;
 
 use self::{
     address::refused,
+    connection::{Again, SharedConnection},
     error::Failure,
-    link::{Again, Link},
     script::{Answer, CLAIM, COMPLETE, Call, FIND, RELEASE, RENEW},
 };
 use super::lease;
@@ -83,7 +83,7 @@ const DEFAULT_PREFIX: &str = "lapin-idempotent";
 /// ```
 #[derive(Clone)]
 pub struct RedisStore {
-    link: Arc<Link>,
+    link: Arc<SharedConnection>,
     prefix: Arc<str>,
     lease: Duration,
     retention: Duration,
@@ -122,7 +122,7 @@ impl RedisStore {
     ///
     /// [`StoreErrorKind::Configuration`] for a URL that is refused.
     pub fn open(url: &str) -> Result<Self, StoreError> {
-        Ok(Self::over(Link::to_node(url)?))
+        Ok(Self::over(SharedConnection::to_node(url)?))
     }
 
     /// Like [`connect_cluster`](Self::connect_cluster), but connects with the first call, and checks nothing.
@@ -131,15 +131,15 @@ impl RedisStore {
     ///
     /// [`StoreErrorKind::Configuration`] for URLs that are refused.
     pub fn open_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
-        Ok(Self::over(Link::to_cluster(urls)?))
+        Ok(Self::over(SharedConnection::to_cluster(urls)?))
     }
 
     /// A store over your own connection; its own limits hold, too. Nothing is checked.
     pub fn new(connection: impl Into<RedisConnection>) -> Self {
-        Self::over(Link::over(connection.into()))
+        Self::over(SharedConnection::over(connection.into()))
     }
 
-    fn over(link: Link) -> Self {
+    fn over(link: SharedConnection) -> Self {
         Self {
             link: Arc::new(link),
             prefix: DEFAULT_PREFIX.into(),
@@ -334,7 +334,7 @@ impl IdempotencyStore for RedisStore {
     }
 
     /// Not in a cluster: there each call is sent to its own node, and a silent node must hold up nobody else.
-    fn asks_together(&self) -> bool {
+    fn pipelines(&self) -> bool {
         !self.link.is_cluster()
     }
 

@@ -8,8 +8,8 @@ use redis::{
 use super::{
     RedisStore,
     address::{Addresses, refused},
+    connection::SharedConnection,
     error::Secrets,
-    link::Link,
 };
 use crate::idempotency::{IdempotencyStore, StoreError};
 
@@ -50,7 +50,7 @@ impl RedisStore {
         primary: &str,
     ) -> Result<Self, StoreError> {
         let (sentinels, secrets, shown) = parse(sentinels, primary)?;
-        Ok(Self::over(Link::to_sentinels(sentinels, secrets, shown)))
+        Ok(Self::over(SharedConnection::to_sentinels(sentinels, secrets, shown)))
     }
 }
 

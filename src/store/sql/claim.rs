@@ -3,7 +3,7 @@
 use super::{
     SqlDatabase,
     dialect::{Found, NewLease, Value},
-    texts::Texts,
+    statements::Statements,
 };
 use crate::{
     idempotency::{Claim, ClaimRequest, Scope},
@@ -35,7 +35,7 @@ pub(super) struct Answer {
 /// Claims all requests, in sorted order so that two batches never wait for each other in a circle; answers in the order asked.
 pub(super) async fn claim_all<DB: SqlDatabase>(
     connection: &mut DB::Connection,
-    texts: &Texts,
+    statements: &Statements,
     requests: &[ClaimRequest],
     lease: Option<NewLease>,
 ) -> Result<Vec<Answer>, NotClaimed> {
@@ -44,7 +44,7 @@ pub(super) async fn claim_all<DB: SqlDatabase>(
     let mut answers: Vec<Option<Answer>> = requests.iter().map(|_| None).collect();
     for chunk in order.chunks(ROWS) {
         let rows: Vec<&ClaimRequest> = chunk.iter().map(|&index| &requests[index]).collect();
-        let new = DB::insert(connection, texts, &rows, lease).await?;
+        let new = DB::insert(connection, statements, &rows, lease).await?;
         let mut known: Vec<(&Scope, &MessageId)> = Vec::new();
         for (&index, new) in chunk.iter().zip(new) {
             if new {
@@ -57,14 +57,14 @@ pub(super) async fn claim_all<DB: SqlDatabase>(
         if known.is_empty() {
             continue;
         }
-        let mut found = DB::select(connection, texts, &known).await?;
+        let mut found = DB::select(connection, statements, &known).await?;
         found.sort_unstable_by(|a, b| a.identity().cmp(&b.identity()));
         for &index in chunk {
             if answers[index].is_none() {
                 let at = found.binary_search_by(|row| row.identity().cmp(&identity(&requests[index])));
                 let row = &found[at.map_err(|_| NotClaimed::Moved)?];
                 answers[index] =
-                    Some(known_row::<DB>(connection, texts, &requests[index], row, lease).await?);
+                    Some(known_row::<DB>(connection, statements, &requests[index], row, lease).await?);
             }
         }
     }
@@ -77,7 +77,7 @@ pub(super) fn identity(request: &ClaimRequest) -> (&str, &str) {
 
 async fn known_row<DB: SqlDatabase>(
     connection: &mut DB::Connection,
-    texts: &Texts,
+    statements: &Statements,
     request: &ClaimRequest,
     row: &Found,
     lease: Option<NewLease>,
@@ -93,11 +93,11 @@ async fn known_row<DB: SqlDatabase>(
     let taken = match lease {
         None => {
             let values = [fingerprint, held[0], held[1], held[2]];
-            DB::execute(connection, &texts.take_over, &values).await?
+            DB::execute(connection, &statements.take_over, &values).await?
         }
         Some(lease) => {
             let values = [fingerprint, Value::Integer(lease.micros), held[0], held[1], held[2]];
-            DB::execute(connection, &texts.take_over_leased, &values).await?
+            DB::execute(connection, &statements.take_over_leased, &values).await?
         }
     };
     if taken == 1 { Ok(Answer { claim: Claim::Acquired, token: token + 1 }) } else { Err(NotClaimed::Moved) }

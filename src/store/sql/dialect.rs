@@ -10,7 +10,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{options::Limits, texts::Texts};
+use super::{options::Limits, statements::Statements};
 use crate::{
     idempotency::{ClaimRequest, Lease, Record, Scope},
     message::{Fingerprint, MessageId},
@@ -36,7 +36,7 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// To be run after one of them failed, before the driver's ROLLBACK.
     const AFTER_FAILURE: Option<&'static str>;
     /// Whether [`insert_new`](Self::insert_new) is there, and cheaper than [`insert`](Self::insert).
-    const HOPES: bool = false;
+    const OPTIMISTIC: bool = false;
 
     /// The columns of a table (1st value) in a schema (2nd value, may be empty).
     const COLUMNS: &'static str;
@@ -81,7 +81,7 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// Waits for rivals that have inserted one of them and not yet committed.
     fn insert(
         connection: &mut Self::Connection,
-        texts: &Texts,
+        statements: &Statements,
         rows: &[&ClaimRequest],
         lease: Option<NewLease>,
     ) -> impl Future<Output = Result<Vec<bool>, sqlx::Error>> + Send;
@@ -90,17 +90,17 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// like [`insert`](Self::insert).
     fn insert_new(
         connection: &mut Self::Connection,
-        texts: &Texts,
+        statements: &Statements,
         rows: &[&ClaimRequest],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
-        let _ = (connection, texts, rows);
-        std::future::ready(Err(sqlx::Error::Protocol("a database without hope".to_owned())))
+        let _ = (connection, statements, rows);
+        std::future::ready(Err(sqlx::Error::Protocol("insert_new is not supported".to_owned())))
     }
 
     /// The rows of some identities, in any order.
     fn select(
         connection: &mut Self::Connection,
-        texts: &Texts,
+        statements: &Statements,
         identities: &[(&Scope, &MessageId)],
     ) -> impl Future<Output = Result<Vec<Found>, sqlx::Error>> + Send;
 
@@ -113,7 +113,7 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// Completes leases in one statement; how many of them were ours.
     fn complete(
         connection: &mut Self::Connection,
-        texts: &Texts,
+        statements: &Statements,
         leases: &[&Lease],
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
 
@@ -141,7 +141,7 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// Forgets at most `limit` identities that are older than `retention`.
     fn purge(
         pool: &Pool<Self>,
-        texts: &Texts,
+        statements: &Statements,
         limits: &Limits,
         retention: Duration,
         limit: u32,
@@ -150,17 +150,17 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// Creates what is missing, so that concurrent callers do no harm.
     fn create(
         pool: &Pool<Self>,
-        texts: &Texts,
+        statements: &Statements,
         limits: &Limits,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// What a table that is complete may need all the same.
     fn tend(
         pool: &Pool<Self>,
-        texts: &Texts,
+        statements: &Statements,
         limits: &Limits,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
-        let _ = (pool, texts, limits);
+        let _ = (pool, statements, limits);
         std::future::ready(Ok(()))
     }
 

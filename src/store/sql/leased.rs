@@ -139,7 +139,7 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
     }
 
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {
-        let completing = self.change(&self.store.texts.complete, &[], &session);
+        let completing = self.change(&self.store.statements.complete, &[], &session);
         self.store.answered(StoreErrorKind::OutcomeUnknown, completing).await
     }
 
@@ -153,8 +153,9 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
             let mut ours = 0;
             for chunk in leases.chunks(ROWS) {
                 let chunk: Vec<&Lease> = chunk.iter().map(|(_, lease)| *lease).collect();
-                ours +=
-                    DB::complete(&mut *transaction, &self.store.texts, &chunk).await.map_err(failed::<DB>)?;
+                ours += DB::complete(&mut *transaction, &self.store.statements, &chunk)
+                    .await
+                    .map_err(failed::<DB>)?;
             }
             let mut results: Vec<Result<(), StoreError>> = sessions.iter().map(|_| Ok(())).collect();
             if ours < sessions.len() as u64 {
@@ -163,7 +164,8 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
                 transaction = self.store.begin().await?;
                 for (index, lease) in leases {
                     let completed =
-                        change_row::<DB>(&mut *transaction, &self.store.texts.complete, &[], lease).await;
+                        change_row::<DB>(&mut *transaction, &self.store.statements.complete, &[], lease)
+                            .await;
                     if !completed.map_err(failed::<DB>)? {
                         results[index] = Err(StoreErrorKind::LeaseLost.into());
                     }
@@ -177,7 +179,7 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
     }
 
     async fn release(&self, session: Lease) -> Result<(), StoreError> {
-        let releasing = self.change(&self.store.texts.release, &[], &session);
+        let releasing = self.change(&self.store.statements.release, &[], &session);
         self.store.answered(StoreErrorKind::Unavailable, releasing).await
     }
 
@@ -191,7 +193,7 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
             let (store, lease) = (store.clone(), lease.clone());
             async move {
                 let micros = [Value::Integer(micros(store.lease))];
-                store.change(&store.store.texts.renew, &micros, &lease).await
+                store.change(&store.store.statements.renew, &micros, &lease).await
             }
         }))
     }

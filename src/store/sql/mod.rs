@@ -1,20 +1,20 @@
 //! Identities and effects in one SQL transaction: what PostgreSQL, MySQL and SQLite share.
 //!
-//! Reads: `claim` (which of the identities are new), `hope` (all of them, it is assumed), `session` (the transaction, its guarded commit), `leased` (claims without a transaction
+//! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed), `session` (the transaction, its guarded commit), `leased` (claims without a transaction
 //! around the handler), `schema`, `inspect`. `dialect` is what a database has to say for itself.
 
 mod claim;
 mod dialect;
+mod driver_macros;
 mod error;
-mod hope;
 mod inspect;
 mod leased;
+mod optimistic;
 mod options;
-mod run;
 mod schema;
 mod session;
+mod statements;
 mod table;
-mod texts;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -23,15 +23,15 @@ use tokio::time::timeout;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) use self::claim::which;
-use self::{dialect::ConnectOptions, hope::Hope};
+use self::{dialect::ConnectOptions, optimistic::OptimisticInsert};
 pub(super) use self::{
     dialect::{Cause, Dialect, Found, NewLease, Value},
+    driver_macros::{found, runs_statements},
     error::failed,
     options::{Limits, micros, millis},
-    run::{found, runs_statements},
     session::begun,
+    statements::{Statements, Syntax},
     table::TableName,
-    texts::{Texts, Words},
 };
 pub use self::{leased::LeasedStore, schema::SchemaMismatch, table::InvalidTableName};
 use crate::idempotency::{StoreError, StoreErrorKind};
@@ -39,7 +39,7 @@ use crate::idempotency::{StoreError, StoreErrorKind};
 /// A database that a [`SqlStore`] can work with: `Postgres`, `MySql` or `Sqlite` of sqlx, each behind its feature.
 pub trait SqlDatabase: Dialect {
     #[doc(hidden)]
-    fn texts(table: TableName, partition_hours: Option<u32>) -> Texts;
+    fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;
 }
 
 /// Remembers identities in a table, in the transaction that the handler writes its effects in.
@@ -63,10 +63,10 @@ pub trait SqlDatabase: Dialect {
 /// Clones share the pool. Cheap to clone.
 pub struct SqlStore<DB: SqlDatabase> {
     pool: Pool<DB>,
-    texts: Arc<Texts>,
+    statements: Arc<Statements>,
     limits: Limits,
     begin: Arc<str>,
-    hope: Arc<Hope>,
+    optimistic: Arc<OptimisticInsert>,
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
@@ -111,21 +111,21 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     /// Every message in hand holds a connection; with fewer connections than that, claims wait for one and fail as
     /// `Unavailable` when the pool's limit is over. SQLite: set WAL, `synchronous=FULL` and a busy time-out.
     pub fn new(pool: Pool<DB>) -> Self {
-        Self::over(pool, DB::texts(TableName::default(), None), Limits::default())
+        Self::over(pool, DB::statements(TableName::default(), None), Limits::default())
     }
 
-    pub(super) fn with_texts(self, texts: Texts) -> Self {
-        Self { texts: Arc::new(texts), ..self }
+    pub(super) fn with_statements(self, statements: Statements) -> Self {
+        Self { statements: Arc::new(statements), ..self }
     }
 
     #[cfg(feature = "postgres")]
     pub(super) fn table(&self) -> &TableName {
-        &self.texts.table
+        &self.statements.table
     }
 
-    fn over(pool: Pool<DB>, texts: Texts, limits: Limits) -> Self {
+    fn over(pool: Pool<DB>, statements: Statements, limits: Limits) -> Self {
         let begin = DB::begin(&limits).into();
-        Self { pool, texts: Arc::new(texts), limits, begin, hope: Arc::default() }
+        Self { pool, statements: Arc::new(statements), limits, begin, optimistic: Arc::default() }
     }
 
     /// Keeps the identities in another table than `processed_messages`: `table` or `schema.table`.
@@ -134,8 +134,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     ///
     /// [`InvalidTableName`] unless both match `[a-z_][a-z0-9_]{0,39}`.
     pub fn with_table(self, table: &str) -> Result<Self, InvalidTableName> {
-        let texts = DB::texts(TableName::new(table)?, self.texts.partition_hours);
-        Ok(self.with_texts(texts))
+        let statements = DB::statements(TableName::new(table)?, self.statements.partition_hours);
+        Ok(self.with_statements(statements))
     }
 
     /// The longest wait for a lock that a rival holds, in our statements and the handler's. Default: 5 seconds; MySQL and MariaDB
@@ -186,10 +186,10 @@ impl<DB: SqlDatabase> Clone for SqlStore<DB> {
     fn clone(&self) -> Self {
         Self {
             pool: self.pool.clone(),
-            texts: Arc::clone(&self.texts),
+            statements: Arc::clone(&self.statements),
             limits: self.limits,
             begin: Arc::clone(&self.begin),
-            hope: Arc::clone(&self.hope),
+            optimistic: Arc::clone(&self.optimistic),
         }
     }
 }
@@ -198,7 +198,7 @@ impl<DB: SqlDatabase> fmt::Debug for SqlStore<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqlStore")
             .field("database", &DB::NAME)
-            .field("table", &self.texts.table)
+            .field("table", &self.statements.table)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

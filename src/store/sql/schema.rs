@@ -1,6 +1,6 @@
 //! The table: created on request, printed for those who run their own migrations, checked at start-up.
 
-use super::{SqlDatabase, SqlStore, dialect::Value, error::failed, texts::COLUMNS};
+use super::{SqlDatabase, SqlStore, dialect::Value, error::failed, statements::COLUMNS};
 use crate::idempotency::{StoreError, StoreErrorKind};
 
 /// What a store's table lacks, and the statements that create it: the source of an error of kind
@@ -27,7 +27,7 @@ impl SchemaMismatch {
 impl<DB: SqlDatabase> SqlStore<DB> {
     /// The statements that create the table, for those who run their own migrations. They can be run again, and do nothing then.
     pub fn schema_sql(&self) -> String {
-        self.texts.schema.clone()
+        self.statements.schema.clone()
     }
 
     /// Creates the table if it is missing. Safe to run again, and by several processes at once: where nothing is missing it only reads the catalog, and
@@ -44,9 +44,9 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         let creating = async {
             // Even CREATE INDEX IF NOT EXISTS waits for every transaction that has the table open, and all claims behind it.
             if self.look().await?.is_complete() {
-                DB::tend(&self.pool, &self.texts, &self.limits).await.map_err(failed::<DB>)
+                DB::tend(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)
             } else {
-                DB::create(&self.pool, &self.texts, &self.limits).await.map_err(failed::<DB>)
+                DB::create(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)
             }
         };
         self.answered(StoreErrorKind::Unavailable, creating).await?;
@@ -55,7 +55,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 
     async fn look(&self) -> Result<Seen, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
-        let table = &self.texts.table;
+        let table = &self.statements.table;
         let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
         let mut ask = async |sql| DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>);
         Ok(Seen {
@@ -77,7 +77,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             self.look().await
         };
         let seen = self.answered(StoreErrorKind::Unavailable, asking).await?;
-        let (absent, table) = (seen.absent(), &self.texts.table);
+        let (absent, table) = (seen.absent(), &self.statements.table);
         let missing = if seen.columns.is_empty() {
             format!("the table {table} is missing")
         } else if !absent.is_empty() {
@@ -86,7 +86,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             format!("the table {table} has no unique key on exactly (scope, message_id)")
         } else {
             if !seen.indexes.iter().any(|method| method == "btree") {
-                tracing::warn!(%table, sql = self.texts.index, "no B-tree index on processed_at: each purge reads the whole table");
+                tracing::warn!(%table, sql = self.statements.index, "no B-tree index on processed_at: each purge reads the whole table");
             }
             return Ok(());
         };

@@ -11,7 +11,7 @@ use super::{
     claim::{Answer, NotClaimed, claim_all},
     dialect::{Cause, NewLease},
     error::{cause, failed, is_conflict, not_claimed, not_committed},
-    hope::claim_new,
+    optimistic::claim_new,
 };
 use crate::idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, StoreError, StoreErrorKind};
 
@@ -51,8 +51,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         requests: &[ClaimRequest],
     ) -> Result<Claims<Transaction<'static, DB>>, NotClaimedError> {
         let mut transaction = self.begin().await?;
-        if DB::HOPES && self.hope.is_worth_it(requests.len()) {
-            match claim_new::<DB>(&mut *transaction, &self.texts, requests).await {
+        if DB::OPTIMISTIC && self.optimistic.is_worth_it(requests.len()) {
+            match claim_new::<DB>(&mut *transaction, &self.statements, requests).await {
                 Ok(()) => {
                     let claims = vec![Claim::Acquired; requests.len()];
                     return Ok(Claims { session: Some(transaction), claims });
@@ -69,7 +69,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         }
         let (transaction, answers) = self.claim_in(transaction, requests, None).await?;
         let claims: Vec<Claim> = answers.into_iter().map(|Answer { claim, .. }| claim).collect();
-        self.hope.learn(claims.iter().all(|claim| *claim == Claim::Acquired));
+        self.optimistic.learn(claims.iter().all(|claim| *claim == Claim::Acquired));
         if claims.contains(&Claim::Acquired) {
             return Ok(Claims { session: Some(transaction), claims });
         }
@@ -84,13 +84,13 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         requests: &[ClaimRequest],
         lease: Option<NewLease>,
     ) -> Result<(Transaction<'static, DB>, Vec<Answer>), NotClaimedError> {
-        let mut claimed = claim_all::<DB>(&mut *transaction, &self.texts, requests, lease).await;
+        let mut claimed = claim_all::<DB>(&mut *transaction, &self.statements, requests, lease).await;
         if let Err(NotClaimed::Failed(error)) = &claimed
             && cause::<DB>(error) == Some(Cause::Stale)
         {
             // On this very connection: each of the pool's has statements of its own.
             self.prepare_anew(&mut transaction).await.map_err(failed::<DB>)?;
-            claimed = claim_all::<DB>(&mut *transaction, &self.texts, requests, lease).await;
+            claimed = claim_all::<DB>(&mut *transaction, &self.statements, requests, lease).await;
         }
         match claimed {
             Ok(answers) => Ok((transaction, answers)),
@@ -217,7 +217,9 @@ impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, StoreError> {
         let retention = retention.min(LONGEST_RETENTION);
         let purging = async {
-            DB::purge(&self.pool, &self.texts, &self.limits, retention, limit).await.map_err(failed::<DB>)
+            DB::purge(&self.pool, &self.statements, &self.limits, retention, limit)
+                .await
+                .map_err(failed::<DB>)
         };
         self.answered(StoreErrorKind::Unavailable, purging).await
     }

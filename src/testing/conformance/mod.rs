@@ -29,9 +29,9 @@
 //! (`#[tokio::test(flavor = "multi_thread")]`), so that the races are real ones. What the suite cannot try is a crash: that a commit
 //! survives the end of the process, or a power loss, is for tests of your own.
 
-mod bench;
 mod capabilities;
 mod cases;
+mod fixture;
 mod report;
 mod runner;
 

@@ -6,8 +6,8 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    bench::{Bench, Outcome, Stop},
     capabilities::{Capabilities, Need},
+    fixture::{Fixture, Outcome, Stop},
     report::{CaseReport, Report, Verdict},
 };
 use crate::idempotency::IdempotencyStore;
@@ -40,7 +40,7 @@ impl<'a, S: IdempotencyStore> Runner<'a, S> {
         needs: &[Need],
         case: C,
     ) where
-        C: FnOnce(Bench<S>) -> R + Send,
+        C: FnOnce(Fixture<S>) -> R + Send,
         R: Future<Output = Outcome> + Send,
     {
         let started = Instant::now();
@@ -54,12 +54,12 @@ impl<'a, S: IdempotencyStore> Runner<'a, S> {
 
     async fn run<C, R>(&self, name: &str, case: C) -> Verdict
     where
-        C: FnOnce(Bench<S>) -> R + Send,
+        C: FnOnce(Fixture<S>) -> R + Send,
         R: Future<Output = Outcome> + Send,
     {
         let work = async {
             let (a, b) = (Arc::new((self.open)().await), Arc::new((self.open)().await));
-            case(Bench::new(name, a, b, &self.capabilities)).await
+            case(Fixture::new(name, a, b, &self.capabilities)).await
         };
         let limit = self.capabilities.limit();
         // On the heap: the future of each case would otherwise be a part of the whole run's.

@@ -10,8 +10,8 @@ use tokio::{
 use crate::{
     idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore},
     testing::conformance::{
-        bench::{AGAIN, Bench, Outcome, Stop, ensure, error, failed, passes},
         capabilities::Need::Batches,
+        fixture::{AGAIN, Fixture, Outcome, Stop, ensure, error, failed, passes},
         runner::Runner,
     },
 };
@@ -29,7 +29,7 @@ pub(in super::super) async fn all<S: IdempotencyStore>(runner: &mut Runner<'_, S
     runner.case(("opposite_batches_do_not_deadlock", "contract 1"), &[Batches], opposite).await;
 }
 
-impl<S: IdempotencyStore> Bench<S> {
+impl<S: IdempotencyStore> Fixture<S> {
     /// Requests for the IDs, in their order.
     fn requests<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Vec<ClaimRequest> {
         ids.into_iter().map(|id| self.request(id)).collect()
@@ -71,12 +71,12 @@ impl<S: IdempotencyStore> Bench<S> {
     }
 }
 
-async fn in_order<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
+async fn in_order<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
     for id in ["f", "b", "c"] {
-        bench.complete(&bench.a, &bench.request(id)).await?;
+        fixture.complete(&fixture.a, &fixture.request(id)).await?;
     }
-    let requests = bench.requests(["d", "b", "g", "f", "a", "c", "e"]);
-    let Claims { session, claims } = bench.claim_all(&bench.a, &requests).await?;
+    let requests = fixture.requests(["d", "b", "g", "f", "a", "c", "e"]);
+    let Claims { session, claims } = fixture.claim_all(&fixture.a, &requests).await?;
     for (request, claim) in requests.iter().zip(&claims) {
         let id = request.message_id.as_str();
         let (expected, right) = match claim {
@@ -89,43 +89,43 @@ async fn in_order<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
         ensure!(right, "claim of {id:?} in a batch: expected {expected}; came {claim:?}");
     }
     let session = session.ok_or_else(|| failed("expected a session; came none"))?;
-    bench.a.complete(session).await.map_err(error("complete of a batch"))?;
+    fixture.a.complete(session).await.map_err(error("complete of a batch"))?;
     for request in &requests {
-        bench.completed(&bench.b, request).await?;
+        fixture.completed(&fixture.b, request).await?;
     }
     Ok(())
 }
 
-async fn together<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let requests = bench.requests(["b", "c", "a"]);
-    let session = bench.acquire_all(&bench.a, &requests).await?;
-    bench.a.complete(session).await.map_err(error("complete of a batch"))?;
+async fn together<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let requests = fixture.requests(["b", "c", "a"]);
+    let session = fixture.acquire_all(&fixture.a, &requests).await?;
+    fixture.a.complete(session).await.map_err(error("complete of a batch"))?;
     for request in &requests {
-        bench.completed(&bench.b, request).await?;
+        fixture.completed(&fixture.b, request).await?;
     }
     // All known by now: `claim_all` wants no session.
-    let _ = bench.claim_all(&bench.b, &requests).await?;
+    let _ = fixture.claim_all(&fixture.b, &requests).await?;
     Ok(())
 }
 
-async fn released<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let requests = bench.requests(["b", "c", "a"]);
-    let session = bench.acquire_all(&bench.a, &requests).await?;
-    bench.a.release(session).await.map_err(error("release of a batch"))?;
-    let session = bench.acquire_all(&bench.b, &requests).await?;
+async fn released<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let requests = fixture.requests(["b", "c", "a"]);
+    let session = fixture.acquire_all(&fixture.a, &requests).await?;
+    fixture.a.release(session).await.map_err(error("release of a batch"))?;
+    let session = fixture.acquire_all(&fixture.b, &requests).await?;
     drop(session);
     for request in &requests {
-        let session = bench.acquire_later(&bench.a, request).await?;
-        bench.a.complete(session).await.map_err(error("complete"))?;
+        let session = fixture.acquire_later(&fixture.a, request).await?;
+        fixture.a.complete(session).await.map_err(error("complete"))?;
     }
     Ok(())
 }
 
-async fn big<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let requests: Vec<_> = (0..BIG).rev().map(|number| bench.request(&format!("order-{number}"))).collect();
-    let session = bench.acquire_all(&bench.a, &requests).await?;
-    bench.a.complete(session).await.map_err(error("complete of a big batch"))?;
-    let Claims { claims, .. } = bench.claim_all(&bench.b, &requests).await?;
+async fn big<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let requests: Vec<_> = (0..BIG).rev().map(|number| fixture.request(&format!("order-{number}"))).collect();
+    let session = fixture.acquire_all(&fixture.a, &requests).await?;
+    fixture.a.complete(session).await.map_err(error("complete of a big batch"))?;
+    let Claims { claims, .. } = fixture.claim_all(&fixture.b, &requests).await?;
     let known = requests.iter().zip(&claims).filter(|(request, claim)| {
         matches!(claim, Claim::Completed { fingerprint, .. } if *fingerprint == request.fingerprint)
     });
@@ -134,14 +134,14 @@ async fn big<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
     Ok(())
 }
 
-async fn opposite<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let bench = Arc::new(bench);
+async fn opposite<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let fixture = Arc::new(fixture);
     for round in 0..ROUNDS {
-        let forth: Vec<_> = (0..8).map(|number| bench.request(&format!("{round}-{number}"))).collect();
+        let forth: Vec<_> = (0..8).map(|number| fixture.request(&format!("{round}-{number}"))).collect();
         let back: Vec<_> = forth.iter().rev().cloned().collect();
         let mut rivals = JoinSet::new();
-        rivals.spawn(all_of(Arc::clone(&bench), Arc::clone(&bench.a), forth.clone()));
-        rivals.spawn(all_of(Arc::clone(&bench), Arc::clone(&bench.b), back));
+        rivals.spawn(all_of(Arc::clone(&fixture), Arc::clone(&fixture.a), forth.clone()));
+        rivals.spawn(all_of(Arc::clone(&fixture), Arc::clone(&fixture.b), back));
         let mut won = 0;
         while let Some(rival) = rivals.join_next().await {
             won += rival.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
@@ -153,12 +153,12 @@ async fn opposite<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
 
 /// Claims and completes until all are completed; says how many of them here.
 async fn all_of<S: IdempotencyStore>(
-    bench: Arc<Bench<S>>,
+    fixture: Arc<Fixture<S>>,
     store: Arc<S>,
     requests: Vec<ClaimRequest>,
 ) -> Result<usize, Stop> {
     loop {
-        let Claims { session, claims } = bench.claim_all(&store, &requests).await?;
+        let Claims { session, claims } = fixture.claim_all(&store, &requests).await?;
         let acquired = claims.iter().filter(|claim| **claim == Claim::Acquired).count();
         match session {
             None if claims.iter().all(|claim| matches!(claim, Claim::Completed { .. })) => return Ok(0),

@@ -8,8 +8,8 @@ use crate::{
     idempotency::{ClaimRequest, IdempotencyStore},
     testing::conformance::{
         Effects,
-        bench::{AGAIN, Answer, Bench, Outcome, Stop, claim, ensure, error, failed, passes},
         capabilities::Need::Transactions,
+        fixture::{AGAIN, Answer, Fixture, Outcome, Stop, claim, ensure, error, failed, passes},
         runner::Runner,
     },
 };
@@ -20,7 +20,7 @@ pub(in super::super) async fn all<S: IdempotencyStore, E: Effects<S>>(
     runner: &mut Runner<'_, S>,
     effects: &Arc<E>,
 ) {
-    let with = |bench| WithEffects { bench, effects: Arc::clone(effects) };
+    let with = |fixture| WithEffects { fixture, effects: Arc::clone(effects) };
     let needs = &[Transactions];
     runner.case(("effect_is_committed_with_its_identity", "I1, I2"), needs, |b| with(b).committed()).await;
     runner.case(("effect_is_undone_by_release", "I2, I3"), needs, |b| with(b).released()).await;
@@ -29,13 +29,13 @@ pub(in super::super) async fn all<S: IdempotencyStore, E: Effects<S>>(
 }
 
 struct WithEffects<S, E> {
-    bench: Bench<S>,
+    fixture: Fixture<S>,
     effects: Arc<E>,
 }
 
 impl<S: IdempotencyStore, E: Effects<S>> WithEffects<S, E> {
     fn name(&self) -> &str {
-        self.bench.unique()
+        self.fixture.unique()
     }
 
     async fn check(&self, expected: u64, when: &str) -> Outcome {
@@ -46,52 +46,52 @@ impl<S: IdempotencyStore, E: Effects<S>> WithEffects<S, E> {
 
     /// A session with one effect in it.
     async fn written(&self, request: &ClaimRequest) -> Result<S::Session, Stop> {
-        let mut session = self.bench.acquire_later(&self.bench.a, request).await?;
+        let mut session = self.fixture.acquire_later(&self.fixture.a, request).await?;
         let written = self.effects.write(&mut session, self.name()).await;
         written.map_err(|error| failed(format!("write an effect: expected Ok; came {error}")))?;
         Ok(session)
     }
 
     async fn committed(self) -> Outcome {
-        let bench = &self.bench;
-        let request = bench.request("x");
+        let fixture = &self.fixture;
+        let request = fixture.request("x");
         let session = self.written(&request).await?;
-        bench.a.complete(session).await.map_err(error("complete"))?;
+        fixture.a.complete(session).await.map_err(error("complete"))?;
         self.check(1, "after complete").await?;
-        bench.completed(&bench.b, &request).await?;
+        fixture.completed(&fixture.b, &request).await?;
         self.check(1, "after a duplicate").await
     }
 
     async fn released(self) -> Outcome {
-        let bench = &self.bench;
-        let request = bench.request("x");
+        let fixture = &self.fixture;
+        let request = fixture.request("x");
         let session = self.written(&request).await?;
-        bench.a.release(session).await.map_err(error("release"))?;
+        fixture.a.release(session).await.map_err(error("release"))?;
         self.check(0, "after release").await?;
         // The next attempt.
         let session = self.written(&request).await?;
-        bench.a.complete(session).await.map_err(error("complete"))?;
+        fixture.a.complete(session).await.map_err(error("complete"))?;
         self.check(1, "after release and another attempt").await
     }
 
     async fn dropped(self) -> Outcome {
-        let bench = &self.bench;
-        let request = bench.request("x");
+        let fixture = &self.fixture;
+        let request = fixture.request("x");
         drop(self.written(&request).await?);
         // Once the identity is free again, the effect is gone.
-        let session = bench.acquire_later(&bench.b, &request).await?;
-        bench.b.release(session).await.map_err(error("release"))?;
+        let session = fixture.acquire_later(&fixture.b, &request).await?;
+        fixture.b.release(session).await.map_err(error("release"))?;
         self.check(0, "after a dropped session").await?;
         let session = self.written(&request).await?;
-        bench.a.complete(session).await.map_err(error("complete"))?;
+        fixture.a.complete(session).await.map_err(error("complete"))?;
         self.check(1, "after a dropped session and another attempt").await
     }
 
     async fn race(self) -> Outcome {
         for round in 1..=ROUNDS {
-            let request = self.bench.request(&round.to_string());
+            let request = self.fixture.request(&round.to_string());
             let mut rivals = JoinSet::new();
-            for store in [&self.bench.a, &self.bench.b] {
+            for store in [&self.fixture.a, &self.fixture.b] {
                 let name = self.name().to_owned();
                 rivals.spawn(take_effect(
                     Arc::clone(store),

@@ -9,8 +9,8 @@ use crate::{
     idempotency::{ClaimRequest, IdempotencyStore, Lease, StoreErrorKind},
     message::Fingerprint,
     testing::conformance::{
-        bench::{Answer, Bench, Outcome, Stop, claim, ensure, error, failed, lost, unexpected},
         capabilities::Need::Leases,
+        fixture::{Answer, Fixture, Outcome, Stop, claim, ensure, error, failed, lost, unexpected},
         runner::Runner,
     },
 };
@@ -31,9 +31,9 @@ struct Succession<T> {
 }
 
 /// Two successions at once, so that only one lease's time passes.
-async fn successions<S: IdempotencyStore>(bench: &Bench<S>) -> Result<[Succession<S::Session>; 2], Stop> {
-    let [first, second] = ["in progress", "completed"].map(|id| bench.request(id));
-    let stale = [bench.acquire(&bench.a, &first).await?, bench.acquire(&bench.a, &second).await?];
+async fn successions<S: IdempotencyStore>(fixture: &Fixture<S>) -> Result<[Succession<S::Session>; 2], Stop> {
+    let [first, second] = ["in progress", "completed"].map(|id| fixture.request(id));
+    let stale = [fixture.acquire(&fixture.a, &first).await?, fixture.acquire(&fixture.a, &second).await?];
     // A later message with that ID and another body, so that it shows whose fingerprint is remembered.
     let [first, second] = [first, second].map(|mut request| {
         request.fingerprint = Fingerprint::of(b"the successor's");
@@ -42,12 +42,12 @@ async fn successions<S: IdempotencyStore>(bench: &Bench<S>) -> Result<[Successio
     let [stale_first, stale_second] = stale;
     Ok([
         Succession {
-            fresh: bench.acquire_later(&bench.b, &first).await?,
+            fresh: fixture.acquire_later(&fixture.b, &first).await?,
             stale: stale_first,
             request: first,
         },
         Succession {
-            fresh: bench.acquire_later(&bench.b, &second).await?,
+            fresh: fixture.acquire_later(&fixture.b, &second).await?,
             stale: stale_second,
             request: second,
         },
@@ -56,46 +56,46 @@ async fn successions<S: IdempotencyStore>(bench: &Bench<S>) -> Result<[Successio
 
 /// The successor still holds its claim, and completes it.
 async fn untouched<S: IdempotencyStore>(
-    bench: &Bench<S>,
+    fixture: &Fixture<S>,
     request: &ClaimRequest,
     fresh: S::Session,
 ) -> Outcome {
-    match claim(&*bench.a, request).await? {
+    match claim(&*fixture.a, request).await? {
         Answer::InProgress { .. } | Answer::Refused(_) => {}
         other => return Err(unexpected(request, "InProgress, by the successor", &other)),
     }
-    bench.b.complete(fresh).await.map_err(error("complete, by the successor"))?;
-    bench.completed(&bench.a, request).await?;
+    fixture.b.complete(fresh).await.map_err(error("complete, by the successor"))?;
+    fixture.completed(&fixture.a, request).await?;
     Ok(())
 }
 
-async fn stale_complete<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let [running, done] = successions(&bench).await?;
-    lost("complete with a stale lease", bench.a.complete(running.stale).await)?;
-    untouched(&bench, &running.request, running.fresh).await?;
-    bench.b.complete(done.fresh).await.map_err(error("complete, by the successor"))?;
-    lost("complete with a stale lease, of what is completed", bench.a.complete(done.stale).await)?;
-    bench.completed(&bench.a, &done.request).await?;
+async fn stale_complete<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let [running, done] = successions(&fixture).await?;
+    lost("complete with a stale lease", fixture.a.complete(running.stale).await)?;
+    untouched(&fixture, &running.request, running.fresh).await?;
+    fixture.b.complete(done.fresh).await.map_err(error("complete, by the successor"))?;
+    lost("complete with a stale lease, of what is completed", fixture.a.complete(done.stale).await)?;
+    fixture.completed(&fixture.a, &done.request).await?;
     Ok(())
 }
 
-async fn stale_release<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let [running, done] = successions(&bench).await?;
-    lost("release of a stale lease", bench.a.release(running.stale).await)?;
-    untouched(&bench, &running.request, running.fresh).await?;
-    bench.b.complete(done.fresh).await.map_err(error("complete, by the successor"))?;
-    lost("release of a stale lease, of what is completed", bench.a.release(done.stale).await)?;
-    bench.completed(&bench.a, &done.request).await?;
+async fn stale_release<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let [running, done] = successions(&fixture).await?;
+    lost("release of a stale lease", fixture.a.release(running.stale).await)?;
+    untouched(&fixture, &running.request, running.fresh).await?;
+    fixture.b.complete(done.fresh).await.map_err(error("complete, by the successor"))?;
+    lost("release of a stale lease, of what is completed", fixture.a.release(done.stale).await)?;
+    fixture.completed(&fixture.a, &done.request).await?;
     Ok(())
 }
 
-async fn stale_renewal<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("x");
-    let stale = bench.acquire(&bench.a, &request).await?;
-    let fresh = bench.acquire_later(&bench.b, &request).await?;
-    let keep_alive = bench.a.keep_alive(&stale).ok_or_else(no_renewal)?;
-    let keep_fresh = bench.b.keep_alive(&fresh).ok_or_else(no_renewal)?;
-    let patience = bench.capabilities.patience();
+async fn stale_renewal<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("x");
+    let stale = fixture.acquire(&fixture.a, &request).await?;
+    let fresh = fixture.acquire_later(&fixture.b, &request).await?;
+    let keep_alive = fixture.a.keep_alive(&stale).ok_or_else(no_renewal)?;
+    let keep_fresh = fixture.b.keep_alive(&fresh).ok_or_else(no_renewal)?;
+    let patience = fixture.capabilities.patience();
     match timeout(patience, select(keep_alive, keep_fresh)).await {
         Ok(Either::Left((lost, _))) if lost.kind() == StoreErrorKind::LeaseLost => {}
         Ok(Either::Left((other, _))) => {
@@ -114,19 +114,19 @@ async fn stale_renewal<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
             )));
         }
     }
-    untouched(&bench, &request, fresh).await
+    untouched(&fixture, &request, fresh).await
 }
 
 fn no_renewal() -> Stop {
     failed("expected keep_alive to answer with a future, as sessions are leases; came None")
 }
 
-async fn tokens<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("x");
+async fn tokens<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("x");
     let mut last = None;
     let steps = ["at first", "after release", "after the lease ran out", "after release again"];
-    for (step, store) in steps.into_iter().zip([&bench.a, &bench.b, &bench.a, &bench.b]) {
-        let session = bench.acquire_later(store, &request).await?;
+    for (step, store) in steps.into_iter().zip([&fixture.a, &fixture.b, &fixture.a, &fixture.b]) {
+        let session = fixture.acquire_later(store, &request).await?;
         let Some(token) = (&session as &dyn Any).downcast_ref::<Lease>().map(Lease::token) else {
             return Err(Stop::NotApplicable("the session is not a `Lease`".to_owned()));
         };
@@ -141,15 +141,15 @@ async fn tokens<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
     Ok(())
 }
 
-async fn kept_alive<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("long");
-    let session = bench.acquire(&bench.a, &request).await?;
-    let keep_alive = bench.a.keep_alive(&session).ok_or_else(no_renewal)?;
-    let lease = bench.capabilities.lease();
+async fn kept_alive<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("long");
+    let session = fixture.acquire(&fixture.a, &request).await?;
+    let keep_alive = fixture.a.keep_alive(&session).ok_or_else(no_renewal)?;
+    let lease = fixture.capabilities.lease();
     let rival = pin!(async {
         let end = Instant::now() + lease.mul_f64(2.5);
         while Instant::now() < end {
-            match claim(&*bench.b, &request).await? {
+            match claim(&*fixture.b, &request).await? {
                 Answer::InProgress { .. } | Answer::Refused(_) => sleep(lease / 10).await,
                 other => return Err(unexpected(&request, "InProgress, as the lease is renewed", &other)),
             }
@@ -163,7 +163,7 @@ async fn kept_alive<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
         }
         Either::Right((kept_out, _)) => kept_out?,
     }
-    bench.a.complete(session).await.map_err(error("complete, after more than two leases"))?;
-    bench.completed(&bench.b, &request).await?;
+    fixture.a.complete(session).await.map_err(error("complete, after more than two leases"))?;
+    fixture.completed(&fixture.b, &request).await?;
     Ok(())
 }

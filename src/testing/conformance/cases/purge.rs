@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     idempotency::{ClaimRequest, IdempotencyStore, StoreError, StoreErrorKind},
     testing::conformance::{
-        bench::{AGAIN, Answer, Bench, Outcome, Stop, claim, ensure, error, failed, passes, unexpected},
         capabilities::Need::{Bound, Concurrency, Purges},
+        fixture::{AGAIN, Answer, Fixture, Outcome, Stop, claim, ensure, error, failed, passes, unexpected},
         runner::Runner,
     },
 };
@@ -39,7 +39,7 @@ pub(in super::super) async fn full<S: IdempotencyStore>(runner: &mut Runner<'_, 
     runner.case(("full_store_refuses_rather_than_forgets", "I2"), &[Bound, Purges], refuses).await;
 }
 
-impl<S: IdempotencyStore> Bench<S> {
+impl<S: IdempotencyStore> Fixture<S> {
     /// Purges once; others may be in the way.
     async fn purge(&self, retention: Duration, limit: u32) -> Result<u64, Stop> {
         let deadline = Instant::now() + self.capabilities.patience();
@@ -74,76 +74,77 @@ impl<S: IdempotencyStore> Bench<S> {
     }
 }
 
-async fn young<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("young");
-    bench.complete(&bench.a, &request).await?;
+async fn young<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("young");
+    fixture.complete(&fixture.a, &request).await?;
     // A store that expires identities by itself, and sooner, must refuse.
     let refused = |error: &StoreError| error.kind() == StoreErrorKind::Configuration;
-    if !bench.b.purge(AGES, MANY).await.is_err_and(|error| refused(&error)) {
-        bench.purge(AGES, MANY).await?;
+    if !fixture.b.purge(AGES, MANY).await.is_err_and(|error| refused(&error)) {
+        fixture.purge(AGES, MANY).await?;
     }
-    bench.completed(&bench.a, &request).await?;
+    fixture.completed(&fixture.a, &request).await?;
     Ok(())
 }
 
-async fn only_older<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
+async fn only_older<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
     // On a busy machine the young one may have grown old before it is looked at: then once more, with more time.
     for (round, millis) in [500_u64, 2_000, 6_000].into_iter().enumerate() {
         let retention = Duration::from_millis(millis);
-        let (old, young) = (bench.request(&format!("old-{round}")), bench.request(&format!("young-{round}")));
-        bench.complete(&bench.a, &old).await?;
+        let (old, young) =
+            (fixture.request(&format!("old-{round}")), fixture.request(&format!("young-{round}")));
+        fixture.complete(&fixture.a, &old).await?;
         sleep(retention + MOMENT).await;
         let born = Instant::now();
-        bench.complete(&bench.a, &young).await?;
-        while bench.purge(retention, MANY).await? == u64::from(MANY) {}
-        let young_is_known = !bench.is_free(&bench.a, &young).await?;
+        fixture.complete(&fixture.a, &young).await?;
+        while fixture.purge(retention, MANY).await? == u64::from(MANY) {}
+        let young_is_known = !fixture.is_free(&fixture.a, &young).await?;
         let too_late = born.elapsed() >= retention;
         ensure!(
             young_is_known || too_late,
             "expected what is younger than the retention of {retention:?} to be Completed; it was forgotten"
         );
-        if young_is_known && bench.is_free(&bench.a, &old).await? {
+        if young_is_known && fixture.is_free(&fixture.a, &old).await? {
             return Ok(());
         }
     }
     Err(failed("expected a purge to forget what is older than the retention; it is still Completed"))
 }
 
-async fn bounded<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let requests: Vec<_> = (0..5).map(|number| bench.request(&number.to_string())).collect();
+async fn bounded<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let requests: Vec<_> = (0..5).map(|number| fixture.request(&number.to_string())).collect();
     for request in &requests {
-        bench.complete(&bench.a, request).await?;
+        fixture.complete(&fixture.a, request).await?;
     }
     sleep(MOMENT * 5).await;
-    ensure!(bench.purge(MOMENT, 0).await? == 0, "expected a purge of nothing to forget nothing");
+    ensure!(fixture.purge(MOMENT, 0).await? == 0, "expected a purge of nothing to forget nothing");
     for request in &requests {
-        bench.completed(&bench.a, request).await?;
+        fixture.completed(&fixture.a, request).await?;
     }
-    let told = bench.purge(MOMENT, 2).await?;
+    let told = fixture.purge(MOMENT, 2).await?;
     let mut gone = 0;
     for request in &requests {
-        gone += u64::from(bench.is_free(&bench.a, request).await?);
+        gone += u64::from(fixture.is_free(&fixture.a, request).await?);
     }
     // Others' identities may have been among those that were forgotten.
     ensure!(gone <= told, "expected {told} at most to be forgotten; {gone} of 5 are");
     for request in &requests {
-        bench.purge_away(request).await?;
+        fixture.purge_away(request).await?;
     }
     Ok(())
 }
 
-async fn in_progress<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("long");
-    let session = bench.acquire(&bench.a, &request).await?;
+async fn in_progress<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("long");
+    let session = fixture.acquire(&fixture.a, &request).await?;
     sleep(MOMENT * 2).await;
-    let mut purge = pin!(bench.b.purge(MOMENT, MANY));
+    let mut purge = pin!(fixture.b.purge(MOMENT, MANY));
     match timeout(MOMENT * 5, &mut purge).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) if passes(&error) => {}
         Ok(Err(unexpected)) => return Err(error("purge, beside an open session")(unexpected)),
         Err(_) => {
             // It waits for the open transaction; what it finds when that has ended is in progress no more.
-            let (completed, purged) = join(bench.a.complete(session), purge).await;
+            let (completed, purged) = join(fixture.a.complete(session), purge).await;
             completed.map_err(error("complete, beside a purge that waits"))?;
             return match purged {
                 Err(unexpected) if !passes(&unexpected) => Err(error("purge, after it waited")(unexpected)),
@@ -151,32 +152,32 @@ async fn in_progress<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
             };
         }
     }
-    bench.a.complete(session).await.map_err(error("complete, after a purge"))?;
-    bench.completed(&bench.a, &request).await?;
+    fixture.a.complete(session).await.map_err(error("complete, after a purge"))?;
+    fixture.completed(&fixture.a, &request).await?;
     Ok(())
 }
 
 /// Where the guarantee ends: what was forgotten takes effect again.
-async fn late<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("late");
-    bench.complete(&bench.a, &request).await?;
-    bench.purge_away(&request).await?;
-    bench.complete(&bench.b, &request).await?;
-    bench.completed(&bench.a, &request).await?;
+async fn late<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("late");
+    fixture.complete(&fixture.a, &request).await?;
+    fixture.purge_away(&request).await?;
+    fixture.complete(&fixture.b, &request).await?;
+    fixture.completed(&fixture.a, &request).await?;
     Ok(())
 }
 
-async fn refuses<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let first = bench.request("first");
-    bench.complete(&bench.a, &first).await?;
+async fn refuses<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let first = fixture.request("first");
+    fixture.complete(&fixture.a, &first).await?;
     let mut number = 0;
     let refused = loop {
         ensure!(number < MOST, "expected the store to be full after {MOST} identities at most; it is not");
-        let request = bench.request(&number.to_string());
-        match bench.a.claim(std::slice::from_ref(&request)).await {
+        let request = fixture.request(&number.to_string());
+        match fixture.a.claim(std::slice::from_ref(&request)).await {
             Ok(claims) => {
                 let session = claims.session.ok_or_else(|| failed("expected a session; came none"))?;
-                bench.a.complete(session).await.map_err(error("complete"))?;
+                fixture.a.complete(session).await.map_err(error("complete"))?;
             }
             Err(full) if full.kind() == StoreErrorKind::Full => break request,
             Err(error) if passes(&error) => continue,
@@ -184,19 +185,19 @@ async fn refuses<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
         }
         number += 1;
     };
-    bench.completed(&bench.b, &first).await?;
-    let deadline = Instant::now() + bench.capabilities.patience();
+    fixture.completed(&fixture.b, &first).await?;
+    let deadline = Instant::now() + fixture.capabilities.patience();
     while Instant::now() < deadline {
-        bench.purge(MOMENT, u32::MAX).await?;
-        match bench.a.claim(std::slice::from_ref(&refused)).await {
+        fixture.purge(MOMENT, u32::MAX).await?;
+        match fixture.a.claim(std::slice::from_ref(&refused)).await {
             Ok(claims) => {
                 let session = claims.session.ok_or_else(|| failed("expected a session; came none"))?;
-                return bench.a.complete(session).await.map_err(error("complete, after a purge"));
+                return fixture.a.complete(session).await.map_err(error("complete, after a purge"));
             }
             Err(_) => sleep(AGAIN).await,
         }
     }
-    match claim(&*bench.a, &refused).await? {
+    match claim(&*fixture.a, &refused).await? {
         Answer::Acquired(_) => Ok(()),
         other => Err(unexpected(&refused, "Acquired, after a purge made room", &other)),
     }

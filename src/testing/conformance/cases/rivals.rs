@@ -18,8 +18,8 @@ use tokio::{
 use crate::{
     idempotency::{ClaimRequest, IdempotencyStore},
     testing::conformance::{
-        bench::{AGAIN, Answer, Bench, Outcome, Stop, claim, ensure, error, failed, passes, unexpected},
         capabilities::Need,
+        fixture::{AGAIN, Answer, Fixture, Outcome, Stop, claim, ensure, error, failed, passes, unexpected},
         runner::Runner,
     },
 };
@@ -38,16 +38,16 @@ pub(in super::super) async fn all<S: IdempotencyStore>(runner: &mut Runner<'_, S
     runner.case(("race_has_one_winner", "I2"), &[], race).await;
 }
 
-async fn kept_out<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("x");
-    let session = bench.acquire(&bench.a, &request).await?;
-    let waits = bench.capabilities.has(Need::Waits);
-    let mut rival = pin!(claim(&*bench.b, &request));
-    let watched = if waits { GLANCE } else { bench.capabilities.patience() };
+async fn kept_out<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("x");
+    let session = fixture.acquire(&fixture.a, &request).await?;
+    let waits = fixture.capabilities.has(Need::Waits);
+    let mut rival = pin!(claim(&*fixture.b, &request));
+    let watched = if waits { GLANCE } else { fixture.capabilities.patience() };
     match timeout(watched, &mut rival).await {
         Err(_) if waits => {
             // Both at once, as in two processes.
-            let (completed, answer) = join(bench.a.complete(session), rival).await;
+            let (completed, answer) = join(fixture.a.complete(session), rival).await;
             completed.map_err(error("complete, with a rival that waits"))?;
             let answer = answer?;
             let came_as_expected = match &answer {
@@ -61,24 +61,24 @@ async fn kept_out<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
         }
         Err(_) => return Err(failed("expected the rival to be told InProgress at once; it waits")),
         Ok(answer) => {
-            check_told(&bench, &request, answer?)?;
-            bench.a.complete(session).await.map_err(error("complete, with a rival about"))?;
+            check_told(&fixture, &request, answer?)?;
+            fixture.a.complete(session).await.map_err(error("complete, with a rival about"))?;
         }
     }
-    bench.completed(&bench.b, &request).await?;
+    fixture.completed(&fixture.b, &request).await?;
     Ok(())
 }
 
 /// What a rival may be told while the first is at it.
 fn check_told<S: IdempotencyStore>(
-    bench: &Bench<S>,
+    fixture: &Fixture<S>,
     request: &ClaimRequest,
     answer: Answer<S::Session>,
 ) -> Outcome {
     match answer {
         Answer::Refused(_) => Ok(()),
-        Answer::InProgress { remaining } if !bench.capabilities.has(Need::Waits) => {
-            let lease = bench.capabilities.lease();
+        Answer::InProgress { remaining } if !fixture.capabilities.has(Need::Waits) => {
+            let lease = fixture.capabilities.lease();
             ensure!(
                 lease.is_zero() || remaining <= lease + GRAIN,
                 "expected a rest of the lease of {lease:?}; came {remaining:?}"
@@ -86,24 +86,24 @@ fn check_told<S: IdempotencyStore>(
             Ok(())
         }
         other => {
-            let waits = bench.capabilities.has(Need::Waits);
+            let waits = fixture.capabilities.has(Need::Waits);
             let expected = if waits { "the rival to wait, or Busy" } else { "InProgress, or Busy" };
             Err(unexpected(request, expected, &other))
         }
     }
 }
 
-async fn after_release<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
-    let request = bench.request("x");
-    let session = bench.acquire(&bench.a, &request).await?;
+async fn after_release<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
+    let request = fixture.request("x");
+    let session = fixture.acquire(&fixture.a, &request).await?;
     let release = async {
         sleep(GLANCE).await;
-        bench.a.release(session).await
+        fixture.a.release(session).await
     };
-    let (released, rival) = join(release, bench.acquire_later(&bench.b, &request)).await;
+    let (released, rival) = join(release, fixture.acquire_later(&fixture.b, &request)).await;
     released.map_err(error("release, with a rival about"))?;
-    bench.b.complete(rival?).await.map_err(error("complete, by the rival"))?;
-    bench.completed(&bench.a, &request).await?;
+    fixture.b.complete(rival?).await.map_err(error("complete, by the rival"))?;
+    fixture.completed(&fixture.a, &request).await?;
     Ok(())
 }
 
@@ -115,13 +115,13 @@ struct Round {
     gives_back: AtomicBool,
 }
 
-async fn race<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
+async fn race<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
     for number in 0..ROUNDS {
-        let request = bench.request(&number.to_string());
+        let request = fixture.request(&number.to_string());
         let round = Arc::new(Round::default());
         round.gives_back.store(number % 3 == 2, SeqCst);
         let mut contenders = JoinSet::new();
-        for store in [&bench.a, &bench.b] {
+        for store in [&fixture.a, &fixture.b] {
             contenders.spawn(contend(Arc::clone(store), request.clone(), Arc::clone(&round)));
         }
         let mut winners = 0;
@@ -130,7 +130,7 @@ async fn race<S: IdempotencyStore>(bench: Bench<S>) -> Outcome {
             winners += u32::from(won);
         }
         ensure!(winners == 1, "round {number}: expected one consumer to complete; {winners} did");
-        bench.completed(&bench.a, &request).await?;
+        fixture.completed(&fixture.a, &request).await?;
     }
     Ok(())
 }

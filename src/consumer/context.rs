@@ -1,0 +1,66 @@
+//! What a consumer was built of, and how a batch is handled.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::{
+    buffer::{Unacked, Unsettled},
+    options::Options,
+    settler::Settler,
+    status::ConsumerMonitor,
+    telemetry,
+};
+use crate::{
+    amqp::ConnectOptions,
+    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome},
+};
+
+/// How long everything may take, once handlers were let finish, to give back what is unsettled and to close connections.
+pub(super) const CLOSING: Duration = Duration::from_secs(5);
+
+pub(crate) struct ConsumerContext<S: IdempotencyStore, H> {
+    pub(super) guard: Guard<S>,
+    pub(super) handler: H,
+    pub(super) connect: ConnectOptions,
+    pub(super) options: Options,
+    pub(super) settler: Settler,
+    pub(super) monitor: ConsumerMonitor,
+}
+
+/// A batch that has its outcomes.
+pub(super) struct Done {
+    pub(super) handled: Vec<(Unsettled, Outcome)>,
+    pub(super) took: Duration,
+    pub(super) together: bool,
+}
+
+impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
+    pub(crate) fn new(
+        guard: Guard<S>,
+        handler: H,
+        connect: ConnectOptions,
+        options: Options,
+        monitor: ConsumerMonitor,
+    ) -> Self {
+        let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
+        Self { guard: guard.coalesced(), handler, connect, options, settler, monitor }
+    }
+
+    /// Lets the guard decide about a batch.
+    pub(super) async fn handle(&self, batch: Vec<Unsettled>) -> Done {
+        let started = Instant::now();
+        let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
+            batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
+        let span = telemetry::span(&self.options.queue, self.guard.scope().as_str(), &messages);
+        let Batch { outcomes, together } =
+            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
+        telemetry::finish(&span, &messages, &outcomes);
+        #[cfg(feature = "metrics")]
+        telemetry::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
+        let unsettled = messages.into_iter().zip(deliveries);
+        let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
+        Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a message gets before its first attempt.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::{error::PublishError, telemetry::ContextSource};
+use crate::{
+    amqp::{ConnectError, ConnectErrorKind},
+    error::BoxError,
+    message::{Headers, IdStrategy, InvalidMessage, MessageId, OutgoingMessage, Stamped},
+};
+
+/// What fits through a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    body: usize,
+    headers: usize,
+}
+
+/// How many bytes of headers fit into a frame: all properties travel in one. The rest is for those that are not headers, short
+/// strings of up to 256 bytes.
+pub(super) fn headers_within(frame: usize) -> usize {
+    frame.saturating_sub(3_072)
+}
+
+impl Limits {
+    pub(crate) fn new(body: usize, frame: usize) -> Self {
+        Self { body, headers: headers_within(frame) }
+    }
+
+    fn check(&self, message: &OutgoingMessage) -> Result<(), InvalidMessage> {
+        let bytes = message.payload().len();
+        if bytes > self.body {
+            return Err(InvalidMessage::BodyTooLarge { bytes, limit: self.body });
+        }
+        match message.headers().map_or(0, Headers::encoded_len) {
+            bytes if bytes > self.headers => {
+                Err(InvalidMessage::HeadersTooLong { bytes, limit: self.headers })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks messages and gives them their ID and what else they travel with.
+#[derive(Debug)]
+pub(crate) struct Stamper {
+    strategy: IdStrategy,
+    app_id: Option<Arc<str>>,
+    trace: ContextSource,
+    limits: Limits,
+}
+
+impl Stamper {
+    pub(crate) fn new(
+        strategy: IdStrategy,
+        app_id: Option<String>,
+        trace: ContextSource,
+        limits: Limits,
+    ) -> Result<Self, ConnectError> {
+        if let Some(length) = app_id.as_ref().map(String::len).filter(|length| *length > 255) {
+            let source: BoxError = format!("the app_id has {length} bytes; AMQP allows 255").into();
+            return Err(ConnectError::setup(ConnectErrorKind::Protocol, source));
+        }
+        Ok(Self { strategy, app_id: app_id.map(Arc::from), trace, limits })
+    }
+
+    pub(super) fn strategy(&self) -> &IdStrategy {
+        &self.strategy
+    }
+
+    /// Checks a message and gives it its ID, once for all attempts.
+    pub(super) fn stamp(&self, message: OutgoingMessage) -> Result<Arc<Stamped>, PublishError> {
+        let message = self.trace.add_to(message);
+        match self.identify(&message) {
+            Ok(id) => {
+                let told_by_id = !message.has_identity() && self.strategy.is_time_ordered();
+                let timestamp = message.stamped_at().or_else(|| (!told_by_id).then(SystemTime::now));
+                Ok(Arc::new(Stamped::new(message, id, self.app_id.clone(), timestamp)))
+            }
+            Err(invalid) => Err(PublishError::invalid(message, invalid.into())),
+        }
+    }
+
+    fn identify(&self, message: &OutgoingMessage) -> Result<MessageId, InvalidMessage> {
+        message.validate()?;
+        self.limits.check(message)?;
+        Ok(self.strategy.message_id(message)?)
+    }
+}
