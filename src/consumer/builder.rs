@@ -99,7 +99,7 @@ impl IdempotentConsumer {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "an ID is forgotten after {retention:?}, but a copy of its message may come for {:?} ({horizon:?} as configured and \
-     {redeliveries:?} of this consumer's redeliveries): {:?} too short", self.needed(), self.needed().saturating_sub(self.retention)
+     {redeliveries:?} of this consumer's redeliveries): {:?} too short. Remember longer, or promise less with `horizon` or `retry_delays`", self.needed(), self.needed().saturating_sub(self.retention)
 )]
 struct RetentionTooShort {
     retention: Duration,

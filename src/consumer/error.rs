@@ -24,7 +24,7 @@ pub enum ConsumeErrorKind {
     Invalid,
     /// No connection to the broker, or it was lost before anything was consumed.
     Connect,
-    /// The store cannot work: it says what is missing.
+    /// The store is unusable: it says what is missing.
     Store,
     /// The broker refused to let us consume: no such queue, or no permission.
     Refused,
@@ -68,9 +68,9 @@ impl From<StoreError> for ConsumeError {
 impl fmt::Display for ConsumeErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Invalid => "the consumer is not set up right",
+            Self::Invalid => "invalid configuration of the consumer",
             Self::Connect => "cannot connect to the broker",
-            Self::Store => "the store cannot work",
+            Self::Store => "unusable store",
             Self::Refused => "the broker refused to let us consume",
         })
     }

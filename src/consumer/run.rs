@@ -91,7 +91,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
                     }
                     Err(error) => {
                         self.monitor.failed(&Chain(&error).to_string());
-                        tracing::warn!(queue = %options.queue, error = %error, "cannot consume");
+                        tracing::warn!(queue = %options.queue, error = %Chain(&error), "cannot consume");
                     }
                 },
             }

@@ -23,7 +23,7 @@ use super::{
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
-    error::BoxError,
+    error::{BoxError, Chain},
     message::{Fingerprint, IncomingMessage, MessageId},
 };
 
@@ -183,7 +183,7 @@ impl<S: IdempotencyStore> Guard<S> {
             match self.attempt(message, handler, &request).await {
                 Attempt::Failed { after: None, error } if self.again(message, failed + 1) => {
                     failed += 1;
-                    tracing::debug!(failed, error = %error, "handler failed; once more");
+                    tracing::debug!(failed, error = %Chain(&*error), "handler failed; once more");
                 }
                 Attempt::Failed { after, error } => {
                     return Outcome::Retry { after, failures: failed + 1, error };
@@ -260,7 +260,7 @@ impl<S: IdempotencyStore> Guard<S> {
                 Some(keep_alive) => match future::select(std::pin::pin!(work), keep_alive).await {
                     Either::Left((result, _)) => result,
                     Either::Right((lost, _)) => {
-                        tracing::warn!(error = %lost, "lease lost; the handler is cancelled");
+                        tracing::warn!(error = %Chain(&lost), "lease lost; the handler is cancelled");
                         return Attempt::Decided(Outcome::LeaseLost);
                     }
                 },
@@ -339,7 +339,7 @@ impl<S: IdempotencyStore> Guard<S> {
     pub(super) async fn give_back(&self, session: S::Session) {
         if let Err(error) = self.store.release(session).await {
             // The claim becomes free later, with its lease or its connection.
-            tracing::warn!(error = %error, "claim not released");
+            tracing::warn!(error = %Chain(&error), "claim not released");
         }
     }
 

@@ -16,8 +16,8 @@ pub struct Scope(Arc<str>);
 
 /// A scope is empty, too long, or holds control characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid scope")]
-pub struct InvalidScope(#[source] InvalidMessageId);
+#[error("{}", .0.told_of("a scope"))]
+pub struct InvalidScope(InvalidMessageId);
 
 impl Scope {
     /// Checks a scope.

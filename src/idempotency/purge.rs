@@ -6,6 +6,7 @@ use futures_util::future::{self, Either};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use super::store::{IdempotencyStore, StoreError};
+use crate::error::Chain;
 
 /// Purges a store in the background, in small batches, from time to time.
 ///
@@ -78,10 +79,7 @@ impl<S: IdempotencyStore> Sweeper<S> {
                         tracing::debug!(forgotten, "identities older than the retention forgotten");
                     }
                     Err(error) => {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "sweep failed; the next one tries again"
-                        );
+                        tracing::warn!(error = %Chain(&error), "sweep failed; the next one tries again");
                         break;
                     }
                 }

@@ -285,8 +285,8 @@ impl fmt::Display for StoreErrorKind {
             Self::Conflict => "a rival's transaction stood in the way",
             Self::RolledBack => "the transaction was rolled back",
             Self::OutcomeUnknown => "the outcome of the commit is unknown",
-            Self::Schema => "the store's schema does not fit",
-            Self::Configuration => "the store's configuration cannot work",
+            Self::Schema => "the store's schema does not match",
+            Self::Configuration => "invalid configuration of the store",
         })
     }
 }

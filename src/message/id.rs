@@ -29,20 +29,17 @@ pub(super) const SHORT_STRING_BYTES: usize = 255;
 pub struct MessageId(Arc<str>);
 
 /// Why a text cannot be a [`MessageId`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidMessageId {
     /// It has no bytes.
-    #[error("a message ID must not be empty")]
     Empty,
     /// It has more than 255 bytes.
-    #[error("a message ID has at most 255 bytes, this one has {bytes}")]
     TooLong {
         /// Its length in bytes.
         bytes: usize,
     },
     /// It holds a control character.
-    #[error("a message ID holds no control characters, this one has {} at byte {at}", .character.escape_default())]
     ControlCharacter {
         /// The first one.
         character: char,
@@ -50,6 +47,28 @@ pub enum InvalidMessageId {
         at: usize,
     },
 }
+
+impl InvalidMessageId {
+    /// The same of something else that obeys the same rules.
+    pub(crate) fn told_of(&self, what: &str) -> String {
+        match self {
+            Self::Empty => format!("{what} must not be empty"),
+            Self::TooLong { bytes } => format!("{what} has at most 255 bytes, this one has {bytes}"),
+            Self::ControlCharacter { character, at } => {
+                let character = character.escape_default();
+                format!("{what} holds no control characters, this one has {character} at byte {at}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for InvalidMessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told_of("a message ID"))
+    }
+}
+
+impl std::error::Error for InvalidMessageId {}
 
 impl MessageId {
     /// Checks an ID.

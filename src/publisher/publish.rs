@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     amqp::ConnectError,
+    error::Chain,
     message::{OutgoingMessage, Stamped},
 };
 
@@ -320,7 +321,7 @@ impl IdempotentPublisher {
             let reply = (&mut pending.reply).await;
             if let Err(error) = publisher.conclude(pending, reply.ok()) {
                 let message_id = error.message_id().map(tracing::field::display);
-                tracing::warn!(message_id, error = %error, "a message failed whose confirm nobody awaits");
+                tracing::warn!(message_id, error = %Chain(&error), "a message failed whose confirm nobody awaits");
             }
         });
     }

@@ -5,7 +5,10 @@ use std::{future::Future, time::Duration};
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::{Instant, interval_at, timeout_at};
 
-use crate::idempotency::{ClaimRequest, StoreError, StoreErrorKind};
+use crate::{
+    error::Chain,
+    idempotency::{ClaimRequest, StoreError, StoreErrorKind},
+};
 
 /// How long a lease runs unless it is renewed, if nothing else is said.
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
@@ -33,7 +36,7 @@ where
                 Ok(Ok(())) => runs_out = asked + lease,
                 Ok(Err(error)) if error.kind() == StoreErrorKind::LeaseLost => return error,
                 Ok(Err(error)) if Instant::now() >= runs_out => return ran_out(error),
-                Ok(Err(error)) => tracing::warn!(error = %error, "lease not renewed; trying again"),
+                Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "lease not renewed; trying again"),
                 Err(elapsed) => return ran_out(elapsed),
             }
         }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::error::bounded;
+
 /// A table, in a schema of its database or in the one that the connection picks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableName {
@@ -13,9 +15,9 @@ pub struct TableName {
 ///
 /// Names are quoted in every statement, so that reserved words may be used. They are at most 40 bytes long, because the names of indexes and
 /// partitions are made from them, and PostgreSQL cuts names after 63 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the name of a table or schema must match [a-z_][a-z0-9_]{{0,39}}")]
-pub struct InvalidTableName(());
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the name of a table or schema must match [a-z_][a-z0-9_]{{0,39}}: {}", .0)]
+pub struct InvalidTableName(String);
 
 impl TableName {
     /// Reads `table` or `schema.table`.
@@ -57,7 +59,7 @@ fn checked(name: &str) -> Result<String, InvalidTableName> {
     if starts_well && name.len() <= 40 && name.chars().all(plain) {
         Ok(name.to_owned())
     } else {
-        Err(InvalidTableName(()))
+        Err(InvalidTableName(bounded(name)))
     }
 }
 

@@ -60,7 +60,7 @@ impl ChannelWorker {
         }
         let kind =
             if reply.code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
-        tracing::debug!(error = %error, "the broker closed the channel over one message");
+        tracing::debug!(error = %Chain(&*error), "the broker closed the channel over one message");
         let job = unconfirmed.take_suspect()?;
         self.judged.push((job, Verdict::Refused(kind, reply, Arc::from(error))));
         self.answer(Instant::now());
