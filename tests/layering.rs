@@ -99,7 +99,8 @@ fn no_file_outgrows_its_reader() {
 }
 
 /// The circles that do no harm: a constructor's sugar, types that make each other, a trait and what its methods are given.
-const HARMLESS: [&[&str]; 5] = [
+const HARMLESS: [&[&str]; 6] = [
+    &["consumer/builder", "consumer/consume"],
     &[
         "message/headers",
         "message/id",
@@ -198,12 +199,12 @@ fn no_circle_of_modules_but_the_harmless_ones() {
             let folder = mine[..common].join("/");
             let named =
                 if common == 0 { (*theirs_next).to_owned() } else { format!("{folder}/{theirs_next}") };
-            let to = match modules.iter().any(|(module, _)| *module == named) {
-                true => named,
-                false => match handed_on(&folder, theirs_next) {
-                    Some(module) => module,
-                    None => continue,
-                },
+            let to = if modules.iter().any(|(module, _)| *module == named) {
+                named
+            } else if let Some(module) = handed_on(&folder, theirs_next) {
+                module
+            } else {
+                continue;
             };
             let mine = if common == 0 { (*mine_next).to_owned() } else { format!("{folder}/{mine_next}") };
             if mine != to {

@@ -15,6 +15,7 @@ mod settings;
 mod socket;
 #[cfg(feature = "tls")]
 mod tls;
+mod topology;
 mod uri;
 mod values;
 
@@ -38,4 +39,6 @@ pub(crate) use settings::connection_settings;
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use tls::TlsOptions;
+pub(crate) use topology::Topology;
 pub use uri::InvalidUri;
+pub(crate) use values::field_table;

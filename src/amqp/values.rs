@@ -39,6 +39,15 @@ pub(super) fn header_value(value: &AMQPValue) -> HeaderValue {
     }
 }
 
+/// A table of what an application said.
+pub(crate) fn field_table(values: &[(String, HeaderValue)]) -> Result<FieldTable, ShortStringError> {
+    let mut table = FieldTable::default();
+    for (name, value) in values {
+        table.insert(ShortString::try_new(name.as_str())?, amqp_value(value)?);
+    }
+    Ok(table)
+}
+
 pub(super) fn amqp_value(value: &HeaderValue) -> Result<AMQPValue, ShortStringError> {
     Ok(match value {
         HeaderValue::Void => AMQPValue::Void,

@@ -3,72 +3,51 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
-    context::ConsumerContext,
+    consume::IdempotentConsumer,
+    control::ConsumerControl,
     delay_queues::Redelivery,
     error::{ConsumeError, ConsumeErrorKind},
     options::{Hook, Options},
     parking::ParkingTarget,
+    retention::Retention,
     status::{ConsumerMonitor, StoppedOnDrop},
 };
 use crate::{
-    amqp::{ConnectOptions, InvalidUri, connection_settings},
+    amqp::{ConnectOptions, InvalidUri, Topology, connection_settings},
+    error::BoxError,
     idempotency::{
         Guard, IdempotencyStore, IdempotentHandler, KeySource, MismatchPolicy, MissingIdPolicy, Outcome,
         Scope, StalePolicy,
     },
-    message::IncomingMessage,
+    message::{HeaderValue, IncomingMessage},
 };
 
-/// Consumes a queue through a [`Guard`]: each message takes effect once, whatever is delivered twice.
-///
-/// Deliveries are acked after the effect is committed. A consumer that dies at any point leaves either no effect and an unacked
-/// delivery, or an effect and a remembered ID.
-///
-/// # Order
-///
-/// With one of the `workers`, messages are handled in the order in which the broker delivers them, in one subscription. A failed message is overtaken by those behind it,
-/// and after a lost connection the broker delivers again what was not acked, possibly to another consumer. What is published anew for the broker's
-/// limits ([`delivery_limit`](ConsumerBuilder::delivery_limit), [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. Who needs an order must find it in the messages:
-/// a sequence number that the handler compares.
-///
-/// # Several consumers
-///
-/// Any number of consumers, in one process or many, may share a queue: with one scope each message takes effect once. A queue declared with
-/// `x-single-active-consumer` serves one of them at a time and changes over when that one goes; it may still be finishing a message then, which the guard
-/// keeps from taking effect twice. See also [`exclusive`](ConsumerBuilder::exclusive) and [`priority`](ConsumerBuilder::priority).
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct IdempotentConsumer;
+/// Sets up an [`IdempotentConsumer`] and runs it.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is consumed before `run_until` is awaited"]
+pub struct ConsumerBuilder<S> {
+    connect: Result<ConnectOptions, InvalidUri>,
+    store: S,
+    scope: Option<String>,
+    key: KeySource,
+    missing_id: MissingIdPolicy,
+    mismatch: MismatchPolicy,
+    retention: Retention,
+    monitor: ConsumerMonitor,
+    handler_timeout: Option<Duration>,
+    options: Options,
+}
 
-impl IdempotentConsumer {
-    /// Starts to set up a consumer of `queue` whose effects are guarded by `store`.
-    ///
-    /// The queue must exist; [`WorkQueue`](super::WorkQueue) declares one as it is recommended. URI parameters are those of
-    /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
-    pub fn builder<S: IdempotencyStore>(
-        uri: impl AsRef<str>,
-        queue: impl Into<String>,
-        store: S,
-    ) -> ConsumerBuilder<S> {
-        Self::builder_for_cluster([uri.as_ref()], queue, store)
-    }
-
-    /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them in random order.
-    pub fn builder_for_cluster<'a, S: IdempotencyStore>(
-        uris: impl IntoIterator<Item = &'a str>,
-        queue: impl Into<String>,
-        store: S,
-    ) -> ConsumerBuilder<S> {
-        let queue = queue.into();
-        ConsumerBuilder {
+impl<S: IdempotencyStore> ConsumerBuilder<S> {
+    pub(super) fn new<'a>(uris: impl IntoIterator<Item = &'a str>, queue: String, store: S) -> Self {
+        Self {
             connect: ConnectOptions::new(uris),
             store,
-            scope: queue.clone(),
+            scope: None,
             key: KeySource::default(),
             missing_id: MissingIdPolicy::default(),
             mismatch: MismatchPolicy::default(),
-            retention: None,
-            horizon: Duration::ZERO,
+            retention: Retention::default(),
             monitor: ConsumerMonitor::new(),
             handler_timeout: None,
             options: Options {
@@ -81,6 +60,8 @@ impl IdempotentConsumer {
                 delivery_limit: Some(20),
                 consumer_timeout: Some(Duration::from_secs(30 * 60)),
                 priority: 0,
+                topology: None,
+                arguments: Vec::new(),
                 workers: 1,
                 batch: 64,
                 redelivery: Redelivery::default(),
@@ -93,51 +74,17 @@ impl IdempotentConsumer {
             },
         }
     }
-}
 
-/// A consumer would forget IDs while copies of their messages may still come.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "an ID is forgotten after {retention:?}, but a copy of its message may come for {:?} ({horizon:?} as configured and \
-     {redeliveries:?} of this consumer's redeliveries): {:?} too short. Remember longer, or promise less with `horizon` or `retry_delays`", self.needed(), self.needed().saturating_sub(self.retention)
-)]
-struct RetentionTooShort {
-    retention: Duration,
-    horizon: Duration,
-    redeliveries: Duration,
-}
-
-impl RetentionTooShort {
-    fn needed(&self) -> Duration {
-        self.horizon.saturating_add(self.redeliveries)
-    }
-}
-
-/// Sets up an [`IdempotentConsumer`] and runs it.
-#[derive(Debug, Clone)]
-#[must_use = "nothing is consumed before `run_until` is awaited"]
-pub struct ConsumerBuilder<S> {
-    connect: Result<ConnectOptions, InvalidUri>,
-    store: S,
-    scope: String,
-    key: KeySource,
-    missing_id: MissingIdPolicy,
-    mismatch: MismatchPolicy,
-    retention: Option<(Duration, StalePolicy)>,
-    horizon: Duration,
-    monitor: ConsumerMonitor,
-    handler_timeout: Option<Duration>,
-    options: Options,
-}
-
-impl<S: IdempotencyStore> ConsumerBuilder<S> {
     connection_settings!();
 
-    /// The consumer's identity: a message may take effect once in each scope. Default: the name of the queue.
+    /// The consumer's identity: a message may take effect once in each scope.
+    ///
+    /// Default: the name of the queue, of which the consumer warns when it starts. **A queue that is renamed then forgets every ID**: what is moved over, delivered again or
+    /// put back from parking takes effect a second time. Say a name of the service's own.
     ///
     /// All instances of one service use the same scope; services that share a table use different ones.
     pub fn scope(mut self, scope: impl Into<String>) -> Self {
-        self.scope = scope.into();
+        self.scope = Some(scope.into());
         self
     }
 
@@ -160,17 +107,19 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// For how long the store remembers an ID: the retention that it is purged with. A message that is older and unknown is not handled but
-    /// parked as `indeterminate`, unless `policy` is [`StalePolicy::Handle`]. Not set by default.
+    /// parked as `indeterminate`, unless `policy` is [`StalePolicy::Handle`]. Default: what the store
+    /// [says](IdempotencyStore::remembers), with [`StalePolicy::Park`]; a store that is purged from outside says nothing. The consumer does not start if the store
+    /// forgets sooner than is said here.
     pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
-        self.retention = Some((retention, policy));
+        self.retention.said = Some((retention, policy));
         self
     }
 
     /// How long after its first publishing a copy of a message may still come, at most: add up the publisher's retries, the time in the queue,
     /// and the time that parked messages are replayed in. This consumer's own [`retry_delays`](Self::retry_delays) are added. The
-    /// consumer does not start if the retention is shorter than that; without a horizon it only warns.
+    /// consumer does not start if the retention is shorter than that, or not known; without a horizon it only warns.
     pub fn horizon(mut self, horizon: Duration) -> Self {
-        self.horizon = horizon;
+        self.retention.horizon = Some(horizon);
         self
     }
 
@@ -221,6 +170,24 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// [`prefetch`](Self::prefetch). Default 0.
     pub fn priority(mut self, priority: i32) -> Self {
         self.options.priority = priority;
+        self
+    }
+
+    /// Declares what the consumer needs, on a channel of its own, on every new connection before it subscribes: an exchange, a binding, the queue itself. See also
+    /// [`WorkQueue`](super::WorkQueue). If it fails, the consumer does not start; later it goes on trying.
+    pub fn topology<F, Fut, E>(mut self, declare: F) -> Self
+    where
+        F: Fn(lapin::Channel) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.options.topology = Some(Topology::new(declare));
+        self
+    }
+
+    /// Adds an argument to the subscription (`basic.consume`), such as `x-stream-offset`. Repeatable; of one name the last one counts.
+    pub fn consume_argument(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
+        self.options.arguments.push((name.into(), value.into()));
         self
     }
 
@@ -328,27 +295,50 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// Consumes until `shutdown` completes: then takes no more messages, lets the handlers that run finish, settles, and
-    /// returns. Unsettled deliveries go back to the queue.
-    ///
-    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out. While the store is away, the deliveries that are here stay here,
-    /// unacknowledged; only shutdown, a lost channel and the broker's own consumer timeout give them back.
-    ///
-    /// It reacts to `shutdown` at any time: also while it connects for the first time or again, or waits for a store that is away or hangs. It returns at the latest
-    /// 5 s after [`drain_timeout`](Self::drain_timeout).
+    /// Checks the settings, and gives the consumer, which can be looked at and controlled before it runs.
     ///
     /// # Errors
     ///
-    /// A [`ConsumeError`] if it cannot start: bad settings, names that are too long with what this crate adds to them, no broker, no such queue, or a store that
-    /// cannot work, such as one without its table. None if it was told to stop before.
+    /// A [`ConsumeError`] of kind [`Invalid`](ConsumeErrorKind::Invalid): bad settings, or names that are too long with what this crate adds to them.
+    pub fn build(self) -> Result<IdempotentConsumer<S>, ConsumeError> {
+        let mut connect =
+            self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        self.options.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        let scope = self.scope.unwrap_or_else(|| {
+            let queue = &self.options.queue;
+            tracing::warn!(
+                queue,
+                "no scope was set, so it is the queue's name: under another name of the queue every message may take effect again"
+            );
+            queue.clone()
+        });
+        connect.name.get_or_insert_with(|| scope.clone());
+        let mut guard = Guard::new(self.store, Scope::new(scope)?)
+            .key(self.key)
+            .missing_id(self.missing_id)
+            .fingerprint_mismatch(self.mismatch)
+            .immediate_retries(self.options.immediate_retries)
+            .max_attempts(self.options.max_attempts);
+        let remembered = guard.store().remembers();
+        let decided = self.retention.decide(remembered, self.options.redelivery_time());
+        if let Some((retention, policy)) =
+            decided.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?
+        {
+            guard = guard.retention(retention, policy);
+        }
+        if let Some(limit) = self.handler_timeout {
+            guard = guard.handler_timeout(limit);
+        }
+        let Self { options, monitor, .. } = self;
+        Ok(IdempotentConsumer { guard, connect, options, monitor, control: ConsumerControl::new() })
+    }
+
+    /// [Builds](Self::build) the consumer and runs it; see [`IdempotentConsumer::run_until`].
     ///
-    /// # Cancellation
+    /// # Errors
     ///
-    /// Dropping the future drops the running handlers, whose sessions are released; their deliveries come again.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
+    /// As of both.
     pub async fn run_until<H>(
         self,
         handler: H,
@@ -359,33 +349,6 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     {
         // However this ends.
         let _stopped = StoppedOnDrop(self.monitor.clone());
-        let mut connect =
-            self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        self.options.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        connect.name.get_or_insert_with(|| self.scope.clone());
-        let mut guard = Guard::new(self.store, Scope::new(self.scope)?)
-            .key(self.key)
-            .missing_id(self.missing_id)
-            .fingerprint_mismatch(self.mismatch)
-            .immediate_retries(self.options.immediate_retries)
-            .max_attempts(self.options.max_attempts);
-        if let Some((retention, policy)) = self.retention {
-            let (horizon, redeliveries) = (self.horizon, self.options.redelivery_time());
-            let short = RetentionTooShort { retention, horizon, redeliveries };
-            if retention < short.needed() {
-                if !horizon.is_zero() {
-                    return Err(ConsumeError::new(ConsumeErrorKind::Invalid, short));
-                }
-                tracing::warn!("{short}");
-            }
-            guard = guard.retention(retention, policy);
-        }
-        if let Some(limit) = self.handler_timeout {
-            guard = guard.handler_timeout(limit);
-        }
-        // On the heap: it is large, and would be a part of every future that awaits it.
-        Box::pin(ConsumerContext::new(guard, handler, connect, self.options, self.monitor).run(shutdown))
-            .await
+        self.build()?.run_until(handler, shutdown).await
     }
 }

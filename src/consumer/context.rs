@@ -7,6 +7,7 @@ use tracing::Instrument;
 
 use super::{
     buffer::{Unacked, Unsettled},
+    control::ConsumerControl,
     options::Options,
     settler::Settler,
     status::ConsumerMonitor,
@@ -27,6 +28,7 @@ pub(crate) struct ConsumerContext<S: IdempotencyStore, H> {
     pub(super) options: Options,
     pub(super) settler: Settler,
     pub(super) monitor: ConsumerMonitor,
+    pub(super) control: ConsumerControl,
 }
 
 /// A batch that has its outcomes.
@@ -43,9 +45,10 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         connect: ConnectOptions,
         options: Options,
         monitor: ConsumerMonitor,
+        control: ConsumerControl,
     ) -> Self {
         let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
-        Self { guard: guard.coalesced(), handler, connect, options, settler, monitor }
+        Self { guard: guard.coalesced(), handler, connect, options, settler, monitor, control }
     }
 
     /// Lets the guard decide about a batch.

@@ -7,7 +7,12 @@ use super::{
     delivery_limit::DeliveryLimit,
     parking::ParkingTarget,
 };
-use crate::{error::caught_in, idempotency::Outcome, message::IncomingMessage};
+use crate::{
+    amqp::Topology,
+    error::caught_in,
+    idempotency::Outcome,
+    message::{HeaderValue, IncomingMessage},
+};
 
 /// What the runner needs to know.
 #[derive(Debug, Clone)]
@@ -21,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) delivery_limit: Option<u32>,
     pub(crate) consumer_timeout: Option<Duration>,
     pub(crate) priority: i32,
+    pub(crate) topology: Option<Topology>,
+    pub(crate) arguments: Vec<(String, HeaderValue)>,
     pub(crate) workers: usize,
     pub(crate) batch: usize,
     pub(crate) redelivery: Redelivery,

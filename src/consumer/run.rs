@@ -31,6 +31,12 @@ struct NoDelayedRetries(ServerVersion);
 
 impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ConsumeError> {
+        let shutdown = async {
+            tokio::select! {
+                () = shutdown => {}
+                () = self.control.stopped() => {}
+            }
+        };
         let shutdown = shutdown.fuse();
         let mut shutdown = std::pin::pin!(shutdown);
         let options = &self.options;
@@ -56,7 +62,6 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
                 }
                 self.settler.negotiated(session.frame_max());
                 let started = Instant::now();
-                self.monitor.enter(ConsumerState::Consuming);
                 let (end, decided) =
                     Consumption::new(&self, &mut carried, session).run(shutdown.as_mut()).await;
                 match end {

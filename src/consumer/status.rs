@@ -61,6 +61,8 @@ pub enum ConsumerState {
     Reconnecting,
     /// The store cannot be asked. Nothing is taken and nothing acked until it answers again.
     StoreAway,
+    /// It was [paused](super::ConsumerControl::pause). Nothing is taken.
+    Paused,
     /// Several subscriptions in turn ended before a single delivery was settled: something in the queue or the broker ends them. It goes on
     /// trying, with long pauses.
     Failing,
@@ -78,6 +80,7 @@ impl ConsumerState {
             Self::Consuming => "consuming",
             Self::Reconnecting => "reconnecting",
             Self::StoreAway => "store_away",
+            Self::Paused => "paused",
             Self::Failing => "failing",
             Self::Draining => "draining",
             Self::Stopped => "stopped",

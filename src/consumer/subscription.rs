@@ -7,13 +7,13 @@ use lapin::{
     Channel, Connection, Consumer,
     message::Delivery,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, ShortString},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{error::ConsumeError, options::Options};
 use crate::{
-    amqp::{self, ClosedOnDrop, ConnectOptions, ensure_queue},
+    amqp::{self, ClosedOnDrop, ConnectOptions, Topology, ensure_queue, field_table},
     error::{BoxError, Chain},
 };
 
@@ -54,6 +54,7 @@ impl Subscription {
         options: &Options,
         prefetch: u16,
     ) -> Result<(Channel, Consumer, Option<String>), BoxError> {
+        Topology::declare(options.topology.as_ref(), connection, limit).await?;
         let mut no_parking = None;
         if let Some(queue) = options.parking.queue_to_declare()
             && let Err(error) = ensure_queue(connection, limit, queue).await
@@ -118,7 +119,7 @@ async fn subscribe(
     within(limit, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(options.queue.as_str())?;
     let consuming = BasicConsumeOptions { exclusive: options.exclusive, ..BasicConsumeOptions::default() };
-    let mut arguments = FieldTable::default();
+    let mut arguments = field_table(&options.arguments)?;
     if options.priority != 0 {
         arguments.insert(ShortString::from("x-priority"), AMQPValue::LongInt(options.priority));
     }

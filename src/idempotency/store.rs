@@ -92,6 +92,13 @@ pub trait IdempotencyStore: Send + Sync + 'static {
         None
     }
 
+    /// For how long the store remembers a completed identity, if it forgets by itself. A consumer goes by it, and does not start if it was told a longer time.
+    ///
+    /// `None` for a store that forgets only what [`purge`](Self::purge) is told to.
+    fn remembers(&self) -> Option<Duration> {
+        None
+    }
+
     /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take about as long as one claim, and an identity that
     /// fails there fails alone. A consumer then asks together for messages that it handles at once. The answer stays the same.
     fn pipelines(&self) -> bool {
@@ -187,6 +194,10 @@ impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
 
     fn sessions(&self) -> Option<usize> {
         (**self).sessions()
+    }
+
+    fn remembers(&self) -> Option<Duration> {
+        (**self).remembers()
     }
 
     fn pipelines(&self) -> bool {

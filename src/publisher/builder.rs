@@ -4,7 +4,6 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
     channel::WorkerOptions,
-    connection::Topology,
     permits::InFlightPermits,
     publish::IdempotentPublisher,
     retry::RetryPolicy,
@@ -13,7 +12,7 @@ use super::{
     telemetry::{Attempt, AttemptHook, ContextSource},
 };
 use crate::{
-    amqp::{ConnectError, ConnectErrorKind, ConnectOptions, InvalidUri, connection_settings},
+    amqp::{ConnectError, ConnectErrorKind, ConnectOptions, InvalidUri, Topology, connection_settings},
     error::BoxError,
     message::{IdStrategy, TraceContext},
 };

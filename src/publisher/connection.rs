@@ -4,43 +4,13 @@
 //! before its topology is back. Here a generation is one connection with its channels; whatever was in flight when it
 //! ended has an unknown outcome and is published again on the next one. Generations never mix.
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{future::Future, sync::Arc};
 
-use futures_util::future::{BoxFuture, FutureExt};
-use lapin::{Channel, options::ConfirmSelectOptions, types::ShortString};
+use lapin::{Channel, options::ConfirmSelectOptions};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::stamp::headers_within;
-use crate::{
-    amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection},
-    error::{BoxError, caught},
-};
-
-type Declare = dyn Fn(Channel) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync;
-
-/// What the application declares on every new connection, before anything is published there.
-#[derive(Clone)]
-pub(crate) struct Topology(Arc<Declare>);
-
-impl Topology {
-    pub(crate) fn new<F, Fut, E>(declare: F) -> Self
-    where
-        F: Fn(Channel) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), E>> + Send + 'static,
-        E: Into<BoxError> + 'static,
-    {
-        Self(Arc::new(move |channel| {
-            let declared = declare(channel);
-            async move { declared.await.map_err(Into::into) }.boxed()
-        }))
-    }
-}
-
-impl fmt::Debug for Topology {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Topology")
-    }
-}
+use crate::amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection, Topology};
 
 /// One connection that workers of a publisher share.
 pub(crate) struct SharedConnection {
@@ -66,7 +36,7 @@ impl SharedConnection {
             let connection = self.options.open().await?;
             let mut ready = self.check(&connection);
             if ready.is_ok() {
-                ready = self.declare(&connection).await;
+                ready = Topology::declare(self.topology.as_ref(), &connection, self.options.timeout).await;
             }
             if let Err(error) = ready {
                 discard(Some(connection));
@@ -111,21 +81,6 @@ impl SharedConnection {
         // `nowait` must stay false: lapin waits for the answer all the same.
         self.within(channel.confirm_select(ConfirmSelectOptions { nowait: false })).await?;
         Ok(channel)
-    }
-
-    /// On a channel of its own: a declaration that the broker refuses closes it.
-    async fn declare(&self, connection: &Connection) -> Result<(), ConnectError> {
-        let Some(Topology(declare)) = &self.topology else { return Ok(()) };
-        let channel = self.within(connection.create_channel()).await?;
-        // Called in there, too: a panic must not end the task that publishes.
-        let declaring = caught("`topology`", async { declare(channel.clone()).await });
-        match timeout(self.options.timeout, declaring).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
-            Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
-            Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
-        }
-        self.within(channel.close(200, ShortString::default())).await
     }
 
     async fn within<T>(&self, step: impl Future<Output = lapin::Result<T>>) -> Result<T, ConnectError> {

@@ -12,13 +12,13 @@ use tokio::{
 
 use super::{
     channel::{ChannelWorker, Dispatcher, JobSender, WorkerContext, WorkerOptions},
-    connection::{SharedConnection, Topology},
+    connection::SharedConnection,
     payload::Payload,
     permits::InFlightPermits,
     status::{Monitor, WorkerState},
 };
 use crate::{
-    amqp::{ConnectError, ConnectOptions, Connection},
+    amqp::{ConnectError, ConnectOptions, Connection, Topology},
     error::caught,
 };
 

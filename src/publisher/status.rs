@@ -49,6 +49,18 @@ pub struct PublisherStatus {
     pub last_error: Option<String>,
 }
 
+impl PublisherStatus {
+    /// Ready: at least one connection takes messages.
+    pub fn is_ready(&self) -> bool {
+        self.state == PublisherState::Connected
+    }
+
+    /// Live: it publishes, or will by itself. Only one that was closed does not.
+    pub fn is_live(&self) -> bool {
+        self.state != PublisherState::Closed
+    }
+}
+
 /// Whether a publisher can publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -64,6 +76,19 @@ pub enum PublisherState {
     Reconnecting,
     /// The publisher was closed, or the runtime is gone that connected it.
     Closed,
+}
+
+impl PublisherState {
+    /// A short name for logs and probes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Blocked => "blocked",
+            Self::Reconnecting => "reconnecting",
+            Self::Closed => "closed",
+        }
+    }
 }
 
 /// What one worker can do.

@@ -193,6 +193,8 @@ pub(crate) fn main() -> ExitCode {
         starting::reason_of_a_failed_reconnect_is_told,
         starting::more_channels_than_the_broker_allows_are_refused,
         starting::names_that_are_too_long_are_refused_with_what_helps,
+        starting::consumer_declares_its_topology_on_every_connection,
+        stopping::paused_consumer_takes_nothing_and_loses_nothing,
         stopping::start_reacts_to_shutdown,
         stopping::shutdown_takes_less_than_half_a_minute_whatever_hangs,
         status::status_follows_the_consumer,

@@ -13,11 +13,11 @@ use lapin_idempotent::{
     HandlerResult, IdempotentConsumer, IdempotentHandler, IdempotentPublisher, IncomingMessage, MemoryStore,
     OutgoingMessage,
     amqp::ConnectErrorKind,
-    consumer::{ConsumeErrorKind, ConsumerBuilder, Redelivery},
+    consumer::{ConsumeErrorKind, ConsumerBuilder, ConsumerState, Redelivery},
     idempotency::Lease,
 };
 
-use super::support::{amqp::Client, broker, eventually, proxy::Proxy, unique};
+use super::support::{amqp::Client, broker, consumer::Running, eventually, proxy::Proxy, unique};
 
 pub async fn panic_in_the_topology_is_a_failed_connect() {
     let client = Client::connect(&broker()).await;
@@ -128,4 +128,37 @@ impl IdempotentHandler<MemoryStore> for Nothing {
     async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult {
         Ok(())
     }
+}
+
+pub async fn consumer_declares_its_topology_on_every_connection() {
+    let client = Client::connect(&broker()).await;
+    let (queue, proxy) = (unique("declared"), Proxy::start(&broker()).await);
+    let name = queue.clone();
+    let consumer = IdempotentConsumer::builder(proxy.url(), &queue, MemoryStore::new(10))
+        .scope("s")
+        .consume_argument("x-priority", 7)
+        .topology(move |channel| {
+            let name = name.clone();
+            async move {
+                let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+                channel.queue_declare(name.as_str().into(), durable, FieldTable::default()).await.map(|_| ())
+            }
+        });
+    let running = Running::start(consumer, Nothing);
+    running.until(ConsumerState::Consuming).await;
+    client.delete(&queue).await;
+    eventually("it is declared again", async || {
+        (running.monitor.status().reconnects > 0 && running.monitor.status().is_ready()).then_some(())
+    })
+    .await;
+    assert_eq!(client.ready(&queue).await, 0);
+    running.stop().await;
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+
+    let refused = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(10))
+        .scope("s")
+        .topology(|_| async { Err::<(), _>("not today") });
+    let error = refused.run_until(Nothing, std::future::pending()).await.expect_err("refused");
+    assert!(error.source().expect("source").to_string().contains("topology"), "{error:?}");
 }

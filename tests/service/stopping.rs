@@ -20,6 +20,7 @@ use super::support::{
     broker,
     consumer::Running,
     eventually,
+    ledger::{Debit, Ledger},
     proxy::{Action, Proxy},
     unique,
 };
@@ -135,4 +136,44 @@ pub async fn shutdown_takes_less_than_half_a_minute_whatever_hangs() {
     eventually("what was in hand is back", async || (client.ready(&queue).await == 1).then_some(())).await;
     client.delete(&queue).await;
     client.delete(&parking).await;
+}
+
+/// Paused from the start, then let go, then paused with a handler at work; stopped while it is paused.
+pub async fn paused_consumer_takes_nothing_and_loses_nothing() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("paused").await;
+    let ledger = Ledger::create().await;
+    let handler = Debit { dawdle: Duration::from_millis(200), ..Debit::default() };
+    let consumer =
+        IdempotentConsumer::builder(broker(), &queue, ledger.store.clone()).scope("ledger").batch(1);
+    let consumer = consumer.build().expect("settings");
+    let (monitor, control) = (consumer.monitor(), consumer.control());
+    control.pause();
+    let running = tokio::spawn(consumer.run(handler.clone()));
+    let until = async |state: ConsumerState| {
+        eventually(state.name(), async || (monitor.status().state == state).then_some(())).await;
+    };
+    until(ConsumerState::Paused).await;
+    for n in 0..20 {
+        client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
+    }
+    assert!(!monitor.status().is_ready() && monitor.status().is_live());
+    control.resume();
+    eventually("some are handled", async || (handler.runs() >= 3).then_some(())).await;
+    control.pause();
+    until(ConsumerState::Paused).await;
+    eventually("what was in hand is done", async || (monitor.status().in_hand == 0).then_some(())).await;
+    let handled = ledger.rows().await;
+    // Each of them the broker would deliver at once, if there were room.
+    for n in 20..30 {
+        client.publish(&queue, b"1", with_id(&format!("m{n}"))).await;
+    }
+    control.stop();
+    control.resume();
+    running.await.expect("task").expect("consumer");
+    let left = i64::from(client.ready(&queue).await);
+    assert_eq!(ledger.rows().await, handled, "nothing more was taken");
+    assert_eq!(handled.0 + left, 30, "all others are back");
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
 }

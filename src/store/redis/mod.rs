@@ -333,6 +333,10 @@ impl IdempotencyStore for RedisStore {
         Ok(0)
     }
 
+    fn remembers(&self) -> Option<Duration> {
+        Some(self.retention)
+    }
+
     /// Not in a cluster: there each call is sent to its own node, and a silent node must hold up nobody else.
     fn pipelines(&self) -> bool {
         !self.link.is_cluster()

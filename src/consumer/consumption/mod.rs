@@ -1,13 +1,15 @@
 //! The loop over one subscription: deliveries in, settlements out.
 
-use std::{convert::Infallible, future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use futures_util::{
     FutureExt, StreamExt,
     future::{BoxFuture, Fuse},
     stream::FuturesUnordered,
 };
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+
+mod drain;
 
 use super::{
     backoff::{StoreHealth, holding},
@@ -64,6 +66,8 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     held: usize,
     /// Whether one of them may end this process.
     suspect_in_hand: bool,
+    /// Whether nothing is to be taken, because somebody said so.
+    paused: bool,
     decided: u64,
 }
 
@@ -100,6 +104,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             in_hand: 0,
             held: 0,
             suspect_in_hand: false,
+            paused: false,
             decided: 0,
         }
     }
@@ -111,7 +116,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     {
         let context = self.context;
         let mut driving = std::pin::pin!(context.guard.drive());
+        let mut pausing = context.control.pausing();
         let mut looking = ticking(LOOK);
+        self.paused = pausing.is_paused();
+        self.show();
         let mut aging =
             ticking(context.options.patience().map_or(LOOK * 300, |patience| (patience / 16).max(LOOK / 10)));
         let end = loop {
@@ -133,6 +141,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 never = driving.as_mut() => match never {},
                 settled = self.settling.next() => self.settled(settled),
                 answer = answer_of(&mut self.probe) => self.probed(answer),
+                paused = pausing.changed() => {
+                    self.paused = paused;
+                    self.show();
+                }
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     self.probe = Some(context.guard.probe().boxed());
                 }
@@ -174,7 +186,10 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     /// Whether somebody is free to begin with what comes.
     fn is_idle(&self) -> bool {
-        !self.store.is_away() && !self.suspect_in_hand && self.working.len() < self.context.options.workers
+        !self.paused
+            && !self.store.is_away()
+            && !self.suspect_in_hand
+            && self.working.len() < self.context.options.workers
     }
 
     /// Begins what can be begun.
@@ -335,7 +350,16 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         let (error, pause) = (Chain(error).to_string(), self.store.failed());
         tracing::warn!(queue = %self.context.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
         self.context.monitor.failed(&error);
-        self.context.monitor.enter(ConsumerState::StoreAway);
+        self.show();
+    }
+
+    /// Shows the monitor whether anything is taken, and why not.
+    fn show(&self) {
+        self.context.monitor.enter(match (self.store.is_away(), self.paused) {
+            (true, _) => ConsumerState::StoreAway,
+            (false, true) => ConsumerState::Paused,
+            (false, false) => ConsumerState::Consuming,
+        });
     }
 
     fn probed(&mut self, answer: Result<(), StoreError>) {
@@ -343,56 +367,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         match answer {
             Ok(()) => {
                 self.store.answered();
-                self.context.monitor.enter(ConsumerState::Consuming);
+                self.show();
             }
             Err(error) => self.store_failed(&error),
-        }
-    }
-
-    /// Lets those that are at work finish.
-    async fn drain(&mut self, end: &End, mut driving: Pin<&mut impl Future<Output = Infallible>>) {
-        let monitor = &self.context.monitor;
-        let shutting_down = matches!(end, End::Shutdown);
-        let now = Instant::now();
-        let limit = now.checked_add(self.context.options.drain_timeout).unwrap_or(now + FAR);
-        match end {
-            End::Shutdown => {
-                monitor.enter(ConsumerState::Draining);
-                self.session.cancel(limit).await;
-            }
-            // Nothing comes any more, though handlers may go on for a while.
-            End::Lost(reason) => {
-                monitor.failed(reason);
-                monitor.enter(ConsumerState::Reconnecting);
-            }
-        }
-        // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
-        // nowhere, and are not waited for.
-        let drained = timeout_at(limit, async {
-            loop {
-                let done = tokio::select! {
-                    biased;
-                    done = self.working.next() => done,
-                    never = driving.as_mut() => match never {},
-                    settled = self.settling.next() => {
-                        self.settled(settled);
-                        continue;
-                    }
-                };
-                let (Some(done), mut tags) = (done, Vec::new()) else { break };
-                self.finished(done, &mut tags);
-                self.settling.ack(self.session.channel(), self.buffer.acks.handled(tags));
-            }
-            if shutting_down {
-                // What goes back is counted, up to RabbitMQ 4.2. The next process would take that for a death.
-                let _ = self.look();
-                self.buffer.spare(Instant::now());
-                self.set_aside();
-                self.settling.finish().await;
-            }
-        });
-        if drained.await.is_err() {
-            tracing::warn!(queue = %self.context.options.queue, "handlers did not finish in time; their messages go back");
         }
     }
 }
