@@ -78,8 +78,16 @@ impl Unpark {
     ///
     /// URI parameters are those of [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
     pub fn new(uri: impl AsRef<str>, parking_queue: impl Into<String>) -> Self {
+        Self::new_for_cluster([uri.as_ref()], parking_queue)
+    }
+
+    /// Like [`new`](Self::new), for several nodes of one cluster; each connect tries them in random order.
+    pub fn new_for_cluster<'a>(
+        uris: impl IntoIterator<Item = &'a str>,
+        parking_queue: impl Into<String>,
+    ) -> Self {
         Self {
-            connect: ConnectOptions::new([uri.as_ref()]),
+            connect: ConnectOptions::new(uris),
             parking: parking_queue.into(),
             queue: None,
             limit: u64::MAX,
