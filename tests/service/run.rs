@@ -136,6 +136,7 @@ pub(crate) fn main() -> ExitCode {
         isolation::message_nacked_by_one_queue_of_a_fanout_may_have_been_published,
         isolation::message_whose_refusal_is_cut_off_fails_alone,
         isolation::messages_to_missing_exchanges_fail_each_for_itself,
+        isolation::bad_messages_of_two_kinds_fail_each_for_its_own_reason,
         limits::deleted_parking_queue_is_declared_anew,
         limits::failing_message_that_cannot_be_delayed_is_parked_after_its_attempts,
         limits::held_failures_do_not_spend_the_limit,

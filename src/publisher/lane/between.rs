@@ -47,9 +47,10 @@ impl Lane {
         error: BoxError,
         window: &mut Window,
     ) -> Option<BoxError> {
-        let named = named_exchange(&reply.text);
+        let mut named = named_exchange(&reply.text);
         let mut suspects = named.map_or(0, |name| window.suspect(|job| job.exchange() == name));
         if suspects == 0 {
+            named = None;
             suspects = window.suspect(|_| true);
         }
         if suspects > 1 {
@@ -59,7 +60,7 @@ impl Lane {
         let kind =
             if reply.code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
         tracing::debug!(error = %error, "the broker closed the channel over one message");
-        let job = window.take_suspect()?;
+        let job = window.take(|job| named.is_none_or(|name| job.exchange() == name))?;
         self.judged.push((job, Verdict::Refused(kind, reply, Arc::from(error))));
         self.answer(Instant::now());
         (!window.is_empty()).then(|| "the broker closed the channel over another message".into())
