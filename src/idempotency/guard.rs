@@ -3,15 +3,11 @@
 use std::{
     convert::Infallible,
     future::Future,
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{
-    FutureExt,
-    future::{self, Either},
-};
+use futures_util::future::{self, Either};
 
 use super::{
     claim::{Claim, ClaimRequest, Claims},
@@ -23,7 +19,7 @@ use super::{
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
-    error::BoxError,
+    error::{BoxError, caught},
     message::{Fingerprint, IncomingMessage, MessageId},
 };
 
@@ -127,23 +123,25 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
-    /// Runs a handler for some messages: a panic must not take the consumer down, nor one that never ends hold it up. The session that it may
-    /// have left in disorder is released then.
+    /// Runs a handler for some messages: a panic must not take the consumer down, be it in the error that it returns or in what it drops, nor one
+    /// that never ends hold it up. The session that it may have left in disorder is released then.
     pub(super) async fn run(
         &self,
         messages: usize,
         work: impl Future<Output = HandlerResult> + Send,
     ) -> HandlerResult {
-        let work = AssertUnwindSafe(work).catch_unwind();
-        let handled = match self.limit {
-            None => work.await,
-            Some(limit) => {
-                let limit = limit.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
-                let late = format!("the handler took longer than {limit:?}");
-                tokio::time::timeout(limit, work).await.unwrap_or(Ok(Err(HandlerError::retry(late))))
-            }
-        };
-        handled.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))))
+        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        let limit = self.limit.map(|limit| limit.saturating_mul(messages));
+        let handled = caught("the handler", async move {
+            let Some(limit) = limit else { return work.await };
+            let late = |_| Err(HandlerError::retry(format!("the handler took longer than {limit:?}")));
+            // Dropped in here, if it is late.
+            tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+        });
+        handled
+            .await
+            .unwrap_or_else(|panicked| Err(HandlerError::retry(panicked)))
+            .map_err(HandlerError::readable)
     }
 
     /// The store.
@@ -386,13 +384,4 @@ fn completed(result: Result<(), StoreError>) -> Attempt {
         StoreErrorKind::LeaseLost => Outcome::LeaseLost,
         _ => Outcome::StoreUnavailable { error },
     })
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    format!("the handler panicked: {text}")
 }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    error::{BoxError, caught_in},
+    error::{BoxError, caught_in, readable},
     message::{IdError, IdStrategy, IncomingMessage, InvalidMessageId, MessageId},
 };
 
@@ -150,7 +150,8 @@ impl KeySource {
                 Err(error) => Err(error.into()),
             },
             // A panic of its own would end the consumer, at each delivery of the message anew.
-            Source::Closure(key) => caught_in("the key source", || key(message))?,
+            Source::Closure(key) => caught_in("the key source", || key(message))?
+                .map_err(|error| readable("the error of the key source", error)),
         }
     }
 }

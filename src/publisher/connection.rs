@@ -13,7 +13,7 @@ use tokio::{sync::Mutex, time::timeout};
 use super::stamper::headers_within;
 use crate::{
     amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection},
-    error::{BoxError, caught},
+    error::{BoxError, caught, readable},
 };
 
 type Declare = dyn Fn(Channel) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync;
@@ -121,7 +121,10 @@ impl Link {
         let declaring = caught("`topology`", async { declare(channel.clone()).await });
         match timeout(self.options.timeout, declaring).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
+            Ok(Ok(Err(error))) => {
+                let error = readable("the error of `topology`", error);
+                return Err(ConnectError::setup(ConnectErrorKind::Topology, error));
+            }
             Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
         }

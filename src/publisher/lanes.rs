@@ -11,6 +11,7 @@ use std::{
 use futures_util::future::{join_all, try_join_all};
 use lapin::Channel;
 use tokio::{
+    join,
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep},
@@ -276,7 +277,7 @@ async fn keep(mut lane: Lane, number: usize, mut first: Option<Opened>, around: 
                 tracing::error!(error = %panicked, "a publishing task goes on after a panic");
                 around.monitor.set_lane(number, LaneState::Down);
                 around.monitor.error(panicked.to_string());
-                sleep(REST).await;
+                let _ = join!(sleep(REST), caught("a publishing task", lane.rest(REST)));
             }
         }
     }

@@ -113,7 +113,11 @@ pub async fn bad_messages_of_two_kinds_fail_each_for_its_own_reason() {
         assert_eq!((error.kind(), error.reply_code()), (PublishErrorKind::Refused, Some(406)), "{error:?}");
     }
     for error in no_exchange {
-        assert_eq!((error.kind(), error.reply_code()), (PublishErrorKind::Unroutable, Some(404)), "{error:?}");
+        assert_eq!(
+            (error.kind(), error.reply_code()),
+            (PublishErrorKind::Unroutable, Some(404)),
+            "{error:?}"
+        );
     }
 }
 

@@ -199,6 +199,12 @@ impl Lane {
         }
     }
 
+    /// After a panic: who was about to be answered gets no verdict, and deadlines go on being kept.
+    pub(crate) async fn rest(&mut self, pause: Duration) {
+        self.judged.clear();
+        self.meanwhile(tokio::time::sleep(pause)).await;
+    }
+
     /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the lane is to end instead.
     pub(super) async fn meanwhile<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
         let mut step = pin!(step);
