@@ -28,6 +28,21 @@ impl ParkingTarget {
         Self { exchange, routing_key, declare: false }
     }
 
+    /// Whether the broker can have a queue of this name.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.queue_to_declare() {
+            Some(name) if name.len() > 255 => Err(format!(
+                "the name of the parking queue has {} bytes, and AMQP allows 255: see `parking`",
+                name.len()
+            )),
+            Some(name) if name.starts_with("amq.") => {
+                Err("the name of the parking queue begins with `amq.`, which is reserved: see `parking`"
+                    .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn queue_to_declare(&self) -> Option<&str> {
         self.declare.then_some(self.routing_key.as_str())
     }

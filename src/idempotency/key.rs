@@ -131,6 +131,18 @@ impl KeySource {
         Self(Source::Closure(Arc::new(key)))
     }
 
+    /// Whether there can be a message that has an ID: without a pointer, with one that is malformed and with a strategy that takes nothing from the
+    /// body all messages of a queue would be parked.
+    pub(crate) fn check(&self) -> Result<(), IdError> {
+        match &self.0 {
+            Source::Body(strategy) => match strategy.derive_from_body(b"{}") {
+                Err(error @ (IdError::InvalidPointer { .. } | IdError::NotFromBody)) => Err(error),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
     /// The ID of a message; `None` if it has none, an error if what it has is not usable.
     pub(crate) fn id(&self, message: &IncomingMessage) -> Result<Option<MessageId>, BoxError> {
         match &self.0 {
