@@ -58,21 +58,37 @@ pub(crate) struct Panicked {
 }
 
 impl Panicked {
-    fn new(what: &'static str, payload: &(dyn Any + Send)) -> Self {
+    fn new(what: &'static str, payload: Box<dyn Any + Send>) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        Self { what, said: text.unwrap_or("no text").to_owned() }
+        let said = text.unwrap_or("no text").to_owned();
+        // What was thrown is the application's, and dropping it may panic again.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload))).map_err(std::mem::forget);
+        Self { what, said }
     }
 }
 
 /// Awaits `future`. A panic in it ends nothing but itself.
-pub(crate) async fn caught<T>(what: &'static str, future: impl Future<Output = T>) -> Result<T, Panicked> {
-    AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| Panicked::new(what, &*payload))
+pub(crate) fn caught<T, F: Future<Output = T>>(
+    what: &'static str,
+    future: F,
+) -> impl Future<Output = Result<T, Panicked>> + use<T, F> {
+    // No `async fn`: it would keep the future twice.
+    let caught = AssertUnwindSafe(future).catch_unwind();
+    caught.map(move |result| result.map_err(|payload| Panicked::new(what, payload)))
 }
 
 /// Calls a function. A panic in it ends nothing but itself.
 pub(crate) fn caught_in<T>(what: &'static str, function: impl FnOnce() -> T) -> Result<T, Panicked> {
-    catch_unwind(AssertUnwindSafe(function)).map_err(|payload| Panicked::new(what, &*payload))
+    catch_unwind(AssertUnwindSafe(function)).map_err(|payload| Panicked::new(what, payload))
+}
+
+/// An error of the application, which is told in logs and headers; what panicked in its place if it cannot be told.
+pub(crate) fn readable(what: &'static str, error: BoxError) -> BoxError {
+    match caught_in(what, || Chain(&*error).to_string()) {
+        Ok(_) => error,
+        Err(panicked) => panicked.into(),
+    }
 }
 
 #[cfg(test)]
@@ -107,5 +123,33 @@ mod tests {
         assert_eq!(error.to_string(), "it panicked: at 7");
         let error = caught_in("it", || panic!("at 8")).unwrap_err();
         assert_eq!(error.to_string(), "it panicked: at 8");
+    }
+
+    #[test]
+    fn a_panic_in_what_was_thrown_ends_nothing() {
+        struct Thrown;
+        impl Drop for Thrown {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let error = caught_in("it", || std::panic::panic_any(Thrown)).unwrap_err();
+        assert_eq!(error.to_string(), "it panicked: no text");
+    }
+
+    #[test]
+    fn an_error_that_cannot_be_told_is_told_as_a_panic() {
+        #[derive(Debug)]
+        struct Untold;
+        impl fmt::Display for Untold {
+            fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+                panic!("no words")
+            }
+        }
+        impl Error for Untold {}
+        assert_eq!(readable("its error", "plain".into()).to_string(), "plain");
+        assert_eq!(readable("its error", Untold.into()).to_string(), "its error panicked: no words");
+        let inner = Outer { text: "outer", source: Untold.into() };
+        assert_eq!(readable("its error", inner.into()).to_string(), "its error panicked: no words");
     }
 }

@@ -5,7 +5,7 @@ use std::{env, fmt, future::Future, sync::Arc};
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::error::{ConnectError, ConnectErrorKind};
-use crate::error::{BoxError, caught};
+use crate::error::{BoxError, caught, readable};
 
 /// A user name and a password. `Debug` shows the name only.
 #[derive(Clone, PartialEq, Eq)]
@@ -79,7 +79,10 @@ impl CredentialSource {
                 // Called in there, too: a panic must not end who connects.
                 let provided = caught("the credentials provider", async { provide().await }).await;
                 let provided = provided.unwrap_or_else(|panicked| Err(panicked.into()));
-                provided.map(Some).map_err(|error| ConnectError::setup(ConnectErrorKind::Credentials, error))
+                let readable = |error| readable("the error of the credentials provider", error);
+                provided
+                    .map(Some)
+                    .map_err(|error| ConnectError::setup(ConnectErrorKind::Credentials, readable(error)))
             }
         }
     }

@@ -7,7 +7,7 @@ use lapin::{Channel, Connection, types::ShortString};
 use tokio::time::timeout;
 
 use super::error::{ConnectError, ConnectErrorKind};
-use crate::error::{BoxError, caught};
+use crate::error::{BoxError, caught, readable};
 
 type Declare = dyn Fn(Channel) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync;
 
@@ -40,7 +40,10 @@ impl Topology {
         let declaring = caught("`topology`", async { declare(channel.clone()).await });
         match timeout(limit, declaring).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
+            Ok(Ok(Err(error))) => {
+                let error = readable("the error of `topology`", error);
+                return Err(ConnectError::setup(ConnectErrorKind::Topology, error));
+            }
             Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
         }

@@ -88,7 +88,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// Which data of a message is its identity. Default: the message ID.
+    /// Which data of a message is its identity. Default: the message ID. A key that no message can have, such as a malformed JSON pointer, is
+    /// refused at the start.
     pub fn key(mut self, key: KeySource) -> Self {
         self.key = key;
         self
@@ -304,6 +305,10 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         let mut connect =
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        if connect.timeout.is_zero() {
+            return Err(ConsumeError::new(ConsumeErrorKind::Invalid, "connect_timeout is zero"));
+        }
+        self.key.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         self.options.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         let scope = self.scope.unwrap_or_else(|| {
             let queue = &self.options.queue;

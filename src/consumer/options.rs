@@ -44,27 +44,32 @@ const LONGEST_NAME: usize = 255;
 
 /// A name that AMQP cannot carry.
 #[derive(Debug, thiserror::Error)]
-#[error("the name of {what} has {bytes} bytes, and AMQP allows {LONGEST_NAME}: {remedy}")]
-pub(crate) struct NameTooLong {
-    what: String,
-    bytes: usize,
-    remedy: &'static str,
+pub(crate) enum InvalidName {
+    #[error("the name of {what} has {bytes} bytes, and AMQP allows {LONGEST_NAME}: {remedy}")]
+    TooLong { what: String, bytes: usize, remedy: &'static str },
+    #[error(
+        "the parking queue, `<queue>.parked`, would begin with `amq.`, which is reserved: name another with `parking`"
+    )]
+    Reserved,
 }
 
 impl Options {
     /// Refuses names that are too long, or become so by what is put behind them.
-    pub(crate) fn check(&self) -> Result<(), NameTooLong> {
+    pub(crate) fn check(&self) -> Result<(), InvalidName> {
         let check = |what: &str, name: &str, remedy| {
             let bytes = name.len();
             if bytes <= LONGEST_NAME {
                 Ok(())
             } else {
-                Err(NameTooLong { what: what.to_owned(), bytes, remedy })
+                Err(InvalidName::TooLong { what: what.to_owned(), bytes, remedy })
             }
         };
         check("the queue", &self.queue, "no queue has such a name")?;
         if let Some(queue) = self.parking.queue_to_declare() {
             check("the parking queue, `<queue>.parked`,", queue, "name another with `parking`")?;
+            if queue.starts_with("amq.") {
+                return Err(InvalidName::Reserved);
+            }
         } else {
             let ParkingTarget { exchange, routing_key, .. } = &self.parking;
             check("the exchange for parking", exchange, "see `parking`")?;

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     future::Future,
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -23,7 +22,7 @@ use super::{
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
-    error::{BoxError, Chain},
+    error::{BoxError, Chain, caught},
     message::{Fingerprint, IncomingMessage, MessageId},
 };
 
@@ -127,23 +126,31 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
-    /// Runs a handler for some messages: a panic must not take the consumer down, nor one that never ends hold it up. The session that it may
-    /// have left in disorder is released then.
-    pub(super) async fn run(
+    /// Runs a handler for some messages: a panic must not take the consumer down, be it in the error that it returns or in what it drops, nor one
+    /// that never ends hold it up. The session that it may have left in disorder is released then.
+    pub(super) fn run(
         &self,
         messages: usize,
         work: impl Future<Output = HandlerResult> + Send,
-    ) -> HandlerResult {
-        let work = AssertUnwindSafe(work).catch_unwind();
-        let handled = match self.limit {
-            None => work.await,
+    ) -> impl Future<Output = HandlerResult> + Send {
+        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        // No `async fn`, and only the rare case in a block: each would keep the handler's future once more.
+        let work = match self.limit.map(|limit| limit.saturating_mul(messages)) {
+            None => Either::Left(work),
             Some(limit) => {
-                let limit = limit.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX));
-                let late = format!("the handler took longer than {limit:?}");
-                tokio::time::timeout(limit, work).await.unwrap_or(Ok(Err(HandlerError::retry(late))))
+                let work = Box::pin(work);
+                Either::Right(async move {
+                    let late =
+                        |_| Err(HandlerError::retry(format!("the handler took longer than {limit:?}")));
+                    // Dropped in here, if it is late.
+                    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
+                })
             }
         };
-        handled.unwrap_or_else(|panic| Err(HandlerError::retry(panic_text(&*panic))))
+        caught("the handler", work).map(|handled| {
+            let handled = handled.unwrap_or_else(|panicked| Err(HandlerError::retry(panicked)));
+            handled.map_err(HandlerError::readable)
+        })
     }
 
     /// The store.
@@ -386,13 +393,4 @@ fn completed(result: Result<(), StoreError>) -> Attempt {
         StoreErrorKind::LeaseLost => Outcome::LeaseLost,
         _ => Outcome::StoreUnavailable { error },
     })
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    format!("the handler panicked: {text}")
 }

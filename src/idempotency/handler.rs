@@ -4,7 +4,7 @@ use std::{any::Any, fmt, future::Future, time::Duration};
 
 use super::store::IdempotencyStore;
 use crate::{
-    error::BoxError,
+    error::{BoxError, readable},
     message::{DecodeError, IncomingMessage},
 };
 
@@ -75,6 +75,15 @@ pub(crate) enum Failure {
 }
 
 impl HandlerError {
+    /// With an error that can be told.
+    pub(super) fn readable(self) -> Self {
+        let readable = |error| readable("the handler's error", error);
+        Self(match self.0 {
+            Failure::Retry { after, error } => Failure::Retry { after, error: readable(error) },
+            Failure::Reject { error } => Failure::Reject { error: readable(error) },
+        })
+    }
+
     /// The message is delivered again, after the consumer's own delay.
     pub fn retry(error: impl Into<BoxError>) -> Self {
         Self(Failure::Retry { after: None, error: error.into() })

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    error::{BoxError, caught_in},
+    error::{BoxError, caught_in, readable},
     message::{IdError, IdStrategy, IncomingMessage, InvalidMessageId, MessageId},
 };
 
@@ -131,6 +131,18 @@ impl KeySource {
         Self(Source::Closure(Arc::new(key)))
     }
 
+    /// Whether there can be a message that has an ID: without a pointer, with one that is malformed and with a strategy that takes nothing from the
+    /// body all messages of a queue would be parked.
+    pub(crate) fn check(&self) -> Result<(), IdError> {
+        match &self.0 {
+            Source::Body(strategy) => match strategy.derive_from_body(b"{}") {
+                Err(error @ (IdError::InvalidPointer { .. } | IdError::NotFromBody)) => Err(error),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
     /// The ID of a message; `None` if it has none, an error if what it has is not usable.
     pub(crate) fn id(&self, message: &IncomingMessage) -> Result<Option<MessageId>, BoxError> {
         match &self.0 {
@@ -150,7 +162,8 @@ impl KeySource {
                 Err(error) => Err(error.into()),
             },
             // A panic of its own would end the consumer, at each delivery of the message anew.
-            Source::Closure(key) => caught_in("the key source", || key(message))?,
+            Source::Closure(key) => caught_in("the key source", || key(message))?
+                .map_err(|error| readable("the error of the key source", error)),
         }
     }
 }

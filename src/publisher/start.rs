@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::{join_all, try_join_all};
 use lapin::Channel;
 use tokio::{
+    join,
     sync::watch,
     task::JoinHandle,
     time::{Instant, sleep},
@@ -171,7 +172,7 @@ async fn keep(
                 tracing::error!(error = %panicked, "a publishing task goes on after a panic");
                 context.monitor.set_worker(number, WorkerState::Down);
                 context.monitor.error(panicked.to_string());
-                sleep(REST).await;
+                let _ = join!(sleep(REST), caught("a publishing task", worker.rest(REST)));
             }
         }
     }

@@ -1,10 +1,6 @@
 //! What an application sees of single messages: spans, and its own hook.
 
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
 use tracing::{Span, field};
 
@@ -12,7 +8,10 @@ use super::{
     error::{PublishError, PublishErrorKind},
     receipt::Receipt,
 };
-use crate::message::{MessageId, OutgoingMessage, Stamped, TraceContext};
+use crate::{
+    error::caught_in,
+    message::{MessageId, OutgoingMessage, Stamped, TraceContext},
+};
 
 /// One attempt to publish a message, and how it ended; what an [`on_attempt`](super::PublisherBuilder::on_attempt) hook is shown.
 #[derive(Debug)]
@@ -44,8 +43,8 @@ impl AttemptHook {
     pub(crate) fn call(&self, stamped: &Stamped, number: u32, result: Result<(), PublishErrorKind>) {
         let Some(observe) = &self.0 else { return };
         let attempt = Attempt { message: &stamped.message, message_id: stamped.id(), number, result };
-        if catch_unwind(AssertUnwindSafe(|| observe(&attempt))).is_err() {
-            tracing::error!("the on_attempt hook panicked");
+        if let Err(error) = caught_in("the on_attempt hook", || observe(&attempt)) {
+            tracing::error!(%error, "an attempt was not shown");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 static TEXT: Mutex<String> = Mutex::new(String::new());
-static PANICS: Mutex<Option<(ThreadId, &str)>> = Mutex::new(None);
+static PANICS: Mutex<Vec<(ThreadId, &str)>> = Mutex::new(Vec::new());
 
 /// Begins to log.
 pub fn start() {
@@ -28,7 +28,11 @@ pub fn lines_with(text: &str) -> Vec<String> {
 
 /// The next line of this thread that holds this text panics where it is logged.
 pub fn panic_at(text: &'static str) {
-    *PANICS.lock().unwrap_or_else(PoisonError::into_inner) = Some((thread::current().id(), text));
+    let panic = (thread::current().id(), text);
+    let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !panics.contains(&panic) {
+        panics.push(panic);
+    }
 }
 
 struct Log;
@@ -39,7 +43,8 @@ impl io::Write for Log {
         TEXT.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
         let here = thread::current().id();
         let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
-        if panics.take_if(|(thread, at)| *thread == here && text.contains(*at)).is_some() {
+        if let Some(place) = panics.iter().position(|(thread, at)| *thread == here && text.contains(at)) {
+            panics.remove(place);
             drop(panics);
             panic!("the subscriber panics");
         }

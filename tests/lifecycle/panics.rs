@@ -1,8 +1,11 @@
 //! What the application's functions do, and what a bug does, ends no publisher.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use lapin_idempotent::{
@@ -77,4 +80,25 @@ async fn publishing_task_that_panics_fails_what_it_had_in_flight_and_goes_on() {
     again.expect("published");
     let (closed, _) = tokio::join!(publisher.close(DEADLINE), peer.next_or_end());
     closed.expect("nothing is left");
+}
+
+#[tokio::test]
+async fn publishing_task_that_panics_again_and_again_keeps_deadlines() {
+    log::start();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address");
+    let publisher = IdempotentPublisher::builder(format!("amqp://{nobody}")).connect_lazy().expect("lazy");
+    let panics = async {
+        loop {
+            log::panic_at("cannot open a publishing channel");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let call = publisher.publish_idempotent(message("nowhere").deadline(Duration::from_millis(500)));
+    let error = tokio::select! {
+        () = panics => unreachable!("it never ends"),
+        result = timeout(DEADLINE, call) => result.expect("no call hangs").expect_err("nobody is there"),
+    };
+    assert!(!error.may_have_been_published());
+    let said = publisher.status().last_error.expect("an error");
+    assert!(said.contains("panicked"), "{said}");
 }

@@ -3,8 +3,11 @@
 use std::{error::Error, time::Duration};
 
 use lapin_idempotent::{
-    IdempotentPublisher, RetryPolicy,
+    HandlerResult, IdStrategy, IdempotentConsumer, IdempotentHandler, IdempotentPublisher, IncomingMessage,
+    MemoryStore, RetryPolicy,
     amqp::ConnectErrorKind,
+    consumer::{ConsumeErrorKind, ConsumerBuilder, Redelivery},
+    idempotency::{KeySource, Lease},
     publisher::{PublishErrorKind, PublisherBuilder, PublisherState},
 };
 use tokio::{net::TcpListener, time::timeout};
@@ -71,6 +74,42 @@ async fn settings_that_cannot_work_are_refused_by_name() {
         let source = error.source().expect("source").to_string();
         assert!(source.contains(name), "{source}");
     }
+}
+
+struct Idle;
+
+impl IdempotentHandler<MemoryStore> for Idle {
+    async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn settings_of_a_consumer_that_cannot_work_are_refused_by_name() {
+    type Set = fn(ConsumerBuilder<MemoryStore>) -> ConsumerBuilder<MemoryStore>;
+    let long = "q".repeat(249);
+    let refused: [(&str, &str, Set); 6] = [
+        ("connect_timeout", "queue", |builder| builder.connect_timeout(Duration::ZERO)),
+        ("JSON pointer", "queue", |builder| builder.key(KeySource::json_pointers(["no-slash"]))),
+        ("JSON pointer", "queue", |builder| builder.key(KeySource::json_pointers::<[&str; 0]>([]))),
+        ("from a body", "queue", |builder| builder.key(KeySource::body(IdStrategy::uuid_v7()))),
+        ("256 bytes", &long, |builder| builder),
+        ("reserved", "amq.gen-x", |builder| builder),
+    ];
+    for (name, queue, set) in refused {
+        let builder = IdempotentConsumer::builder("amqp://127.0.0.1:1", queue, MemoryStore::new(1));
+        let error = set(builder).run_until(Idle, std::future::pending()).await.expect_err(name);
+        assert_eq!(error.kind(), ConsumeErrorKind::Invalid, "{name}: {error:?}");
+        let source = error.source().expect("source").to_string();
+        assert!(source.contains(name), "{source}");
+    }
+    let elsewhere = IdempotentConsumer::builder("amqp://127.0.0.1:1", long, MemoryStore::new(1));
+    let error = elsewhere
+        .parking("", "parked")
+        .redelivery(Redelivery::Held)
+        .run_until(Idle, std::future::pending())
+        .await;
+    assert_eq!(error.expect_err("nobody is there").kind(), ConsumeErrorKind::Connect);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

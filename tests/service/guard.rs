@@ -1,6 +1,7 @@
 //! What the guard and its consumer do with one message.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -13,8 +14,10 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use lapin_idempotent::{
-    HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore,
+    HandlerError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore,
+    SqliteStore,
     idempotency::{KeySource, Lease, MismatchPolicy, MissingIdPolicy},
+    store::SqliteTransaction,
 };
 
 use super::{
@@ -275,4 +278,72 @@ pub async fn headers_of_strangers_are_not_obeyed() {
     client.delete(&queue).await;
     client.delete(&format!("{queue}.parked")).await;
     client.delete(&format!("{queue}.retry.50")).await;
+}
+
+/// Leaves a panic behind: in its error, or in what is dropped with it.
+struct LeavesPanics;
+
+#[derive(Debug)]
+struct Untold;
+
+impl fmt::Display for Untold {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("it cannot be told, on purpose")
+    }
+}
+
+impl std::error::Error for Untold {}
+
+struct Dropped;
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "it cannot be dropped, on purpose");
+    }
+}
+
+impl IdempotentHandler<SqliteStore> for LeavesPanics {
+    async fn handle(&self, message: &IncomingMessage, tx: &mut SqliteTransaction) -> HandlerResult {
+        match &message.body()[..] {
+            b"untold" => Err(HandlerError::reject(Untold)),
+            b"thrown" => std::panic::panic_any(Dropped),
+            b"late" => {
+                let _dropped = Dropped;
+                std::future::pending().await
+            }
+            _ => Debit::default().handle(message, tx).await,
+        }
+    }
+}
+
+pub async fn panics_that_a_handler_leaves_behind_end_no_consumer() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("leaves-panics").await;
+    let bad = ["untold", "thrown", "late"];
+    for body in bad {
+        client.publish(&queue, body.as_bytes(), with_id(body)).await;
+    }
+    client.publish(&queue, b"500", with_id("good")).await;
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume_with(&broker(), &queue, LeavesPanics, |builder| {
+        builder.max_attempts(1).handler_timeout(Duration::from_millis(200))
+    });
+    let parking = format!("{queue}.parked");
+    eventually("all are decided", async || {
+        (ledger.rows().await == (1, 1) && client.ready(&queue).await == 0).then_some(())
+    })
+    .await;
+    consumer.stop().await;
+    let mut said = Vec::new();
+    while let Some(parked) = client.get(&parking).await {
+        said.push(header(&parked, "x-idempotency-parked-error").expect("error"));
+    }
+    assert_eq!(said.len(), bad.len(), "{said:?}");
+    for part in
+        ["the handler's error panicked: it cannot", "the handler panicked: no text", "it cannot be dropped"]
+    {
+        assert!(said.iter().any(|said| said.contains(part)), "{part}: {said:?}");
+    }
+    client.delete(&queue).await;
+    client.delete(&parking).await;
 }

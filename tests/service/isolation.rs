@@ -95,6 +95,32 @@ pub async fn messages_to_missing_exchanges_fail_each_for_itself() {
 }
 
 /// RabbitMQ nacks a message that one queue rejects, and the others have it.
+/// Of one kind the broker does not say which it was, so all are suspects when it names the exchange of the other.
+pub async fn bad_messages_of_two_kinds_fail_each_for_its_own_reason() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("two-kinds").await;
+    let (missing, target) = (unique("missing"), queue.clone());
+    let bad = move |n: usize| match n % 20 {
+        3 => Some(OutgoingMessage::to("", &target).user_id("somebody").body("bad")),
+        7 => Some(OutgoingMessage::to(&missing, "key").body("bad")),
+        _ => None,
+    };
+    let errors = among_many(&queue, &client, bad).await;
+    let (wrong_user, no_exchange): (Vec<_>, Vec<_>) =
+        errors.iter().partition(|error| error.message().exchange().is_empty());
+    assert_eq!((wrong_user.len(), no_exchange.len()), (MESSAGES / 20, MESSAGES / 20));
+    for error in wrong_user {
+        assert_eq!((error.kind(), error.reply_code()), (PublishErrorKind::Refused, Some(406)), "{error:?}");
+    }
+    for error in no_exchange {
+        assert_eq!(
+            (error.kind(), error.reply_code()),
+            (PublishErrorKind::Unroutable, Some(404)),
+            "{error:?}"
+        );
+    }
+}
+
 pub async fn message_nacked_by_one_queue_of_a_fanout_may_have_been_published() {
     let client = Client::connect(&broker()).await;
     let mut full = FieldTable::default();

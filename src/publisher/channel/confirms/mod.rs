@@ -105,10 +105,9 @@ impl Unconfirmed {
         suspects
     }
 
-    /// Takes the only suspect out, with its name: the broker's word is certain.
-    pub(crate) fn take_suspect(&mut self) -> Option<Job> {
-        let slot =
-            self.slots.iter().find(|(_, in_flight)| in_flight.job.is_suspect()).map(|(slot, _)| slot)?;
+    /// Takes out one that `may` have done it: the only one, by the broker's word. Others can be suspects since an earlier channel.
+    pub(crate) fn take(&mut self, may: impl Fn(&Job) -> bool) -> Option<Job> {
+        let slot = self.slots.iter().find(|(_, in_flight)| may(&in_flight.job)).map(|(slot, _)| slot)?;
         self.held.retain(|held| *held != slot);
         Some(self.slots.remove(slot).job)
     }

@@ -49,9 +49,10 @@ impl ChannelWorker {
         error: BoxError,
         unconfirmed: &mut Unconfirmed,
     ) -> Option<BoxError> {
-        let named = named_exchange(&reply.text);
+        let mut named = named_exchange(&reply.text);
         let mut suspects = named.map_or(0, |name| unconfirmed.suspect(|job| job.exchange() == name));
         if suspects == 0 {
+            named = None;
             suspects = unconfirmed.suspect(|_| true);
         }
         if suspects > 1 {
@@ -61,7 +62,7 @@ impl ChannelWorker {
         let kind =
             if reply.code == NOT_FOUND { PublishErrorKind::Unroutable } else { PublishErrorKind::Refused };
         tracing::debug!(error = %Chain(&*error), "the broker closed the channel over one message");
-        let job = unconfirmed.take_suspect()?;
+        let job = unconfirmed.take(|job| named.is_none_or(|name| job.exchange() == name))?;
         self.judged.push((job, Verdict::Refused(kind, reply, Arc::from(error))));
         self.answer(Instant::now());
         (!unconfirmed.is_empty()).then(|| "the broker closed the channel over another message".into())
@@ -198,6 +199,12 @@ impl ChannelWorker {
         for job in &mut self.ready {
             job.note(PublishErrorKind::Disconnected, Some(Box::new(Arc::clone(&error))));
         }
+    }
+
+    /// After a panic: who was about to be answered gets no verdict, and deadlines go on being kept.
+    pub(crate) async fn rest(&mut self, pause: Duration) {
+        self.judged.clear();
+        self.meanwhile(tokio::time::sleep(pause)).await;
     }
 
     /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the worker is to end instead.
