@@ -4,6 +4,7 @@
 //! one message in each session, in order: a bad message never fails its neighbours. No savepoints.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, hash_map::Entry},
     time::SystemTime,
 };
@@ -12,6 +13,7 @@ use super::{
     claim::{Claim, ClaimRequest, Claims},
     guard::Guard,
     handler::IdempotentHandler,
+    identity::identified,
     outcome::Outcome,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
@@ -29,7 +31,7 @@ pub(crate) struct Batch {
 struct Identified<'m> {
     requests: Vec<ClaimRequest>,
     /// The first message of each request.
-    first: Vec<&'m IncomingMessage>,
+    first: Vec<Cow<'m, IncomingMessage>>,
     /// What each message is.
     roles: Vec<Role>,
 }
@@ -109,7 +111,7 @@ impl<S: IdempotencyStore> Guard<S> {
 
     fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Identified<'m> {
         let mut known: HashMap<MessageId, usize> = HashMap::with_capacity(messages.len());
-        let mut identified =
+        let mut all =
             Identified { requests: Vec::new(), first: Vec::new(), roles: Vec::with_capacity(messages.len()) };
         for message in messages {
             let role = match self.request(message) {
@@ -117,16 +119,16 @@ impl<S: IdempotencyStore> Guard<S> {
                 Ok(request) => match known.entry(request.message_id.clone()) {
                     Entry::Occupied(known) => Role::Copy(*known.get()),
                     Entry::Vacant(new) => {
-                        let index = *new.insert(identified.requests.len());
-                        identified.requests.push(request);
-                        identified.first.push(message);
+                        let index = *new.insert(all.requests.len());
+                        all.first.push(identified(message, &request));
+                        all.requests.push(request);
                         Role::First(index)
                     }
                 },
             };
-            identified.roles.push(role);
+            all.roles.push(role);
         }
-        identified
+        all
     }
 
     /// One session for all requests; their outcomes, if they have a common fate.
@@ -149,7 +151,7 @@ impl<S: IdempotencyStore> Guard<S> {
         };
         let mut lost = None;
         if let Some(mut session) = session {
-            let stale = |(message, claim): (&&IncomingMessage, &Claim)| {
+            let stale = |(message, claim): (&Cow<'_, IncomingMessage>, &Claim)| {
                 *claim == Claim::Acquired && self.too_old(message).is_some()
             };
             if first.iter().zip(&claims).any(stale) {
@@ -159,7 +161,7 @@ impl<S: IdempotencyStore> Guard<S> {
             let acquired: Vec<&IncomingMessage> = first
                 .iter()
                 .zip(&claims)
-                .filter_map(|(message, claim)| (*claim == Claim::Acquired).then_some(*message))
+                .filter_map(|(message, claim)| (*claim == Claim::Acquired).then_some(&**message))
                 .collect();
             let work = handler.handle_batch(&acquired, &mut session);
             if self.run(acquired.len(), work).await.is_err() {
@@ -177,13 +179,14 @@ impl<S: IdempotencyStore> Guard<S> {
                 Err(error) => lost = Some(error),
             }
         }
-        let outcome = |((message, request), claim): ((&&IncomingMessage, &ClaimRequest), &Claim)| match (
-            claim, &lost,
-        ) {
-            (Claim::Acquired, None) => Outcome::Processed,
-            (Claim::Acquired, Some(error)) => unavailable(error),
-            (taken, _) => self.decided(message, request.fingerprint, Some(taken)),
-        };
+        let outcome =
+            |((message, request), claim): ((&Cow<'_, IncomingMessage>, &ClaimRequest), &Claim)| match (
+                claim, &lost,
+            ) {
+                (Claim::Acquired, None) => Outcome::Processed,
+                (Claim::Acquired, Some(error)) => unavailable(error),
+                (taken, _) => self.decided(message, request.fingerprint, Some(taken)),
+            };
         Ok(first.iter().zip(requests).zip(&claims).map(outcome).collect())
     }
 

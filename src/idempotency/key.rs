@@ -12,7 +12,7 @@ use crate::{
 /// Two services, or two handlers, that read copies of the same messages and share a table need different scopes; all
 /// instances of one service need the same. 1 to 255 bytes of UTF-8 without control characters, compared byte by byte.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Scope(Arc<str>);
+pub struct Scope(pub(super) Arc<str>);
 
 /// A scope is empty, too long, or holds control characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -25,6 +26,8 @@ pub struct IncomingMessage {
     pub(crate) routing_key: String,
     pub(crate) redelivered: bool,
     pub(crate) properties: Properties,
+    /// The scope and the effective ID, of the first guard that took it. Another guard gives its handler a clone with its own.
+    pub(crate) identity: OnceLock<(Arc<str>, MessageId)>,
 }
 
 /// The AMQP properties of a delivery.

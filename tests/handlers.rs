@@ -1,0 +1,116 @@
+//! What a handler is told, and what it can say.
+
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
+
+#[path = "support/transactions.rs"]
+mod transactions;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use lapin_idempotent::{
+    Guard, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, MemoryStore, Outcome,
+    idempotency::{KeySource, MissingIdPolicy, Scope, effect_key},
+};
+use transactions::{Commit, Faults, Transactions};
+
+fn scope(name: &str) -> Scope {
+    Scope::new(name).unwrap()
+}
+
+fn guard<S: IdempotencyStore>(store: S) -> Guard<S> {
+    Guard::new(store, scope("billing"))
+}
+
+fn transactions() -> Transactions {
+    Transactions::new(&BTreeMap::new(), &BTreeSet::new())
+}
+
+/// Notes under which identity each message takes effect.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<String>>>);
+
+impl Notes {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl<S: IdempotencyStore> IdempotentHandler<S> for Notes {
+    async fn handle(&self, message: &IncomingMessage, _: &mut S::Session) -> HandlerResult {
+        let identity = message.identity().expect("a guard calls this");
+        let key = effect_key(identity.scope(), identity.message_id(), "charge");
+        assert_eq!(message.effect_key("charge"), Some(key));
+        self.0.lock().unwrap().push(format!("{}/{}", identity.scope(), identity.message_id().as_str()));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn handler_knows_the_identity_whatever_the_key() {
+    let message = || IncomingMessage::new(r#"{"order":7}"#).with_message_id("m").with_header("order", "h");
+    let keys = [
+        (KeySource::message_id(), "m"),
+        (KeySource::header("order"), "h"),
+        (KeySource::from_fn(|message| Ok(Some(message.body().len().to_string().parse()?))), "11"),
+    ];
+    let notes = Notes::default();
+    for (key, id) in keys {
+        let message = message();
+        assert_eq!((message.identity(), message.effect_key("charge")), (None, None), "no guard has seen it");
+        let outcome = guard(MemoryStore::new(10)).key(key.clone()).process(&message, &notes).await;
+        assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
+        let outcome = guard(transactions()).key(key).process(&message, &notes).await;
+        assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
+        let expected = format!("billing/{id}");
+        assert_eq!(notes.take(), [expected.clone(), expected]);
+    }
+    let derived = guard(MemoryStore::new(10)).missing_id(MissingIdPolicy::DeriveFromContent);
+    for _ in 0..2 {
+        let _ = derived.process(&IncomingMessage::new("500"), &notes).await;
+    }
+    assert_eq!(notes.take().len(), 1, "the second is a duplicate");
+}
+
+#[tokio::test]
+async fn each_message_of_a_batch_has_its_identity() {
+    let message = |order| IncomingMessage::new("500").with_message_id("m").with_header("order", order);
+    let batch: Vec<_> = ["a", "b", "a", "c"].into_iter().map(message).collect();
+    let notes = Notes::default();
+    let store = transactions();
+    let outcomes = guard(store.clone()).key(KeySource::header("order")).process_batch(&batch, &notes).await;
+    assert!(outcomes.iter().all(Outcome::is_handled), "{outcomes:?}");
+    assert_eq!(notes.take(), ["billing/a", "billing/b", "billing/c"]);
+    assert_eq!(store.commits(), 1, "together");
+
+    // One by one, after the common session was rolled back.
+    let store = transactions();
+    let failed = Commit::Fails { kind: lapin_idempotent::idempotency::StoreErrorKind::Conflict, made: false };
+    store.fail(Faults::new(Vec::new(), vec![failed], false));
+    let _ = guard(store.clone()).key(KeySource::header("order")).process_batch(&batch, &notes).await;
+    let all = ["billing/a", "billing/b", "billing/c"];
+    assert_eq!(notes.take(), [all, all].concat());
+    assert_eq!(store.commits(), 3, "each alone");
+}
+
+/// Copies of one message for two consumers in one process: the effect keys must not mix.
+#[tokio::test]
+async fn two_guards_give_a_message_their_own_identities() {
+    let store = transactions();
+    let message = IncomingMessage::new("500").with_message_id("m").with_header("order", "h");
+    let batch = [message.clone(), IncomingMessage::new("500").with_message_id("n")];
+    let notes = Notes::default();
+    let _ = guard(store.clone()).process_batch(&batch, &notes).await;
+    let other = Guard::new(transactions(), scope("ledger"));
+    let _ = other.process_batch(&batch, &notes).await;
+    assert_eq!(notes.take(), ["billing/m", "billing/n", "ledger/m", "ledger/n"]);
+
+    for (scope_name, key) in [("a", KeySource::message_id()), ("a", KeySource::header("order"))] {
+        let guard = Guard::new(MemoryStore::new(10), scope(scope_name)).key(key);
+        let _ = guard.process(&message, &notes).await;
+    }
+    assert_eq!(notes.take(), ["a/m", "a/h"]);
+    assert_eq!(message.identity().expect("the first one's").message_id().as_str(), "m");
+}
