@@ -1,4 +1,4 @@
-//! What a handler is told, and what it can say.
+//! What a handler is told, what it can say, and how it is named.
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
 
@@ -46,6 +46,27 @@ impl<S: IdempotencyStore> IdempotentHandler<S> for Notes {
         self.0.lock().unwrap().push(format!("{}/{}", identity.scope(), identity.message_id().as_str()));
         Ok(())
     }
+}
+
+/// By one path each, and the clients in the versions that the signatures name.
+#[test]
+fn the_root_names_what_signatures_name() {
+    use lapin_idempotent as root;
+    let _: Option<(root::Lease, root::Scope, root::ConsumeError, root::ConnectError)> = None;
+    #[cfg(feature = "postgres")]
+    let _: fn(&root::PostgresStore) -> &root::sqlx::PgPool = root::PostgresStore::pool;
+    #[cfg(feature = "mysql")]
+    let _: fn(&root::MySqlStore) -> &root::sqlx::MySqlPool = root::MySqlStore::pool;
+    #[cfg(feature = "sqlite")]
+    let _: fn(&root::SqliteStore) -> &root::sqlx::SqlitePool = root::SqliteStore::pool;
+    #[cfg(feature = "redis")]
+    let _: Option<(root::RedisStore, root::redis::Client)> = None;
+    #[cfg(feature = "postgres")]
+    let _: Option<root::PostgresTransaction> = None;
+    #[cfg(feature = "mysql")]
+    let _: Option<root::MySqlTransaction> = None;
+    #[cfg(feature = "sqlite")]
+    let _: Option<root::SqliteTransaction> = None;
 }
 
 #[tokio::test]
