@@ -108,6 +108,7 @@ pub use consumer::{ConsumeError, IdempotentConsumer};
 pub use error::BoxError;
 pub use idempotency::{
     Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, Lease, Outcome, Scope,
+    handler_fn,
 };
 pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
 pub use publisher::{IdempotentPublisher, PublishError, Receipt, RetryPolicy};

@@ -8,13 +8,15 @@ mod transactions;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use lapin_idempotent::{
-    Guard, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, MemoryStore, Outcome,
-    idempotency::{KeySource, MissingIdPolicy, Scope, effect_key},
+    Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Lease,
+    MemoryStore, Outcome, Scope, handler_fn,
+    idempotency::{KeySource, MissingIdPolicy, effect_key},
 };
-use transactions::{Commit, Faults, Transactions};
+use transactions::{Commit, Faults, Transaction, Transactions};
 
 fn scope(name: &str) -> Scope {
     Scope::new(name).unwrap()
@@ -134,4 +136,68 @@ async fn two_guards_give_a_message_their_own_identities() {
     }
     assert_eq!(notes.take(), ["a/m", "a/h"]);
     assert_eq!(message.identity().expect("the first one's").message_id().as_str(), "m");
+}
+
+/// Handles batches, and nothing else.
+struct InBulk;
+
+impl IdempotentHandler<Transactions> for InBulk {
+    async fn handle(&self, _: &IncomingMessage, _: &mut Transaction) -> HandlerResult {
+        Err(HandlerError::reject("one by one"))
+    }
+
+    async fn handle_batch(
+        &self,
+        messages: &[&IncomingMessage],
+        transaction: &mut Transaction,
+    ) -> HandlerResult {
+        transaction.effects.push((format!("{} messages", messages.len()), String::new()));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn one_handler_serves_two_consumers_behind_an_arc() {
+    let notes = Arc::new(Notes::default());
+    let message = IncomingMessage::new("500").with_message_id("m");
+    let _ = guard(MemoryStore::new(10)).process(&message, &Arc::clone(&notes)).await;
+    let _ = Guard::new(transactions(), scope("ledger")).process(&message, &notes).await;
+    assert_eq!(notes.take(), ["billing/m", "ledger/m"]);
+
+    let batch = [message, IncomingMessage::new("500").with_message_id("n")];
+    let store = transactions();
+    let outcomes = guard(store.clone()).process_batch(&batch, &Arc::new(InBulk)).await;
+    assert!(outcomes.iter().all(Outcome::is_handled), "{outcomes:?}");
+    assert_eq!(store.effects(), [("2 messages".to_owned(), String::new())], "its own handle_batch");
+}
+
+#[tokio::test]
+async fn closure_is_a_handler() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let handler = handler_fn(|message, lease: &mut Lease| {
+        let seen = Arc::clone(&seen);
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            seen.lock().unwrap().push(format!("{} {}", lease.message_id().as_str(), message.text()?));
+            Ok(())
+        })
+    });
+    let guard = guard(MemoryStore::new(10));
+    let message = IncomingMessage::new("500").with_message_id("m");
+    assert!(matches!(guard.process(&message, &handler).await, Outcome::Processed));
+    assert!(matches!(guard.process(&message, &handler).await, Outcome::Duplicate(_)));
+    assert_eq!(*seen.lock().unwrap(), ["m 500"]);
+}
+
+#[test]
+fn handler_error_says_what_it_asks_for() {
+    let told = |error: &HandlerError| {
+        (error.is_retry(), error.is_reject(), error.delay(), error.source().to_string())
+    };
+    let minute = Duration::from_secs(60);
+    assert_eq!(told(&HandlerError::retry("away")), (true, false, None, "away".into()));
+    assert_eq!(told(&HandlerError::retry_after(minute, "busy")), (true, false, Some(minute), "busy".into()));
+    assert_eq!(told(&HandlerError::reject("no such account")), (false, true, None, "no such account".into()));
+    let error = HandlerError::from(std::fmt::Error);
+    assert!(error.source().is::<std::fmt::Error>(), "as it was");
 }

@@ -1,6 +1,6 @@
 //! What a consumer service implements.
 
-use std::{any::Any, fmt, future::Future, time::Duration};
+use std::{any::Any, error::Error, fmt, future::Future, time::Duration};
 
 use super::store::IdempotencyStore;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 /// the message's identity; or a [`Lease`](super::Lease). The type of the store picks it, so that a handler for a transaction cannot be
 /// run with a lease by mistake.
 ///
-/// Write `async fn handle`. Do not commit or roll back the transaction: the guard does.
+/// Write `async fn handle`, or make a closure a handler with [`handler_fn`](super::handler_fn). An `Arc` of a handler is one, too. Do not commit or roll back the transaction: the guard does.
 ///
 /// # Cancellation
 ///
@@ -88,6 +88,31 @@ impl HandlerError {
     /// The message will never be handled; it is parked.
     pub fn reject(error: impl Into<BoxError>) -> Self {
         Self(Failure::Reject { error: error.into() })
+    }
+
+    /// Whether the message is delivered again.
+    pub fn is_retry(&self) -> bool {
+        matches!(self.0, Failure::Retry { .. })
+    }
+
+    /// Whether the message is parked.
+    pub fn is_reject(&self) -> bool {
+        matches!(self.0, Failure::Reject { .. })
+    }
+
+    /// The least delay before the message is delivered again, if one was asked for with [`retry_after`](Self::retry_after).
+    pub fn delay(&self) -> Option<Duration> {
+        match self.0 {
+            Failure::Retry { after, .. } => after,
+            Failure::Reject { .. } => None,
+        }
+    }
+
+    /// What went wrong.
+    pub fn source(&self) -> &(dyn Error + Send + Sync + 'static) {
+        match &self.0 {
+            Failure::Retry { error, .. } | Failure::Reject { error } => &**error,
+        }
     }
 }
 
