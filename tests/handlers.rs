@@ -12,9 +12,10 @@ use std::{
 };
 
 use lapin_idempotent::{
-    Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Lease,
-    MemoryStore, Outcome, Scope, handler_fn,
+    BoxError, Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage,
+    Lease, MemoryStore, Outcome, Scope, handler_fn,
     idempotency::{KeySource, MissingIdPolicy, effect_key},
+    message::DecodeError,
 };
 use transactions::{Commit, Faults, Transaction, Transactions};
 
@@ -200,4 +201,50 @@ fn handler_error_says_what_it_asks_for() {
     assert_eq!(told(&HandlerError::reject("no such account")), (false, true, None, "no such account".into()));
     let error = HandlerError::from(std::fmt::Error);
     assert!(error.source().is::<std::fmt::Error>(), "as it was");
+}
+
+/// The application's own error, as it is mostly made.
+#[derive(Debug, thiserror::Error)]
+enum DebitError {
+    #[error("the message is no debit")]
+    Message(#[from] DecodeError),
+    #[error(transparent)]
+    Transparent(DecodeError),
+    #[error("the ledger is away")]
+    Ledger(#[source] std::io::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("debit")]
+struct Outer(#[source] DebitError);
+
+#[test]
+fn decode_error_anywhere_in_the_chain_is_a_reject() {
+    fn converted<E: std::error::Error + Send + Sync + 'static>(error: E) -> HandlerError {
+        fn question_mark<E: std::error::Error + Send + Sync + 'static>(error: E) -> HandlerResult {
+            Err(error)?
+        }
+        question_mark(error).unwrap_err()
+    }
+    let json = || IncomingMessage::new("{").json::<u32>().unwrap_err();
+    let text = || IncomingMessage::new(&b"\xff"[..]).text().unwrap_err();
+    assert!(converted(json()).is_reject() && converted(text()).is_reject());
+    assert!(converted(DebitError::from(json())).is_reject());
+    assert!(converted(DebitError::Transparent(text())).is_reject(), "shown as its cause");
+    assert!(converted(Outer(DebitError::Message(json()))).is_reject());
+    assert!(converted(Outer(DebitError::Transparent(json()))).is_reject());
+    assert!(converted(std::io::Error::other(json())).is_reject(), "shown as its cause");
+
+    let away = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    assert!(converted(away()).is_retry());
+    assert!(converted(Outer(DebitError::Ledger(away()))).is_retry());
+    let own = serde_json::from_str::<u32>("{").unwrap_err();
+    assert!(converted(own).is_retry(), "not of the message, as far as we know");
+}
+
+#[test]
+fn boxed_errors_are_what_the_handler_says() {
+    let error = || -> BoxError { "away".into() };
+    assert!(HandlerError::retry(error()).is_retry());
+    assert!(HandlerError::reject(error()).is_reject());
 }
