@@ -4,7 +4,6 @@
 //! one message in each session, in order: a bad message never fails its neighbours. No savepoints.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, hash_map::Entry},
     time::SystemTime,
 };
@@ -13,7 +12,7 @@ use super::{
     claim::{Claim, ClaimRequest, Claims},
     guard::Guard,
     handler::IdempotentHandler,
-    identity::identified,
+    identity::{Identified, identified},
     outcome::Outcome,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
@@ -28,10 +27,10 @@ pub(crate) struct Batch {
 }
 
 /// The messages of a batch by identity.
-struct Identified<'m> {
+struct Requested<'m> {
     requests: Vec<ClaimRequest>,
     /// The first message of each request.
-    first: Vec<Cow<'m, IncomingMessage>>,
+    first: Vec<Identified<'m>>,
     /// What each message is.
     roles: Vec<Role>,
 }
@@ -109,10 +108,10 @@ impl<S: IdempotencyStore> Guard<S> {
         Batch { outcomes, together: messages.len() < 2 || (S::BATCHES && sessions == 1) }
     }
 
-    fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Identified<'m> {
+    fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Requested<'m> {
         let mut known: HashMap<MessageId, usize> = HashMap::with_capacity(messages.len());
         let mut all =
-            Identified { requests: Vec::new(), first: Vec::new(), roles: Vec::with_capacity(messages.len()) };
+            Requested { requests: Vec::new(), first: Vec::new(), roles: Vec::with_capacity(messages.len()) };
         for message in messages {
             let role = match self.request(message) {
                 Err(outcome) => Role::Decided(outcome),
@@ -132,11 +131,11 @@ impl<S: IdempotencyStore> Guard<S> {
     }
 
     /// One session for all requests; their outcomes, if they have a common fate.
-    async fn together<H>(&self, identified: &Identified<'_>, handler: &H) -> Result<Vec<Outcome>, Apart>
+    async fn together<H>(&self, identified: &Requested<'_>, handler: &H) -> Result<Vec<Outcome>, Apart>
     where
         H: IdempotentHandler<S>,
     {
-        let Identified { requests, first, .. } = identified;
+        let Requested { requests, first, .. } = identified;
         if requests.is_empty() {
             return Ok(Vec::new());
         }
@@ -151,7 +150,7 @@ impl<S: IdempotencyStore> Guard<S> {
         };
         let mut lost = None;
         if let Some(mut session) = session {
-            let stale = |(message, claim): (&Cow<'_, IncomingMessage>, &Claim)| {
+            let stale = |(message, claim): (&Identified<'_>, &Claim)| {
                 *claim == Claim::Acquired && self.too_old(message).is_some()
             };
             if first.iter().zip(&claims).any(stale) {
@@ -180,9 +179,7 @@ impl<S: IdempotencyStore> Guard<S> {
             }
         }
         let outcome =
-            |((message, request), claim): ((&Cow<'_, IncomingMessage>, &ClaimRequest), &Claim)| match (
-                claim, &lost,
-            ) {
+            |((message, request), claim): ((&Identified<'_>, &ClaimRequest), &Claim)| match (claim, &lost) {
                 (Claim::Acquired, None) => Outcome::Processed,
                 (Claim::Acquired, Some(error)) => unavailable(error),
                 (taken, _) => self.decided(message, request.fingerprint, Some(taken)),
@@ -209,11 +206,11 @@ impl<S: IdempotencyStore> Guard<S> {
     /// The outcomes of all messages, from those of the requests.
     fn spread(
         &self,
-        identified: Identified<'_>,
+        identified: Requested<'_>,
         messages: &[IncomingMessage],
         of_requests: Vec<Outcome>,
     ) -> Vec<Outcome> {
-        let Identified { requests, roles, .. } = identified;
+        let Requested { requests, roles, .. } = identified;
         let copies: Vec<Option<Outcome>> = (roles.iter().zip(messages))
             .map(|(role, message)| match role {
                 Role::Copy(index) => Some(self.copy_of(&of_requests[*index], &requests[*index], message)),

@@ -1,6 +1,6 @@
 //! What a handler's message is to the guard: under which identity it takes effect.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
 use super::{
     claim::ClaimRequest,
@@ -96,17 +96,30 @@ impl IncomingMessage {
     }
 }
 
-/// The message, with the identity that it is claimed under. Nothing is copied, unless another guard took it before: under its own scope, or
-/// another ID.
-pub(super) fn identified<'m>(
-    message: &'m IncomingMessage,
-    request: &ClaimRequest,
-) -> Cow<'m, IncomingMessage> {
+/// A message with the identity that it is claimed under.
+pub(super) enum Identified<'m> {
+    Itself(&'m IncomingMessage),
+    /// Another guard took it before: under its own scope, or another ID.
+    Clone(Box<IncomingMessage>),
+}
+
+impl Deref for Identified<'_> {
+    type Target = IncomingMessage;
+
+    fn deref(&self) -> &IncomingMessage {
+        match self {
+            Self::Itself(message) => message,
+            Self::Clone(message) => message,
+        }
+    }
+}
+
+pub(super) fn identified<'m>(message: &'m IncomingMessage, request: &ClaimRequest) -> Identified<'m> {
     let ClaimRequest { scope, message_id, .. } = request;
     let (known, id) = message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone()));
     if *known == scope.0 && id == message_id {
-        Cow::Borrowed(message)
+        Identified::Itself(message)
     } else {
-        Cow::Owned(message.clone().with_identity(scope.clone(), message_id.clone()))
+        Identified::Clone(Box::new(message.clone().with_identity(scope.clone(), message_id.clone())))
     }
 }
