@@ -133,7 +133,8 @@ pub struct ConsumerBuilder<S> {
 impl<S: IdempotencyStore> ConsumerBuilder<S> {
     connection_settings!();
 
-    /// The consumer's identity: a message may take effect once in each scope. Default: the name of the queue.
+    /// The consumer's identity: a message may take effect once in each scope. Default: the name of the queue,
+    /// so that a queue by another name, to which messages are moved, begins without any memory of them: say one where that may come.
     ///
     /// All instances of one service use the same scope; services that share a table use different ones.
     pub fn scope(mut self, scope: impl Into<String>) -> Self {

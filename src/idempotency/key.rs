@@ -54,7 +54,7 @@ impl fmt::Debug for Scope {
 ///
 /// Derived from scope, message ID and step (a UUIDv5), so every run of the handler, in whatever process, gives the same key for the same
 /// step, and two scopes or two steps never share one. The called system must remember keys for at least as long as the message may
-/// come again. For a message that the handler publishes, [`MessageId::derive`] gives the ID.
+/// come again. In a handler, [`IncomingMessage::effect_key`] takes scope and ID from the message. For a message that the handler publishes, [`MessageId::derive`] gives the ID.
 ///
 /// ```
 /// use lapin_idempotent::{MessageId, idempotency::{Scope, effect_key}};
