@@ -50,7 +50,7 @@ fn requests(count: usize, id: impl Fn() -> MessageId) -> Vec<ClaimRequest> {
     let request = || {
         let message_id = id();
         let fingerprint = Fingerprint::of(message_id.as_str().as_bytes());
-        ClaimRequest { scope: scope.clone(), message_id, fingerprint }
+        ClaimRequest::new(scope.clone(), message_id, fingerprint)
     };
     (0..count).map(|_| request()).collect()
 }

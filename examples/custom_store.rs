@@ -38,18 +38,17 @@ impl IdempotencyStore for BooksStore {
             if known.is_none() {
                 new.push(request.clone());
             }
-            claims.push(known.map_or(Claim::Acquired, |&(fingerprint, processed_at, _)| Claim::Completed {
-                fingerprint,
-                processed_at,
+            claims.push(known.map_or(Claim::Acquired, |&(fingerprint, processed_at, _)| {
+                Claim::completed(fingerprint, processed_at)
             }));
         }
         // A session exactly if something is new.
-        Ok(Claims { session: (!new.is_empty()).then(|| Entry(books, new)), claims })
+        Ok(Claims::new((!new.is_empty()).then(|| Entry(books, new)), claims))
     }
 
     async fn complete(&self, Entry(mut books, new): Entry) -> Result<(), StoreError> {
         // All of them, and the effects, in one step: no error, panic or await can come between.
-        for ClaimRequest { scope, message_id, fingerprint } in new {
+        for ClaimRequest { scope, message_id, fingerprint, .. } in new {
             books.insert((scope, message_id), (fingerprint, SystemTime::now(), Instant::now()));
         }
         Ok(())

@@ -49,9 +49,9 @@
 //! | `PostgresStore` | `postgres` | `PostgresTransaction` | committed together | a crash, and a power loss unless `synchronous_commit` is off |
 //! | `MySqlStore` | `mysql` | `MySqlTransaction` | committed together | a crash, and a power loss if `innodb_flush_log_at_trx_commit` and `sync_binlog` are 1 |
 //! | `SqliteStore` | `sqlite` | `SqliteTransaction` | committed together | a crash, and a power loss if opened by `connect` |
-//! | `.leased(..)` of these | | [`Lease`](idempotency::Lease) | one after the other | the same |
-//! | `RedisStore` | `redis` | [`Lease`](idempotency::Lease) | one after the other | what Redis survives: see its documentation |
-//! | [`MemoryStore`] | – | [`Lease`](idempotency::Lease) | one after the other | nothing: it ends with the process |
+//! | `.leased(..)` of these | | [`Lease`] | one after the other | the same |
+//! | `RedisStore` | `redis` | [`Lease`] | one after the other | what Redis survives: see its documentation |
+//! | [`MemoryStore`] | – | [`Lease`] | one after the other | nothing: it ends with the process |
 //!
 //! With a lease the effect is not part of the guard's commit: a crash between the two repeats it, once the lease has run out.
 //!
@@ -94,25 +94,37 @@ pub mod testing;
 
 /// The AMQP client underneath, in the version that this crate's own signatures name.
 pub use lapin;
+/// The client of Redis, in the version that this crate's own signatures name.
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use redis;
+/// The client of the SQL databases, in the version that this crate's own signatures name.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))))]
+pub use sqlx;
 
-pub use consumer::IdempotentConsumer;
+pub use amqp::ConnectError;
+pub use consumer::{ConsumeError, IdempotentConsumer};
 pub use error::BoxError;
-pub use idempotency::{Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, Outcome};
+pub use idempotency::{
+    Guard, HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, Lease, Outcome, Scope,
+    handler_fn,
+};
 pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
 pub use publisher::{IdempotentPublisher, PublishError, Receipt, RetryPolicy};
 pub use store::MemoryStore;
-#[cfg(feature = "mysql")]
-#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
-pub use store::MySqlStore;
-#[cfg(feature = "postgres")]
-#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
-pub use store::PostgresStore;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use store::RedisStore;
+#[cfg(feature = "mysql")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
+pub use store::{MySqlStore, MySqlTransaction};
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use store::{PostgresStore, PostgresTransaction};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-pub use store::SqliteStore;
+pub use store::{SqliteStore, SqliteTransaction};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -52,7 +52,7 @@ fn lapin_is_named_only_where_amqp_is_spoken() {
 
 #[test]
 fn databases_are_named_only_in_stores() {
-    assert_unnamed("sqlx", &["store/", "docs/"]);
+    assert_unnamed("sqlx", &["store/", "docs/", "lib.rs"]);
     assert_unnamed("redis", &["store/", "lib.rs"]);
 }
 

@@ -97,17 +97,17 @@ impl IdempotencyStore for Script {
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<()>, StoreError> {
         self.claims.fetch_add(1, Relaxed);
-        let completed = |fingerprint| Claim::Completed { fingerprint, processed_at: SystemTime::UNIX_EPOCH };
+        let completed = |fingerprint| Claim::completed(fingerprint, SystemTime::UNIX_EPOCH);
         let claim = match self.case.says {
             Says::New => Claim::Acquired,
             Says::SameBody => completed(requests[0].fingerprint),
             Says::OtherBody => completed(Fingerprint::of(b"another body")),
-            Says::InProgress(remaining) => Claim::InProgress { remaining },
+            Says::InProgress(remaining) => Claim::in_progress(remaining),
             Says::Fails(kind) => return Err(kind.into()),
         };
         let session = (claim == Claim::Acquired).then_some(());
         self.opened.fetch_add(session.is_some().into(), Relaxed);
-        Ok(Claims { session, claims: vec![claim] })
+        Ok(Claims::new(session, vec![claim]))
     }
 
     async fn complete(&self, (): ()) -> Result<(), StoreError> {

@@ -11,11 +11,7 @@ use lapin_idempotent::{
 };
 
 fn request(scope: &str, id: &str) -> ClaimRequest {
-    ClaimRequest {
-        scope: Scope::new(scope).unwrap(),
-        message_id: MessageId::new(id).unwrap(),
-        fingerprint: Fingerprint::of(id.as_bytes()),
-    }
+    ClaimRequest::new(Scope::new(scope).unwrap(), MessageId::new(id).unwrap(), Fingerprint::of(id.as_bytes()))
 }
 
 async fn claim<S: IdempotencyStore>(store: &S, scope: &str, id: &str) -> Claims<S::Session> {
@@ -134,15 +130,15 @@ mod memory_with_a_clock {
         let held = claim(&store, "s", "a").await.session.expect("acquired");
         clock.advance(MINUTE / 4);
         let remaining = MINUTE * 3 / 4;
-        assert_eq!(claim(&store, "s", "a").await.claims, [Claim::InProgress { remaining }]);
+        assert_eq!(claim(&store, "s", "a").await.claims, [Claim::in_progress(remaining)]);
         let find = async || store.find(held.scope(), held.message_id()).await.expect("find");
-        assert_eq!(find().await, Some(Record::InProgress { remaining }));
+        assert_eq!(find().await, Some(Record::in_progress(remaining)));
         clock.advance(remaining);
         assert_eq!(find().await, None, "a claim would be acquired");
         complete(&store, "s", "a").await;
         let processed_at = SystemTime::UNIX_EPOCH + 1001 * MINUTE;
         let fingerprint = Fingerprint::of(b"a");
-        assert_eq!(find().await, Some(Record::Completed { fingerprint, processed_at }));
+        assert_eq!(find().await, Some(Record::completed(fingerprint, processed_at)));
 
         clock.advance(10 * MINUTE);
         assert_eq!(store.purge(10 * MINUTE, 10).await.expect("purge"), 0, "not older, but as old");

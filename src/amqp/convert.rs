@@ -107,6 +107,7 @@ fn message(delivery: &Delivery, properties: &BasicProperties, body: Bytes) -> In
         exchange,
         routing_key,
         redelivered: delivery.redelivered,
+        identity: std::sync::OnceLock::new(),
         properties: Properties {
             message_id: text(properties.message_id()),
             timestamp: *properties.timestamp(),

@@ -12,6 +12,7 @@ use super::{
     claim::{Claim, ClaimRequest, Claims},
     guard::Guard,
     handler::IdempotentHandler,
+    identity::{Identified, identified},
     outcome::Outcome,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
@@ -26,10 +27,10 @@ pub(crate) struct Batch {
 }
 
 /// The messages of a batch by identity.
-struct Identified<'m> {
+struct Requested<'m> {
     requests: Vec<ClaimRequest>,
     /// The first message of each request.
-    first: Vec<&'m IncomingMessage>,
+    first: Vec<Identified<'m>>,
     /// What each message is.
     roles: Vec<Role>,
 }
@@ -107,34 +108,34 @@ impl<S: IdempotencyStore> Guard<S> {
         Batch { outcomes, together: messages.len() < 2 || (S::BATCHES && sessions == 1) }
     }
 
-    fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Identified<'m> {
+    fn identify_all<'m>(&self, messages: &'m [IncomingMessage]) -> Requested<'m> {
         let mut known: HashMap<MessageId, usize> = HashMap::with_capacity(messages.len());
-        let mut identified =
-            Identified { requests: Vec::new(), first: Vec::new(), roles: Vec::with_capacity(messages.len()) };
+        let mut all =
+            Requested { requests: Vec::new(), first: Vec::new(), roles: Vec::with_capacity(messages.len()) };
         for message in messages {
             let role = match self.request(message) {
                 Err(outcome) => Role::Decided(outcome),
                 Ok(request) => match known.entry(request.message_id.clone()) {
                     Entry::Occupied(known) => Role::Copy(*known.get()),
                     Entry::Vacant(new) => {
-                        let index = *new.insert(identified.requests.len());
-                        identified.requests.push(request);
-                        identified.first.push(message);
+                        let index = *new.insert(all.requests.len());
+                        all.first.push(identified(message, &request));
+                        all.requests.push(request);
                         Role::First(index)
                     }
                 },
             };
-            identified.roles.push(role);
+            all.roles.push(role);
         }
-        identified
+        all
     }
 
     /// One session for all requests; their outcomes, if they have a common fate.
-    async fn together<H>(&self, identified: &Identified<'_>, handler: &H) -> Result<Vec<Outcome>, Apart>
+    async fn together<H>(&self, identified: &Requested<'_>, handler: &H) -> Result<Vec<Outcome>, Apart>
     where
         H: IdempotentHandler<S>,
     {
-        let Identified { requests, first, .. } = identified;
+        let Requested { requests, first, .. } = identified;
         if requests.is_empty() {
             return Ok(Vec::new());
         }
@@ -149,7 +150,7 @@ impl<S: IdempotencyStore> Guard<S> {
         };
         let mut lost = None;
         if let Some(mut session) = session {
-            let stale = |(message, claim): (&&IncomingMessage, &Claim)| {
+            let stale = |(message, claim): (&Identified<'_>, &Claim)| {
                 *claim == Claim::Acquired && self.too_old(message).is_some()
             };
             if first.iter().zip(&claims).any(stale) {
@@ -159,7 +160,7 @@ impl<S: IdempotencyStore> Guard<S> {
             let acquired: Vec<&IncomingMessage> = first
                 .iter()
                 .zip(&claims)
-                .filter_map(|(message, claim)| (*claim == Claim::Acquired).then_some(*message))
+                .filter_map(|(message, claim)| (*claim == Claim::Acquired).then_some(&**message))
                 .collect();
             let work = handler.handle_batch(&acquired, &mut session);
             if self.run(acquired.len(), work).await.is_err() {
@@ -177,13 +178,12 @@ impl<S: IdempotencyStore> Guard<S> {
                 Err(error) => lost = Some(error),
             }
         }
-        let outcome = |((message, request), claim): ((&&IncomingMessage, &ClaimRequest), &Claim)| match (
-            claim, &lost,
-        ) {
-            (Claim::Acquired, None) => Outcome::Processed,
-            (Claim::Acquired, Some(error)) => unavailable(error),
-            (taken, _) => self.decided(message, request.fingerprint, Some(taken)),
-        };
+        let outcome =
+            |((message, request), claim): ((&Identified<'_>, &ClaimRequest), &Claim)| match (claim, &lost) {
+                (Claim::Acquired, None) => Outcome::Processed,
+                (Claim::Acquired, Some(error)) => unavailable(error),
+                (taken, _) => self.decided(message, request.fingerprint, Some(taken)),
+            };
         Ok(first.iter().zip(requests).zip(&claims).map(outcome).collect())
     }
 
@@ -206,11 +206,11 @@ impl<S: IdempotencyStore> Guard<S> {
     /// The outcomes of all messages, from those of the requests.
     fn spread(
         &self,
-        identified: Identified<'_>,
+        identified: Requested<'_>,
         messages: &[IncomingMessage],
         of_requests: Vec<Outcome>,
     ) -> Vec<Outcome> {
-        let Identified { requests, roles, .. } = identified;
+        let Requested { requests, roles, .. } = identified;
         let copies: Vec<Option<Outcome>> = (roles.iter().zip(messages))
             .map(|(role, message)| match role {
                 Role::Copy(index) => Some(self.copy_of(&of_requests[*index], &requests[*index], message)),

@@ -7,6 +7,7 @@ use crate::message::{Fingerprint, MessageId};
 
 /// One identity to be claimed, with the fingerprint of the message that asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClaimRequest {
     /// The consumer's identity.
     pub scope: Scope,
@@ -16,13 +17,22 @@ pub struct ClaimRequest {
     pub fingerprint: Fingerprint,
 }
 
+impl ClaimRequest {
+    /// Asks for one identity.
+    pub fn new(scope: Scope, message_id: MessageId, fingerprint: Fingerprint) -> Self {
+        Self { scope, message_id, fingerprint }
+    }
+}
+
 /// A store's answer to one [`ClaimRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 #[must_use = "a claim that is not acted on loses a message or doubles its effect"]
 pub enum Claim {
     /// The identity is new, and ours until the session ends.
     Acquired,
     /// The identity was completed before.
+    #[non_exhaustive]
     Completed {
         /// The fingerprint that was remembered with it.
         fingerprint: Fingerprint,
@@ -30,16 +40,31 @@ pub enum Claim {
         processed_at: SystemTime,
     },
     /// Another consumer holds a lease on it.
+    #[non_exhaustive]
     InProgress {
         /// How long that lease still runs, unless it is renewed.
         remaining: Duration,
     },
 }
 
+impl Claim {
+    /// For stores: the identity was completed before, with the fingerprint that was remembered, and when, by the store's clock.
+    pub fn completed(fingerprint: Fingerprint, processed_at: SystemTime) -> Self {
+        Self::Completed { fingerprint, processed_at }
+    }
+
+    /// For stores: another consumer holds a lease on it, for so long still.
+    pub fn in_progress(remaining: Duration) -> Self {
+        Self::InProgress { remaining }
+    }
+}
+
 /// What a store remembers of an identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Record {
     /// It took effect.
+    #[non_exhaustive]
     Completed {
         /// The fingerprint that was remembered with it.
         fingerprint: Fingerprint,
@@ -47,10 +72,23 @@ pub enum Record {
         processed_at: SystemTime,
     },
     /// A consumer holds a lease on it.
+    #[non_exhaustive]
     InProgress {
         /// How long that lease still runs, unless it is renewed.
         remaining: Duration,
     },
+}
+
+impl Record {
+    /// For stores: it took effect, with the fingerprint that was remembered, and when, by the store's clock.
+    pub fn completed(fingerprint: Fingerprint, processed_at: SystemTime) -> Self {
+        Self::Completed { fingerprint, processed_at }
+    }
+
+    /// For stores: a consumer holds a lease on it, for so long still.
+    pub fn in_progress(remaining: Duration) -> Self {
+        Self::InProgress { remaining }
+    }
 }
 
 impl From<Record> for Claim {
@@ -64,6 +102,7 @@ impl From<Record> for Claim {
 
 /// A store's answer to a batch of requests.
 #[derive(Debug)]
+#[non_exhaustive]
 #[must_use = "a session that is dropped is released sooner or later, not at once"]
 pub struct Claims<S> {
     /// The open session; present if and only if at least one request was [`Claim::Acquired`].
@@ -86,6 +125,20 @@ pub struct Lease {
 }
 
 impl<S> Claims<S> {
+    /// For stores: the session, if at least one request was [`Claim::Acquired`], and one answer per request, in their order.
+    ///
+    /// ```
+    /// use lapin_idempotent::{Lease, idempotency::{Claim, ClaimRequest, Claims}};
+    ///
+    /// /// Gives a new identity out, under the token that was counted for it.
+    /// fn acquired(request: &ClaimRequest, token: u64) -> Claims<Lease> {
+    ///     Claims::new(Some(Lease::new(request, token)), vec![Claim::Acquired])
+    /// }
+    /// ```
+    pub fn new(session: Option<S>, claims: Vec<Claim>) -> Self {
+        Self { session, claims }
+    }
+
     /// The answer to one request that was not acquired.
     pub(crate) fn taken(record: Record) -> Self {
         Self { session: None, claims: vec![record.into()] }

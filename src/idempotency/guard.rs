@@ -16,6 +16,7 @@ use super::{
     claim::{Claim, ClaimRequest, Claims},
     coalesce::Coalescer,
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
+    identity::identified,
     key::{KeySource, Scope},
     outcome::Outcome,
     policy::{MismatchPolicy, MissingIdPolicy, StalePolicy},
@@ -228,7 +229,7 @@ impl<S: IdempotencyStore> Guard<S> {
         }
         match claimed {
             Ok(Claims { session: Some(session), .. }) => match self.too_old(message) {
-                None => self.handle(message, handler, session).await,
+                None => self.handle(&identified(message, request), handler, session).await,
                 Some(age) => {
                     self.give_back(session).await;
                     Attempt::Decided(Outcome::Indeterminate { age })

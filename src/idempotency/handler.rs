@@ -1,6 +1,6 @@
 //! What a consumer service implements.
 
-use std::{any::Any, fmt, future::Future, time::Duration};
+use std::{error::Error, fmt, future::Future, time::Duration};
 
 use super::store::IdempotencyStore;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 /// the message's identity; or a [`Lease`](super::Lease). The type of the store picks it, so that a handler for a transaction cannot be
 /// run with a lease by mistake.
 ///
-/// Write `async fn handle`. Do not commit or roll back the transaction: the guard does.
+/// Write `async fn handle`, or make a closure a handler with [`handler_fn`](super::handler_fn). An `Arc` of a handler is one, too. Do not commit or roll back the transaction: the guard does.
 ///
 /// # Cancellation
 ///
@@ -28,8 +28,8 @@ pub trait IdempotentHandler<S: IdempotencyStore>: Send + Sync {
     ///
     /// # Errors
     ///
-    /// A [`HandlerError`] says whether the message is worth another try. `?` on any error means that it is, except for a
-    /// [`DecodeError`], which will not get better.
+    /// A [`HandlerError`] says whether the message is worth another try. `?` on any error means that it is, except for one with a
+    /// [`DecodeError`] among its sources, which will not get better.
     fn handle(
         &self,
         message: &IncomingMessage,
@@ -66,7 +66,38 @@ pub type HandlerResult = Result<(), HandlerError>;
 
 /// Why a message was not handled, and what is to become of it.
 ///
-/// Deliberately no [`std::error::Error`], so that `?` can turn every error into a retry.
+/// `?` makes one of every [`std::error::Error`]: a retry; or a reject, if it or one of its sources is a [`DecodeError`]. For that it is deliberately no
+/// [`std::error::Error`] itself.
+///
+/// # `anyhow::Error`, `eyre::Report` and [`BoxError`]
+///
+/// These are no [`std::error::Error`] either, so `?` alone does not take them, and this crate cannot make it: an implementation of `From` for them
+/// beside the one for all errors would overlap with it if they became errors one day, and the compiler refuses that. Write
+/// `.map_err(HandlerError::retry)?`, or `reject` for what will not get better: both take whatever converts into a [`BoxError`], as these do.
+/// What is inside is not looked at then, a [`DecodeError`] included.
+///
+/// ```
+/// use lapin_idempotent::{BoxError, HandlerError, HandlerResult, IncomingMessage};
+/// # #[derive(serde::Deserialize)] struct Debit;
+/// # fn account(_: &Debit) -> Result<u32, std::io::Error> { Ok(7) }
+/// # fn book(_: u32) -> Result<(), BoxError> { Ok(()) }
+///
+/// fn debit(message: &IncomingMessage) -> HandlerResult {
+///     let debit: Debit = message.json()?; // a reject
+///     let account = account(&debit)?; // a retry
+///     book(account).map_err(HandlerError::retry) // a `BoxError`
+/// }
+/// # let _ = debit(&IncomingMessage::new("null"));
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use lapin_idempotent::{BoxError, HandlerResult};
+/// # fn book() -> Result<(), BoxError> { Ok(()) }
+/// fn debit() -> HandlerResult {
+///     book()?;
+///     Ok(())
+/// }
+/// ```
 pub struct HandlerError(pub(crate) Failure);
 
 pub(crate) enum Failure {
@@ -98,6 +129,31 @@ impl HandlerError {
     pub fn reject(error: impl Into<BoxError>) -> Self {
         Self(Failure::Reject { error: error.into() })
     }
+
+    /// Whether the message is delivered again.
+    pub fn is_retry(&self) -> bool {
+        matches!(self.0, Failure::Retry { .. })
+    }
+
+    /// Whether the message is parked.
+    pub fn is_reject(&self) -> bool {
+        matches!(self.0, Failure::Reject { .. })
+    }
+
+    /// The least delay before the message is delivered again, if one was asked for with [`retry_after`](Self::retry_after).
+    pub fn delay(&self) -> Option<Duration> {
+        match self.0 {
+            Failure::Retry { after, .. } => after,
+            Failure::Reject { .. } => None,
+        }
+    }
+
+    /// What went wrong.
+    pub fn source(&self) -> &(dyn Error + Send + Sync + 'static) {
+        match &self.0 {
+            Failure::Retry { error, .. } | Failure::Reject { error } => &**error,
+        }
+    }
 }
 
 impl<E> From<E> for HandlerError
@@ -105,7 +161,7 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     fn from(error: E) -> Self {
-        if (&error as &dyn Any).is::<DecodeError>() { Self::reject(error) } else { Self::retry(error) }
+        if DecodeError::is_in(&error) { Self::reject(error) } else { Self::retry(error) }
     }
 }
 

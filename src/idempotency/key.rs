@@ -12,7 +12,7 @@ use crate::{
 /// Two services, or two handlers, that read copies of the same messages and share a table need different scopes; all
 /// instances of one service need the same. 1 to 255 bytes of UTF-8 without control characters, compared byte by byte.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Scope(Arc<str>);
+pub struct Scope(pub(super) Arc<str>);
 
 /// A scope is empty, too long, or holds control characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +54,7 @@ impl fmt::Debug for Scope {
 ///
 /// Derived from scope, message ID and step (a UUIDv5), so every run of the handler, in whatever process, gives the same key for the same
 /// step, and two scopes or two steps never share one. The called system must remember keys for at least as long as the message may
-/// come again. For a message that the handler publishes, [`MessageId::derive`] gives the ID.
+/// come again. In a handler, [`IncomingMessage::effect_key`] takes scope and ID from the message. For a message that the handler publishes, [`MessageId::derive`] gives the ID.
 ///
 /// ```
 /// use lapin_idempotent::{MessageId, idempotency::{Scope, effect_key}};

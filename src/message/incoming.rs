@@ -1,7 +1,9 @@
 //! A message as it was delivered.
 
 use std::{
+    error::Error,
     fmt,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -25,6 +27,8 @@ pub struct IncomingMessage {
     pub(crate) routing_key: String,
     pub(crate) redelivered: bool,
     pub(crate) properties: Properties,
+    /// The scope and the effective ID, of the first guard that took it. Another guard gives its handler a clone with its own.
+    pub(crate) identity: OnceLock<(Arc<str>, MessageId)>,
 }
 
 /// The AMQP properties of a delivery.
@@ -43,13 +47,35 @@ pub(crate) struct Properties {
     pub(crate) headers: Headers,
 }
 
-/// The body is not what the handler expects. As an error of a handler it means that the message is rejected, not tried again.
+/// The body is not what the handler expects. As an error of a handler, or anywhere among the sources of one, it means that the message is rejected, not tried
+/// again.
 ///
 /// Its source may quote the body.
 #[derive(Debug, thiserror::Error)]
 #[error("the message body cannot be decoded")]
 pub struct DecodeError {
-    source: Box<dyn std::error::Error + Send + Sync>,
+    source: Undecodable,
+}
+
+/// What the body is not. An error that is shown as its cause (`#[error(transparent)]`, [`std::io::Error::other`]) leaves the [`DecodeError`] itself
+/// out of the chain of its sources, but not this.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not {wanted}")]
+struct Undecodable {
+    wanted: &'static str,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+impl DecodeError {
+    fn new(wanted: &'static str, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { source: Undecodable { wanted, source: error.into() } }
+    }
+
+    /// Whether it is an error, or one of its sources.
+    pub(crate) fn is_in(error: &(dyn Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |&error| error.source())
+            .any(|error| error.is::<Self>() || error.is::<Undecodable>())
+    }
 }
 
 impl IncomingMessage {
@@ -178,7 +204,8 @@ impl IncomingMessage {
     ///
     /// A [`DecodeError`] if it is not such JSON; returned from a handler it rejects the message.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        serde_json::from_slice(&self.body).map_err(|error| DecodeError { source: error.into() })
+        serde_json::from_slice(&self.body)
+            .map_err(|error| DecodeError::new("the JSON that is expected", error))
     }
 
     /// The body as text.
@@ -187,7 +214,7 @@ impl IncomingMessage {
     ///
     /// A [`DecodeError`] if it is not UTF-8.
     pub fn text(&self) -> Result<&str, DecodeError> {
-        std::str::from_utf8(&self.body).map_err(|error| DecodeError { source: error.into() })
+        std::str::from_utf8(&self.body).map_err(|error| DecodeError::new("UTF-8", error))
     }
 
     /// The hash of the body as it was received.

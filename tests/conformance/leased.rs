@@ -139,7 +139,7 @@ impl Leased {
         };
         state.last_token += 1;
         state.rows.insert(key, Row::Held { token, expires: Instant::now() + LEASE });
-        Claims { session: Some(Lease::new(request, token)), claims: vec![Claim::Acquired] }
+        Claims::new(Some(Lease::new(request, token)), vec![Claim::Acquired])
     }
 }
 
@@ -153,21 +153,21 @@ impl IdempotencyStore for Leased {
             Some(Row::Done { .. }) if self.is(Fault::Hangs) => return pending().await,
             Some(Row::Done { fingerprint, at, .. }) if !self.is(Fault::GivesCompletedOutAgain) => {
                 let asked = self.is(Fault::TakesTheAskersFingerprint);
-                Claim::Completed {
-                    fingerprint: if asked { request.fingerprint } else { fingerprint },
-                    processed_at: if self.is(Fault::TellsNoTime) { SystemTime::UNIX_EPOCH } else { at },
-                }
+                Claim::completed(
+                    if asked { request.fingerprint } else { fingerprint },
+                    if self.is(Fault::TellsNoTime) { SystemTime::UNIX_EPOCH } else { at },
+                )
             }
             Some(Row::Held { expires, .. })
                 if (expires > Instant::now() && !self.is(Fault::GivesOutWhatIsInProgress))
                     || self.is(Fault::LosesDroppedClaims) =>
             {
-                Claim::InProgress { remaining: expires - Instant::now() }
+                Claim::in_progress(expires - Instant::now())
             }
             _ => return Ok(self.acquire(request)),
         };
         let session = self.is(Fault::SessionForDuplicates).then(|| Lease::new(request, 0));
-        Ok(Claims { session, claims: vec![claim] })
+        Ok(Claims::new(session, vec![claim]))
     }
 
     async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<Lease>, StoreError>> {
@@ -256,10 +256,10 @@ impl Inspect for Leased {
         let row = self.state().rows.get(&self.key(scope, id)).copied();
         Ok(match row {
             Some(Row::Done { fingerprint, at, .. }) if !self.is(Fault::FindsNothing) => {
-                Some(Record::Completed { fingerprint, processed_at: at })
+                Some(Record::completed(fingerprint, at))
             }
             Some(Row::Held { expires, .. }) if !self.is(Fault::FindsNoLeases) => {
-                Some(Record::InProgress { remaining: expires - Instant::now() })
+                Some(Record::in_progress(expires - Instant::now()))
             }
             _ => None,
         })

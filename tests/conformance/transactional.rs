@@ -85,9 +85,7 @@ impl Transactional {
     fn look(&self, requests: &[ClaimRequest]) -> Vec<Claim> {
         let state = self.state();
         let claim = |request| match state.done.get(&key(request)) {
-            Some((fingerprint, processed_at, _)) => {
-                Claim::Completed { fingerprint: *fingerprint, processed_at: *processed_at }
-            }
+            Some((fingerprint, processed_at, _)) => Claim::completed(*fingerprint, *processed_at),
             None => Claim::Acquired,
         };
         requests.iter().map(claim).collect()
@@ -129,7 +127,7 @@ impl IdempotencyStore for Transactional {
         } else {
             claims
         };
-        Ok(Claims { session, claims })
+        Ok(Claims::new(session, claims))
     }
 
     async fn complete(&self, mut session: Transaction) -> Result<(), StoreError> {

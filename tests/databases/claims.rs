@@ -26,11 +26,7 @@ use super::{
 };
 
 pub fn request(scope: &str, id: &str) -> ClaimRequest {
-    ClaimRequest {
-        scope: Scope::new(scope).unwrap(),
-        message_id: MessageId::new(id).unwrap(),
-        fingerprint: Fingerprint::of(id.as_bytes()),
-    }
+    ClaimRequest::new(Scope::new(scope).unwrap(), MessageId::new(id).unwrap(), Fingerprint::of(id.as_bytes()))
 }
 
 pub async fn one_effect_however_often_it_is_delivered<K: Kind>() {

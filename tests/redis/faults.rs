@@ -179,7 +179,7 @@ pub(crate) async fn full_server_refuses_claims_and_still_completes() {
     store.complete(completing).await.expect("its effect is done");
     let renewed = tokio::time::timeout(Duration::from_millis(1500), store.keep_alive(&renewing).unwrap());
     assert!(renewed.await.is_err(), "still ours");
-    let Claim::InProgress { remaining } = claim(&store, "s", "b").await else { panic!("not held") };
+    let Claim::InProgress { remaining, .. } = claim(&store, "s", "b").await else { panic!("not held") };
     assert!(remaining > Duration::from_millis(1600), "it was renewed: {remaining:?}");
     store.release(renewing).await.expect("release");
     assert!(matches!(claim(&store, "s", "a").await, Claim::Completed { .. }), "nothing was forgotten");

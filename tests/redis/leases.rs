@@ -92,7 +92,7 @@ pub(crate) async fn lease_is_kept_alive_and_its_end_is_told() {
         let watched = async {
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(700) {
-                let Claim::InProgress { remaining } = claim(&store, "s", "long").await else {
+                let Claim::InProgress { remaining, .. } = claim(&store, "s", "long").await else {
                     panic!("a lease that is renewed was given away after {:?}", start.elapsed());
                 };
                 assert!(remaining <= Duration::from_millis(200), "{remaining:?}");

@@ -108,11 +108,7 @@ async fn both() -> Vec<RedisStore> {
 }
 
 fn request(scope: &str, id: &str) -> ClaimRequest {
-    ClaimRequest {
-        scope: Scope::new(scope).unwrap(),
-        message_id: MessageId::new(id).unwrap(),
-        fingerprint: Fingerprint::of(id.as_bytes()),
-    }
+    ClaimRequest::new(Scope::new(scope).unwrap(), MessageId::new(id).unwrap(), Fingerprint::of(id.as_bytes()))
 }
 
 async fn try_claim(store: &RedisStore, scope: &str, id: &str) -> Result<(Claim, Option<Lease>), StoreError> {

@@ -59,7 +59,7 @@ pub(crate) async fn identity_is_exact_whatever_it_contains() {
             }
         }
         for (scope, id) in scopes.iter().flat_map(|scope| ids.iter().map(move |id| (scope, id))) {
-            let Claim::Completed { fingerprint, processed_at } = claim(&store, scope, id).await else {
+            let Claim::Completed { fingerprint, processed_at, .. } = claim(&store, scope, id).await else {
                 panic!("{scope:?} {id:?} was forgotten");
             };
             assert_eq!(fingerprint, Fingerprint::of(id.as_bytes()), "{scope:?} {id:?}");
@@ -158,7 +158,7 @@ pub(crate) async fn operators_can_look_into_the_store() {
         );
         let found = store.find(&scope, held.message_id()).await.expect("find");
         assert!(
-            matches!(found, Some(Record::InProgress { remaining }) if remaining > Duration::from_secs(20))
+            matches!(found, Some(Record::InProgress { remaining, .. }) if remaining > Duration::from_secs(20))
         );
         assert_eq!(store.find(&scope, &MessageId::new("new").unwrap()).await.expect("find"), None);
 

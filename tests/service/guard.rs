@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, SystemTime},
@@ -14,8 +14,8 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use lapin_idempotent::{
-    HandlerError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore,
-    SqliteStore,
+    HandlerError, HandlerResult, IdempotencyStore, IdempotentConsumer, IdempotentHandler, IncomingMessage,
+    MemoryStore, SqliteStore,
     idempotency::{KeySource, Lease, MismatchPolicy, MissingIdPolicy},
     store::SqliteTransaction,
 };
@@ -24,7 +24,9 @@ use super::{
     redelivery::{Flaky, millis},
     support::{
         amqp::{Client, header, with_id},
-        broker, eventually,
+        broker,
+        consumer::Running,
+        eventually,
         ledger::{Debit, Ledger},
     },
 };
@@ -128,6 +130,62 @@ pub async fn key_from_a_json_pointer() {
     assert_eq!(header(&message, "x-idempotency-parked-reason").as_deref(), Some("missing-id"));
     client.delete(&queue).await;
     client.delete(&parked).await;
+}
+
+/// Notes under which identity each message takes effect.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<(String, String)>>>);
+
+impl<S: IdempotencyStore> IdempotentHandler<S> for Notes {
+    async fn handle(&self, message: &IncomingMessage, _: &mut S::Session) -> HandlerResult {
+        let identity = message.identity().expect("a guard calls this");
+        assert_eq!(message.effect_key("charge"), Some(identity.effect_key("charge")));
+        let (scope, id) = (identity.scope().to_string(), identity.message_id().as_str().to_owned());
+        self.0.lock().unwrap().push((scope, id));
+        Ok(())
+    }
+}
+
+/// One by one through leases, asked for together, and in the batches of a store with transactions.
+pub async fn handler_in_a_consumer_knows_the_identity() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("identity").await;
+    let ids: Vec<String> = (0..20).map(|order| format!("order-{order}")).collect();
+    let publish = async || {
+        for id in &ids {
+            let properties = with_id(&format!("message-of-{id}")).with_headers({
+                let mut headers = FieldTable::default();
+                headers.insert("order".into(), AMQPValue::LongString(id.as_str().into()));
+                headers
+            });
+            client.publish(&queue, b"500", properties).await;
+        }
+    };
+    let expected: Vec<_> = ids.iter().map(|id| ("billing".to_owned(), id.clone())).collect();
+    let noted = |notes: &Notes| {
+        let mut noted = notes.0.lock().unwrap().clone();
+        noted.sort_by_key(|(_, id)| id.trim_start_matches("order-").parse::<u32>().unwrap());
+        noted
+    };
+
+    publish().await;
+    let leased = Notes::default();
+    let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).workers(4);
+    let consumer = Running::start(builder.scope("billing").key(KeySource::header("order")), leased.clone());
+    assert_eq!(consumer.decided(ids.len()).await, vec!["processed"; ids.len()]);
+    consumer.stop().await;
+    assert_eq!(noted(&leased), expected);
+
+    publish().await;
+    let batched = Notes::default();
+    let ledger = Ledger::create().await;
+    let consumer = ledger.consume_with(&broker(), &queue, batched.clone(), |b| {
+        b.scope("billing").key(KeySource::header("order"))
+    });
+    assert_eq!(consumer.decided(ids.len()).await, vec!["processed"; ids.len()]);
+    consumer.stop().await;
+    assert_eq!(noted(&batched), expected);
+    client.delete(&queue).await;
 }
 
 async fn without_ids(policy: MissingIdPolicy) -> (i64, i64) {

@@ -192,11 +192,11 @@ pub async fn lease_whose_owner_died_is_waited_for() {
         let client = Client::connect(&broker()).await;
         let queue = client.queue_with("leased", limited(limit)).await;
         let memory = MemoryStore::new(100).lease(Duration::from_secs(35));
-        let request = ClaimRequest {
-            scope: lapin_idempotent::idempotency::Scope::new("ledger").unwrap(),
-            message_id: lapin_idempotent::MessageId::new("order-42").unwrap(),
-            fingerprint: lapin_idempotent::message::Fingerprint::of(b"500"),
-        };
+        let request = ClaimRequest::new(
+            lapin_idempotent::Scope::new("ledger").unwrap(),
+            lapin_idempotent::MessageId::new("order-42").unwrap(),
+            lapin_idempotent::message::Fingerprint::of(b"500"),
+        );
         // Neither completed nor released nor renewed.
         drop(memory.claim(&[request]).await.expect("claim"));
         client.publish(&queue, b"500", with_id("order-42")).await;

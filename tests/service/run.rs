@@ -112,6 +112,7 @@ pub(crate) fn main() -> ExitCode {
         guard::same_id_with_another_body_is_a_duplicate_if_wanted,
         guard::two_scopes_one_id_two_effects,
         guard::key_from_a_json_pointer,
+        guard::handler_in_a_consumer_knows_the_identity,
         guard::missing_id_derived_from_content,
         guard::missing_id_handled_unguarded,
         guard::shutdown_finishes_what_is_in_hand_and_leaves_the_rest,

@@ -104,16 +104,14 @@ impl IdempotencyStore for Transactions {
             return Err(StoreErrorKind::Busy.into());
         }
         let claim = |request: &ClaimRequest| match state.done.get(request.message_id.as_str()) {
-            Some(fingerprint) => {
-                Claim::Completed { fingerprint: *fingerprint, processed_at: SystemTime::UNIX_EPOCH }
-            }
+            Some(fingerprint) => Claim::completed(*fingerprint, SystemTime::UNIX_EPOCH),
             None => Claim::Acquired,
         };
         let claims: Vec<_> = requests.iter().map(claim).collect();
         let new = requests.iter().zip(&claims).filter(|(_, claim)| **claim == Claim::Acquired);
         let acquired: Vec<_> = new.map(|(request, _)| request.clone()).collect();
         let session = (!acquired.is_empty()).then(|| Transaction { acquired, effects: Vec::new() });
-        Ok(Claims { session, claims })
+        Ok(Claims::new(session, claims))
     }
 
     async fn complete(&self, transaction: Transaction) -> Result<(), StoreError> {

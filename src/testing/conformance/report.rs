@@ -26,6 +26,7 @@ pub struct CaseReport {
 
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// The store did what it must.
     Passed,
