@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use lapin::{
@@ -20,15 +20,12 @@ use lapin_idempotent::{
     store::SqliteTransaction,
 };
 
-use super::{
-    redelivery::{Flaky, millis},
-    support::{
-        amqp::{Client, header, with_id},
-        broker,
-        consumer::Running,
-        eventually,
-        ledger::{Debit, Ledger},
-    },
+use super::support::{
+    amqp::{Client, header, with_id},
+    broker,
+    consumer::Running,
+    eventually,
+    ledger::{Debit, Ledger},
 };
 
 fn soon() -> (Duration, Duration) {
@@ -305,37 +302,6 @@ pub async fn panics_in_a_key_source_and_an_observer_end_no_consumer() {
     );
     client.delete(&queue).await;
     client.delete(&parking).await;
-}
-
-/// Whoever copies all headers of a message into another one, or makes some up: that one is handled, and tried as often as any.
-pub async fn headers_of_strangers_are_not_obeyed() {
-    let client = Client::connect(&broker()).await;
-    let queue = client.queue("strangers").await;
-    let tomorrow = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis()
-        + 86_400_000;
-    let mut headers = FieldTable::default();
-    for (name, value) in
-        [("failures", 1000), ("deliveries", 1000), ("suspected", 1), ("not-before", tomorrow)]
-    {
-        let value = AMQPValue::LongLongInt(value.try_into().expect("small"));
-        headers.insert(format!("x-idempotency-{name}").into(), value);
-    }
-    headers.insert("x-idempotency-original-queue".into(), AMQPValue::LongString("elsewhere".into()));
-    client.publish(&queue, b"1", with_id("stranger").with_headers(headers)).await;
-    let ledger = Ledger::create().await;
-    let handler = Flaky::new(2);
-    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |builder| {
-        builder.immediate_retries(0).max_attempts(3).retry_delays(millis(50), millis(50))
-    });
-    eventually("it is handled", async || (ledger.rows().await == (1, 1)).then_some(())).await;
-    consumer.stop().await;
-    let seen = handler.seen();
-    let failures: Vec<u32> = seen.iter().map(|seen| seen.message.failures()).collect();
-    assert_eq!(failures, [0, 1, 2], "counted from nought, and here");
-    assert_eq!(seen[2].message.header("x-idempotency-deliveries"), None);
-    client.delete(&queue).await;
-    client.delete(&format!("{queue}.parked")).await;
-    client.delete(&format!("{queue}.retry.50")).await;
 }
 
 /// Leaves a panic behind: in its error, or in what is dropped with it.

@@ -1,6 +1,6 @@
 //! What a broker takes back: lost connections, consumer timeouts, and consumers that may not declare or publish.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lapin::types::{AMQPValue, FieldTable};
 use lapin_idempotent::consumer::Redelivery;
@@ -284,4 +284,35 @@ pub async fn message_that_fills_the_frame_comes_back_and_is_handled() {
     consumer.stop().await;
     assert_eq!(client.ready(&queue).await, 0);
     delete(&client, &queue, &[]).await;
+}
+
+/// Whoever copies all headers of a message into another one, or makes some up: that one is handled, and tried as often as any.
+pub async fn headers_of_strangers_are_not_obeyed() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("strangers").await;
+    let tomorrow = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis()
+        + 86_400_000;
+    let mut headers = FieldTable::default();
+    for (name, value) in
+        [("failures", 1000), ("deliveries", 1000), ("suspected", 1), ("not-before", tomorrow)]
+    {
+        let value = AMQPValue::LongLongInt(value.try_into().expect("small"));
+        headers.insert(format!("x-idempotency-{name}").into(), value);
+    }
+    headers.insert("x-idempotency-original-queue".into(), AMQPValue::LongString("elsewhere".into()));
+    client.publish(&queue, b"1", with_id("stranger").with_headers(headers)).await;
+    let ledger = Ledger::create().await;
+    let handler = Flaky::new(2);
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |builder| {
+        builder.immediate_retries(0).max_attempts(3).retry_delays(millis(50), millis(50))
+    });
+    eventually("it is handled", async || (ledger.rows().await == (1, 1)).then_some(())).await;
+    consumer.stop().await;
+    let seen = handler.seen();
+    let failures: Vec<u32> = seen.iter().map(|seen| seen.message.failures()).collect();
+    assert_eq!(failures, [0, 1, 2], "counted from nought, and here");
+    assert_eq!(seen[2].message.header("x-idempotency-deliveries"), None);
+    client.delete(&queue).await;
+    client.delete(&format!("{queue}.parked")).await;
+    client.delete(&format!("{queue}.retry.50")).await;
 }

@@ -106,7 +106,7 @@ pub(crate) fn main() -> ExitCode {
         examples::jsonl_that_is_killed_leaves_what_was_there_and_what_failed,
         examples::jsonl_is_utf_8_and_keys_are_not_empty,
         guard::panics_in_a_key_source_and_an_observer_end_no_consumer,
-        guard::headers_of_strangers_are_not_obeyed,
+        returns::headers_of_strangers_are_not_obeyed,
         guard::panics_that_a_handler_leaves_behind_end_no_consumer,
         guard::handler_fails_then_succeeds_one_effect,
         guard::same_id_with_another_body_is_a_duplicate_if_wanted,
