@@ -71,6 +71,11 @@
 //! | `testing` | no | `testing`: a conformance suite for stores of your own, a clock set by hand; with tokio's `test-util` |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
+//! # The guide
+//!
+//! [`guide`] has eight pages: quick start, how it works, message IDs, stores, failures, production, reference, and a loop or a
+//! store of your own.
+//!
 //! # The tree
 //!
 //! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`] receives, [`store`] remembers, [`amqp`]
@@ -81,6 +86,7 @@
 pub mod amqp;
 pub mod consumer;
 mod error;
+pub mod guide;
 pub mod idempotency;
 pub mod message;
 pub mod publisher;
