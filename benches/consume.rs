@@ -1,8 +1,8 @@
-//! Consuming a filled queue, against raw lapin without any guard and against one transaction per message, in the same run: paired,
-//! interleaved, medians.
+//! Consuming a filled queue, against raw lapin without any guard and against one transaction per
+//! message, in the same run: paired, interleaved, medians.
 //!
-//! `make bench`, or `cargo bench --all-features --bench consume -- [messages] [rounds]`, with the URLs of the servers as `scripts/services env`
-//! prints them. Writes `target/bench/consume.json`.
+//! `make bench`, or `cargo bench --all-features --bench consume -- [messages] [rounds]`, with the
+//! URLs of the servers as `scripts/services env` prints them. Writes `target/bench/consume.json`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
@@ -162,7 +162,8 @@ async fn fill(amqp: &str, queue: &str, messages: usize) {
     }
 }
 
-/// One message every 10 ms, to a consumer that waits for them; the time from publishing to the commit.
+/// One message every 10 ms, to a consumer that waits for them; the time from publishing to the
+/// commit.
 async fn paced_run(amqp: &str, queue: &str, messages: usize, ours: bool) -> Took {
     let stopwatch = Arc::new(Stopwatch::default());
     let publisher = IdempotentPublisher::builder(amqp).connect().await.expect("connect");

@@ -1,6 +1,7 @@
 //! Publishing, against raw lapin in the same run: paired, interleaved, medians.
 //!
-//! `make bench`, or `AMQP_URL=... cargo bench --bench publish -- [messages] [rounds]`. Writes `target/bench/publish.json`.
+//! `make bench`, or `AMQP_URL=... cargo bench --bench publish -- [messages] [rounds]`. Writes
+//! `target/bench/publish.json`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
@@ -44,7 +45,8 @@ fn main() {
     }
 }
 
-/// Every case in turn, each on a queue of its own: a queue that has been filled and purged is not as fast as a new one.
+/// Every case in turn, each on a queue of its own: a queue that has been filled and purged is not
+/// as fast as a new one.
 fn compare(mut bench: Bench) {
     for kind in ["classic", "quorum"] {
         for round in 0..bench.rounds {
@@ -74,7 +76,8 @@ async fn once(case: &str, kind: &str, messages: usize) {
     queue.delete().await;
 }
 
-/// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one task a connection.
+/// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one
+/// task a connection.
 async fn raw_fused(amqp: &str, queue: &str, messages: usize, connections: usize) -> Duration {
     let body = body();
     let mut channels = Vec::new();

@@ -1,7 +1,8 @@
 //! Stores: claims in batches, a table that grows, and two ways to forget.
 //!
-//! `make bench`, or `cargo bench --all-features --bench stores -- [IDs] [rounds] [rows in millions]`, with the URLs of the servers as
-//! `scripts/services env` prints them. Writes `target/bench/stores.json`.
+//! `make bench`, or `cargo bench --all-features --bench stores -- [IDs] [rounds] [rows in
+//! millions]`, with the URLs of the servers as `scripts/services env` prints them. Writes
+//! `target/bench/stores.json`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 

@@ -1,6 +1,8 @@
-//! Consumes debits through the guard: identity and effect in one SQLite transaction, ack after the commit.
+//! Consumes debits through the guard: identity and effect in one SQLite transaction, ack after the
+//! commit.
 //!
-//! `cargo run --example consume --features sqlite`, then `cargo run --example publish` a few times; Ctrl-C stops it.
+//! `cargo run --example consume --features sqlite`, then `cargo run --example publish` a few times;
+//! Ctrl-C stops it.
 
 use lapin::{Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable};
 use lapin_idempotent::{

@@ -1,6 +1,8 @@
-//! A store of your own, and the suite that tries it: `cargo run --example custom_store --features testing`.
+//! A store of your own, and the suite that tries it: `cargo run --example custom_store --features
+//! testing`.
 //!
-//! Identities in this process's memory, one open session at a time. Effects would be written into `Books`, too.
+//! Identities in this process's memory, one open session at a time. Effects would be written into
+//! `Books`, too.
 
 use std::{
     collections::HashMap,
@@ -22,14 +24,16 @@ type Books = HashMap<(Scope, MessageId), (Fingerprint, SystemTime, Instant)>;
 #[derive(Clone, Default)]
 struct BooksStore(Arc<Mutex<Books>>);
 
-/// What the handler gets. Nothing is in the books before `complete`, so dropping it gives the claims back.
+/// What the handler gets. Nothing is in the books before `complete`, so dropping it gives the
+/// claims back.
 struct Entry(OwnedMutexGuard<Books>, Vec<ClaimRequest>);
 
 impl IdempotencyStore for BooksStore {
     type Session = Entry;
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Entry>, StoreError> {
-        // Lock first, then look: what a rival completes in between must be seen. And never wait for ever.
+        // Lock first, then look: what a rival completes in between must be seen. And never wait for
+        // ever.
         let wait = tokio::time::timeout(Duration::from_secs(5), Arc::clone(&self.0).lock_owned());
         let books = wait.await.map_err(|elapsed| StoreError::new(StoreErrorKind::Busy, elapsed))?;
         let (mut claims, mut new) = (Vec::new(), Vec::new());

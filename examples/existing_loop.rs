@@ -30,7 +30,8 @@ impl IdempotentHandler<MemoryStore> for Print {
     }
 }
 
-/// Held unacknowledged, and not given back: each return counts towards the delivery limit of a quorum queue, 20 by default since RabbitMQ 4.0.
+/// Held unacknowledged, and not given back: each return counts towards the delivery limit of a
+/// quorum queue, 20 by default since RabbitMQ 4.0.
 async fn held(delivery: Delivery, after: Duration) -> Delivery {
     sleep(after).await;
     delivery

@@ -1,7 +1,9 @@
-//! Charges cards through another company's HTTP API, which no transaction of ours can hold. A lease keeps two consumers from one message at
-//! a time, and the API's idempotency key, the same in every run, keeps a crash between charge and ack from charging twice.
+//! Charges cards through another company's HTTP API, which no transaction of ours can hold. A lease
+//! keeps two consumers from one message at a time, and the API's idempotency key, the same in every
+//! run, keeps a crash between charge and ack from charging twice.
 //!
-//! `cargo run --example leased_http --features postgres`; Ctrl-C or SIGTERM stops it. `AMQP_URL`, `POSTGRES_URL`, `QUEUE` and `API_URL` say where.
+//! `cargo run --example leased_http --features postgres`; Ctrl-C or SIGTERM stops it. `AMQP_URL`,
+//! `POSTGRES_URL`, `QUEUE` and `API_URL` say where.
 
 use std::time::Duration;
 
@@ -58,7 +60,8 @@ async fn main() -> Result<(), BoxError> {
     IdempotentConsumer::builder(
         setting("AMQP_URL", "amqp://localhost"),
         setting("QUEUE", "payments.charge"),
-        // Renewed while the handler runs; if this process dies, another one takes over after so long.
+        // Renewed while the handler runs; if this process dies, another one takes over after so
+        // long.
         store.leased(Duration::from_secs(30))?,
     )
     .scope("charging")

@@ -1,4 +1,5 @@
-//! Publishes one debit under an ID that survives a restart: run it twice, and a guarded consumer handles it once.
+//! Publishes one debit under an ID that survives a restart: run it twice, and a guarded consumer
+//! handles it once.
 //!
 //! `cargo run --example publish -- order-42`
 

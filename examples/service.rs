@@ -1,4 +1,5 @@
-//! A whole service: publishes a debit on a request, and books debits in the background. Health probes, Prometheus metrics, graceful stop.
+//! A whole service: publishes a debit on a request, and books debits in the background. Health
+//! probes, Prometheus metrics, graceful stop.
 //!
 //! ```sh
 //! cargo run --example service --features sqlite,metrics
@@ -60,7 +61,8 @@ struct Service {
     metrics: PrometheusHandle,
 }
 
-/// `202` only when the broker has confirmed it. A client that repeats its request publishes the same message again, which takes effect once.
+/// `202` only when the broker has confirmed it. A client that repeats its request publishes the
+/// same message again, which takes effect once.
 async fn debit(
     State(service): State<Service>,
     headers: HeaderMap,

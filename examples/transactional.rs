@@ -1,7 +1,8 @@
-//! Debits accounts through the transaction that the store opens: identity, ledger and balance are committed together, a whole batch with
-//! two statements.
+//! Debits accounts through the transaction that the store opens: identity, ledger and balance are
+//! committed together, a whole batch with two statements.
 //!
-//! `cargo run --example transactional --features postgres`; Ctrl-C or SIGTERM stops it. `AMQP_URL`, `POSTGRES_URL` and `QUEUE` say where.
+//! `cargo run --example transactional --features postgres`; Ctrl-C or SIGTERM stops it. `AMQP_URL`,
+//! `POSTGRES_URL` and `QUEUE` say where.
 
 use lapin_idempotent::{
     BoxError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, PostgresStore,

@@ -1,4 +1,5 @@
-//! The boxed error that sources are kept in, errors with their causes in one line, and panics that became errors.
+//! The boxed error that sources are kept in, errors with their causes in one line, and panics that
+//! became errors.
 
 use std::{
     any::Any,
@@ -13,7 +14,8 @@ use futures_util::future::FutureExt;
 /// Any error, as a source or out of a user's closure.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// An error with all its causes, for a log or a status; what an error says of its cause itself is not said twice.
+/// An error with all its causes, for a log or a status; what an error says of its cause itself is
+/// not said twice.
 pub(crate) struct Chain<'a>(pub(crate) &'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
@@ -83,7 +85,8 @@ pub(crate) fn caught_in<T>(what: &'static str, function: impl FnOnce() -> T) -> 
     catch_unwind(AssertUnwindSafe(function)).map_err(|payload| Panicked::new(what, payload))
 }
 
-/// An error of the application, which is told in logs and headers; what panicked in its place if it cannot be told.
+/// An error of the application, which is told in logs and headers; what panicked in its place if it
+/// cannot be told.
 pub(crate) fn readable(what: &'static str, error: BoxError) -> BoxError {
     match caught_in(what, || Chain(&*error).to_string()) {
         Ok(_) => error,

@@ -1,23 +1,25 @@
 //! Both halves of message idempotency over RabbitMQ.
 //!
-//! A service publishes "debit 500 from account A for order 42". The confirm is lost, and it publishes again. The broker
-//! delivers again after a cut connection. A deployment moves consumers about. The queue now holds three copies of one
-//! message, and the account must be debited once.
+//! A service publishes "debit 500 from account A for order 42". The confirm is lost, and it
+//! publishes again. The broker delivers again after a cut connection. A deployment moves consumers
+//! about. The queue now holds three copies of one message, and the account must be debited once.
 //!
-//! * [`IdempotentPublisher`] gives every message an ID and does not stop until the broker has confirmed it, always under the
-//!   same ID.
-//! * [`IdempotentConsumer`] (or [`Guard`], in a consume loop of your own) turns at-least-once delivery into one committed effect
-//!   per message ID. A service implements [`IdempotentHandler`].
+//! * [`IdempotentPublisher`] gives every message an ID and does not stop until the broker has
+//!   confirmed it, always under the same ID.
+//! * [`IdempotentConsumer`] (or [`Guard`], in a consume loop of your own) turns at-least-once
+//!   delivery into one committed effect per message ID. A service implements [`IdempotentHandler`].
 //!
 //! # What is guaranteed, and where it stops
 //!
-//! Delivery is at least once. The effect is committed at most once per (scope, message ID) within the retention period,
-//! when the effect is written through the session that the store opens. A message that was confirmed to the publisher
-//! is never lost by this crate, and a message that was not confirmed is never reported as published.
+//! Delivery is at least once. The effect is committed at most once per (scope, message ID) within
+//! the retention period, when the effect is written through the session that the store opens. A
+//! message that was confirmed to the publisher is never lost by this crate, and a message that was
+//! not confirmed is never reported as published.
 //!
-//! Not covered: effects outside of the session, such as an e-mail or a call to another service; messages that the broker
-//! loses after it has confirmed them; IDs that were forgotten (purged, or lost with a store's disk); two messages that the
-//! application gives the same ID *and* the same body.
+//! Not covered: effects outside of the session, such as an e-mail or a call to another service;
+//! messages that the broker loses after it has confirmed them; IDs that were forgotten (purged, or
+//! lost with a store's disk); two messages that the application gives the same ID *and* the same
+//! body.
 //!
 //! # Publishing
 //!
@@ -53,10 +55,12 @@
 //! | `RedisStore` | `redis` | [`Lease`] | one after the other | what Redis survives: see its documentation |
 //! | [`MemoryStore`] | – | [`Lease`] | one after the other | nothing: it ends with the process |
 //!
-//! With a lease the effect is not part of the guard's commit: a crash between the two repeats it, once the lease has run out.
+//! With a lease the effect is not part of the guard's commit: a crash between the two repeats it,
+//! once the lease has run out.
 //!
-//! A store of your own implements [`IdempotencyStore`]; with the feature `testing`, `testing::conformance` tries it against every point
-//! of the contract (`examples/custom_store.rs`).
+//! A store of your own implements [`IdempotencyStore`]; with the feature `testing`,
+//! `testing::conformance` tries it against every point of the contract
+//! (`examples/custom_store.rs`).
 //!
 //! # Features
 //!
@@ -73,13 +77,13 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has eight pages: quick start, how it works, message IDs, stores, failures, production, reference, and a loop or a
-//! store of your own.
+//! [`guide`] has eight pages: quick start, how it works, message IDs, stores, failures, production,
+//! reference, and a loop or a store of your own.
 //!
 //! # The tree
 //!
-//! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`] receives, [`store`] remembers, [`amqp`]
-//! connects; `testing` tries stores.
+//! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`]
+//! receives, [`store`] remembers, [`amqp`] connects; `testing` tries stores.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -1,5 +1,6 @@
-//! A batch is what its messages would be one after the other: the same effects, and an outcome for each as if it had been alone. Against a
-//! reference that is simple enough to be right, and a store with transactions that fails where it is told to.
+//! A batch is what its messages would be one after the other: the same effects, and an outcome for
+//! each as if it had been alone. Against a reference that is simple enough to be right, and a store
+//! with transactions that fails where it is told to.
 
 #![cfg(feature = "testing")]
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used)]
@@ -288,7 +289,8 @@ proptest! {
         for delivery in &batch {
             reference.deliver(delivery, &world);
         }
-        // The bodies may be others: when a failed message comes again, another one may have taken its ID.
+        // The bodies may be others: when a failed message comes again, another one may have taken
+        // its ID.
         let identities = |effects: &[(String, String)]| {
             let name = |(id, body): &(String, String)| if id.is_empty() { body.clone() } else { id.clone() };
             let mut names: Vec<_> = effects.iter().map(name).collect();

@@ -10,7 +10,7 @@ fn read(path: &str) -> Option<String> {
 
 /// What stands between backticks and looks like a test: `target::module::test`.
 fn named(text: &str) -> BTreeSet<&str> {
-    let rows = text.lines().filter(|line| line.starts_with('|'));
+    let rows = text.lines().filter(|line| line.starts_with('|') || line.starts_with("- `"));
     let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
     let path = |word: &&str| word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':');
     let kept = |word: &&str| word.contains("::") && word.starts_with(|c: char| c.is_ascii_lowercase());

@@ -1,6 +1,6 @@
-//! Dependencies point one way: message <- idempotency <- {publisher, consumer}; store implements the traits of idempotency;
-//! testing tries stores, and nothing depends on it.
-//! lapin is named only where AMQP is spoken, sqlx only in the stores, and no file outgrows its reader.
+//! Dependencies point one way: message <- idempotency <- {publisher, consumer}; store implements
+//! the traits of idempotency; testing tries stores, and nothing depends on it. lapin is named only
+//! where AMQP is spoken, sqlx only in the stores, and no file outgrows its reader.
 
 #![allow(clippy::unwrap_used)]
 
@@ -56,7 +56,8 @@ fn databases_are_named_only_in_stores() {
     assert_unnamed("redis", &["store/", "lib.rs"]);
 }
 
-/// Whether a module of the crate is named by its path, or in a list that starts with `use crate::{`.
+/// Whether a module of the crate is named by its path, or in a list that starts with `use
+/// crate::{`.
 fn imports(code: &str, module: &str) -> bool {
     let lists = code.split("use crate::{").skip(1).filter_map(|rest| rest.split("};").next());
     let listed = lists.flat_map(str::lines).any(|line| line.starts_with(&format!("    {module}::")));
@@ -98,7 +99,8 @@ fn no_file_outgrows_its_reader() {
     }
 }
 
-/// The circles that do no harm: a constructor's sugar, types that make each other, a trait and what its methods are given.
+/// The circles that do no harm: a constructor's sugar, types that make each other, a trait and what
+/// its methods are given.
 const HARMLESS: [&[&str]; 6] = [
     &["consumer/builder", "consumer/consume"],
     &[
@@ -241,4 +243,30 @@ fn no_circle_of_modules_but_the_harmless_ones() {
     let harmless: BTreeSet<Vec<String>> =
         HARMLESS.iter().map(|circle| circle.iter().map(|name| (*name).to_owned()).collect()).collect();
     assert_eq!(circles, harmless);
+}
+
+/// Comments and docs fit beside each other in a diff. rustfmt cuts code, not them.
+#[test]
+fn comments_have_at_most_100_columns() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for dir in ["src", "tests", "examples", "benches", "demo", "fuzz/fuzz_targets"] {
+        sources(&root.join(dir), &mut found);
+    }
+    for path in found {
+        let mut is_code = false;
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let comment = line.trim_start();
+            if !comment.starts_with("//") {
+                is_code = false;
+                continue;
+            }
+            let text = comment.trim_start_matches(['/', '!']).trim_start();
+            is_code ^= text.starts_with("```");
+            // A row of a table cannot be cut.
+            if !is_code && !text.starts_with('|') {
+                assert!(line.chars().count() <= 100, "{}:{}", path.display(), number + 1);
+            }
+        }
+    }
 }

@@ -1,6 +1,8 @@
-//! Promise: a message ID is a function of what the caller says identifies the message, and of nothing else.
+//! Promise: a message ID is a function of what the caller says identifies the message, and of
+//! nothing else.
 //!
-//! Known answers first (RFC 9562, RFC 8785, and values that another implementation computed), then properties.
+//! Known answers first (RFC 9562, RFC 8785, and values that another implementation computed), then
+//! properties.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -49,7 +51,8 @@ fn rfc_9562_vectors() {
     assert_eq!(id.as_str(), "5c146b14-3c52-8afd-938a-375d0df1fbf6");
 }
 
-/// Computed with Python's `hashlib` from what the documentation says. A change here makes every stored ID another one.
+/// Computed with Python's `hashlib` from what the documentation says. A change here makes every
+/// stored ID another one.
 #[test]
 fn derived_ids_never_change() {
     assert_eq!(IdStrategy::NAMESPACE.to_string(), "6f4dc2a3-7be5-4d39-9d2c-3a558e1b0c4f");

@@ -1,4 +1,5 @@
-//! Verdicts against a broker that says things in every order that AMQP and RabbitMQ allow, through the real client.
+//! Verdicts against a broker that says things in every order that AMQP and RabbitMQ allow, through
+//! the real client.
 
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used)]
 
@@ -34,7 +35,8 @@ fn is_lost(number: usize) -> bool {
     number.is_multiple_of(10)
 }
 
-/// Publishes so many, each tenth of them to nowhere, and gives the numbers of those that failed as unroutable.
+/// Publishes so many, each tenth of them to nowhere, and gives the numbers of those that failed as
+/// unroutable.
 async fn unroutable_of(publisher: IdempotentPublisher, count: usize) -> BTreeSet<usize> {
     let messages = (0..count)
         .map(|n| OutgoingMessage::to("e", if is_lost(n) { LOST } else { "queue" }).body(n.to_string()));
@@ -129,7 +131,8 @@ async fn returns_come_several_confirms_early() {
 async fn thousands_of_tags_under_one_ack() {
     const COUNT: usize = 40_000;
     const WINDOW: usize = 8_000;
-    // Patient: on a busy machine this takes its time, and a verdict that waits for another keeps the window full meanwhile.
+    // Patient: on a busy machine this takes its time, and a verdict that waits for another keeps
+    // the window full meanwhile.
     let (publisher, mut peer) =
         connected(|builder| builder.max_in_flight(WINDOW).confirm_timeout(DEADLINE)).await;
     let publishing = tokio::spawn(unroutable_of(publisher, COUNT));
@@ -146,7 +149,8 @@ async fn thousands_of_tags_under_one_ack() {
     assert_eq!(publishing.await.unwrap(), lost_of(COUNT));
 }
 
-/// Returns at their moment, confirms in any order, one by one or several at once, some of them negative.
+/// Returns at their moment, confirms in any order, one by one or several at once, some of them
+/// negative.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn confirms_out_of_order_with_nacks_between() {
     const COUNT: usize = 5_000;
@@ -203,7 +207,8 @@ async fn one_id_twice_in_flight() {
     assert_eq!(bad.await.unwrap().expect_err("returned").kind(), PublishErrorKind::Unroutable);
 }
 
-/// A return of something that was never sent: the channel cannot be trusted, and nothing counts as published.
+/// A return of something that was never sent: the channel cannot be trusted, and nothing counts as
+/// published.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_return_of_nothing_in_flight_ends_the_channel() {
     let broker = ScriptedBroker::start().await;
@@ -226,7 +231,8 @@ async fn a_return_of_nothing_in_flight_ends_the_channel() {
     assert_eq!(timeout(DEADLINE, call).await.expect("in time").unwrap().expect("published").attempts(), 2);
 }
 
-/// Callers that go away leave their confirms with the collector, and the other callers' verdicts stay right.
+/// Callers that go away leave their confirms with the collector, and the other callers' verdicts
+/// stay right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_callers_leave_no_confirm_behind() {
     const COUNT: usize = 300;
@@ -279,7 +285,8 @@ async fn blocked_connection_is_in_the_status_and_never_a_hang() {
     again.await.unwrap().expect("published");
 }
 
-/// RabbitMQ can go on to nack everything on a channel that was opened while a quorum queue had no leader.
+/// RabbitMQ can go on to nack everything on a channel that was opened while a quorum queue had no
+/// leader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn channel_that_only_nacks_is_replaced() {
     let policy = RetryPolicy::default().max_attempts(1000).max_delay(Duration::from_millis(200));

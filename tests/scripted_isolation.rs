@@ -1,4 +1,5 @@
-//! One bad message among many, on a broker that does what a test says: it alone fails, and the others are published.
+//! One bad message among many, on a broker that does what a test says: it alone fails, and the
+//! others are published.
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
 
@@ -59,7 +60,8 @@ async fn batch(peer: &mut Peer) -> Option<Vec<Published>> {
     Some(batch)
 }
 
-/// A broker to which each answer takes `latency`, and which closes the channel over `bad` messages with words that tell nothing.
+/// A broker to which each answer takes `latency`, and which closes the channel over `bad` messages
+/// with words that tell nothing.
 async fn far_away(mut peer: Peer, latency: Duration, bad: BTreeSet<usize>) {
     let mut closed = None;
     while let Some(batch) = batch(&mut peer).await {
@@ -85,7 +87,8 @@ fn assert_alone(results: &[Result<Receipt, PublishError>], bad: &BTreeSet<usize>
     }
 }
 
-/// 40 ms a confirm, all defaults: one at a time, a thousand suspects would take 40 seconds, and a publish may take 30.
+/// 40 ms a confirm, all defaults: one at a time, a thousand suspects would take 40 seconds, and a
+/// publish may take 30.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn message_that_is_refused_far_away_fails_alone() {
     let bad = BTreeSet::from([400, 731]);
@@ -131,7 +134,8 @@ async fn message_over_which_connections_end_fails_alone() {
     let publisher = publisher.expect("connect");
     let ended = Arc::new(AtomicUsize::new(0));
     let serving = tokio::spawn(ends_connections(broker, peer, bad.clone(), Arc::clone(&ended)));
-    // Others go on being published, or nothing would tell a message that ends connections from a broker that does.
+    // Others go on being published, or nothing would tell a message that ends connections from a
+    // broker that does.
     let (all, more) = tokio::join!(publish_numbers(&publisher, 200), async {
         let mut results = Vec::new();
         while publisher.status().in_flight > 0 || results.is_empty() {
@@ -149,7 +153,8 @@ async fn message_over_which_connections_end_fails_alone() {
     serving.abort();
 }
 
-/// Ten attempts are not gone in a moment when a broker takes connections and ends each at the first publish.
+/// Ten attempts are not gone in a moment when a broker takes connections and ends each at the first
+/// publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_without_a_confirm_are_followed_by_pauses() {
     let broker = ScriptedBroker::start().await;
@@ -256,7 +261,8 @@ async fn publish_all_uses_free_places_behind_a_slow_front() {
     finishing.abort();
 }
 
-/// More bytes than the link carries within the confirm timeout, on a broker that confirms what has come.
+/// More bytes than the link carries within the confirm timeout, on a broker that confirms what has
+/// come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_bodies_over_a_slow_link_are_sent_once() {
     const BODY: usize = 4 << 20;

@@ -1,5 +1,6 @@
-//! The settle table of the protocol, over every case that there is: what comes with a message, what the store answers, what the handler does, how
-//! the commit ends, under every policy. Not a sample: the domain is finite but for durations, of which the extremes stand for all.
+//! The settle table of the protocol, over every case that there is: what comes with a message, what
+//! the store answers, what the handler does, how the commit ends, under every policy. Not a sample:
+//! the domain is finite but for durations, of which the extremes stand for all.
 
 #![cfg(feature = "testing")]
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! Promise: a message that is stored and read again is the same message, with its ID and the time of its first publish; what cannot be
-//! read in full is refused.
+//! Promise: a message that is stored and read again is the same message, with its ID and the time
+//! of its first publish; what cannot be read in full is refused.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -11,7 +11,8 @@ use lapin_idempotent::{
 };
 use proptest::prelude::*;
 
-/// The text of version 1. Never change it: messages that were stored by an older release are read by this one.
+/// The text of version 1. Never change it: messages that were stored by an older release are read
+/// by this one.
 const VERSION_1: &str = include_str!("fixtures/stored_message_v1.json");
 
 fn table(entries: impl IntoIterator<Item = (&'static str, HeaderValue)>) -> Headers {

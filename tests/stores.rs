@@ -1,4 +1,5 @@
-//! What every store must do, by the numbers of the invariants in `idempotency`, and what is particular to one.
+//! What every store must do, by the numbers of the invariants in `idempotency`, and what is
+//! particular to one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

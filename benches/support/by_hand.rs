@@ -121,7 +121,8 @@ pub(crate) async fn by_hand(
     started.elapsed()
 }
 
-/// What one would write by hand with Redis: `SET NX` with an expiry, then the ack. It loses the message if the process dies in between.
+/// What one would write by hand with Redis: `SET NX` with an expiry, then the ack. It loses the
+/// message if the process dies in between.
 pub(crate) async fn redis_by_hand(amqp: &str, queue: &str, messages: usize) -> Duration {
     let client = redis::Client::open(variable("REDIS_URL")).expect("URL");
     let redis = client.get_multiplexed_async_connection().await.expect("Redis");

@@ -33,7 +33,8 @@ pub(crate) struct Bench {
 struct Sample {
     per_second: f64,
     cpu_us: f64,
-    /// CPU of the broker and of the databases: of all their processes on this machine, so only good on one that is quiet.
+    /// CPU of the broker and of the databases: of all their processes on this machine, so only good
+    /// on one that is quiet.
     broker_us: f64,
     store_us: f64,
     rss_mb: f64,
@@ -73,7 +74,8 @@ pub(crate) fn child() -> Option<(String, String, usize)> {
     Some((arguments.next()?, arguments.next()?, arguments.next()?.parse().ok()?))
 }
 
-/// Runs a case once and prints its sample; it says itself how long the messages took, so that connecting does not count.
+/// Runs a case once and prints its sample; it says itself how long the messages took, so that
+/// connecting does not count.
 pub(crate) async fn once(messages: usize, run: impl Future<Output = impl Into<Took>>) {
     // Resets the peak of the resident set, see proc(5).
     let _ = fs::write("/proc/self/clear_refs", "5");
@@ -111,7 +113,8 @@ impl Bench {
         }
     }
 
-    /// Runs one case once, in a process of its own: neither memory nor warmed-up threads are inherited.
+    /// Runs one case once, in a process of its own: neither memory nor warmed-up threads are
+    /// inherited.
     pub(crate) fn measure(&mut self, case: &str, queue: &str, messages: usize) {
         if !case.contains(&self.filter) {
             return;
@@ -134,7 +137,8 @@ impl Bench {
         }
     }
 
-    /// Prints how a case compares with the best of some others in the same round: the median of the rounds.
+    /// Prints how a case compares with the best of some others in the same round: the median of the
+    /// rounds.
     #[allow(dead_code, reason = "not all benches compare with more than one reference")]
     pub(crate) fn print_ratio(&self, queue: &str, case: &str, others: &[&str]) {
         let of = |case: &str| {
@@ -159,7 +163,8 @@ impl Bench {
         print("p99, ms", |sample| sample.p99_ms);
     }
 
-    /// Prints the medians and writes them down; a ratio is the median of the ratios of single rounds.
+    /// Prints the medians and writes them down; a ratio is the median of the ratios of single
+    /// rounds.
     pub(crate) fn report(&self, name: &str, reference: impl Fn(&str) -> &'static str) {
         println!(
             "| queue | case | msg/s | of raw | CPU us a message | peak RSS MB |\n|---|---|---|---|---|---|"
@@ -206,7 +211,8 @@ fn percentiles(samples: &[Sample]) -> [Option<f64>; 2] {
     [of(|sample| sample.p50_ms), of(|sample| sample.p99_ms)]
 }
 
-/// Another order in every round, forwards and backwards, so that no case always follows the same one.
+/// Another order in every round, forwards and backwards, so that no case always follows the same
+/// one.
 pub(crate) fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str> {
     let mut cases = cases.to_vec();
     let count = cases.len();
@@ -289,7 +295,8 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) async fn declare(amqp: &str, kind: &str) -> Self {
-        // Small frames: lapin's buffers are 64 times as large, and this connection is not what is measured.
+        // Small frames: lapin's buffers are 64 times as large, and this connection is not what is
+        // measured.
         let uri = format!("{amqp}?frame_max=8192");
         let connection = Connection::connect(&uri, ConnectionProperties::default()).await.expect("connect");
         let channel = connection.create_channel().await.expect("channel");

@@ -20,8 +20,8 @@ pub(crate) struct Order {
     pub(crate) amount: i64,
 }
 
-/// The handler: one debit and one row in the ledger, in the guard's transaction. The ledger has no unique key, so
-/// that a second effect would show.
+/// The handler: one debit and one row in the ledger, in the guard's transaction. The ledger has no
+/// unique key, so that a second effect would show.
 pub(crate) struct Debit;
 
 impl IdempotentHandler<SqliteStore> for Debit {

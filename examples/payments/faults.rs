@@ -9,8 +9,9 @@ use lapin_idempotent::lapin::{
 
 use crate::proxy::{Action, From, Proxy, method};
 
-/// At sending: on each of the first two connections, once a fifth of the orders is sent, the next confirm does not arrive:
-/// the connection is cut instead. What was in flight is in the queue, and the publisher cannot know it.
+/// At sending: on each of the first two connections, once a fifth of the orders is sent, the next
+/// confirm does not arrive: the connection is cut instead. What was in flight is in the queue, and
+/// the publisher cannot know it.
 pub(crate) fn lose_confirms(proxy: &Proxy, orders: usize) {
     let mut sent = [0; 2];
     proxy.rule(move |frame| {
@@ -23,8 +24,8 @@ pub(crate) fn lose_confirms(proxy: &Proxy, orders: usize) {
     });
 }
 
-/// At delivery: each of the first connections of the consumer is cut where its sixth ack would have gone. The effects of that batch are
-/// committed; the broker delivers its messages again.
+/// At delivery: each of the first connections of the consumer is cut where its sixth ack would have
+/// gone. The effects of that batch are committed; the broker delivers its messages again.
 pub(crate) fn lose_acks(proxy: &Proxy) {
     let mut acks = [0; 3];
     proxy.rule(move |frame| {

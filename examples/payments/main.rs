@@ -1,4 +1,5 @@
-//! A thousand debits, delivered with duplicates, over cut connections, by consumers that come and go. Every balance is right.
+//! A thousand debits, delivered with duplicates, over cut connections, by consumers that come and
+//! go. Every balance is right.
 //!
 //! ```text
 //! make demo                               1,000 made-up orders
@@ -6,9 +7,10 @@
 //! make demo ARGS=--without-guard          the same without the guard: see the double debits
 //! ```
 //!
-//! The three causes of duplicates are provoked for real, by proxies that read the AMQP frames (`faults.rs`):
-//! at sending, the publisher's connection is cut before its confirms arrive; at delivery, a consumer's connection is cut between
-//! its commits and its acks; at rebalancing, a second consumer joins and the first is killed half-way.
+//! The three causes of duplicates are provoked for real, by proxies that read the AMQP frames
+//! (`faults.rs`): at sending, the publisher's connection is cut before its confirms arrive; at
+//! delivery, a consumer's connection is cut between its commits and its acks; at rebalancing, a
+//! second consumer joins and the first is killed half-way.
 
 mod bank;
 mod faults;
@@ -101,7 +103,8 @@ async fn publish(amqp: &str, queue: &str, orders: &[Order]) -> Result<u32, BoxEr
     Ok(attempts)
 }
 
-/// Lets two consumers work the queue off: the first loses acks and is killed half-way, the second takes over.
+/// Lets two consumers work the queue off: the first loses acks and is killed half-way, the second
+/// takes over.
 async fn consume(args: &Args, queue: &str, bank: &Bank, orders: usize) -> Result<Arc<Tally>, BoxError> {
     let tally = Arc::new(Tally::default());
     let bar = bar("handled", orders);

@@ -34,7 +34,8 @@ pub(crate) fn pop(journal: &Journal) -> Option<Entry> {
     journal.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
-/// The input without a byte order mark. UTF-16 and UTF-32 are refused: their lines are no lines here.
+/// The input without a byte order mark. UTF-16 and UTF-32 are refused: their lines are no lines
+/// here.
 pub(crate) async fn checked(
     mut input: impl AsyncRead + Unpin,
 ) -> Result<impl AsyncBufRead + Unpin, BoxError> {

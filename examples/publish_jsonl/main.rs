@@ -5,9 +5,10 @@
 //!     --report report.jsonl
 //! ```
 //!
-//! A line that is no JSON is reported with its number, and the rest goes on. Lines that were not confirmed are written to
-//! a file, to be run again: with an ID out of the line itself (`--id-pointer`, `--id content`) that is the same message.
-//! The files get their names at the end, so that the file that is read may be one of them.
+//! A line that is no JSON is reported with its number, and the rest goes on. Lines that were not
+//! confirmed are written to a file, to be run again: with an ID out of the line itself
+//! (`--id-pointer`, `--id content`) that is the same message. The files get their names at the end,
+//! so that the file that is read may be one of them.
 
 mod input;
 mod output;

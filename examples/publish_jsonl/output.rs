@@ -13,8 +13,9 @@ use serde_json::json;
 
 use super::input::{Entry, Line};
 
-/// A file that gets its name when it is complete: until then it is beside it, under another one, and whatever had the name is as it was. So
-/// the input is never truncated while it is read, by whatever path or link it was given.
+/// A file that gets its name when it is complete: until then it is beside it, under another one,
+/// and whatever had the name is as it was. So the input is never truncated while it is read, by
+/// whatever path or link it was given.
 struct Partial {
     file: BufWriter<File>,
     path: PathBuf,

@@ -25,7 +25,8 @@ pub(crate) enum AbortAt {
     Effect,
     /// Effect and identity are durable, and nothing is acked.
     Commit,
-    /// The broker has the ack. Sets the prefetch to 1 and waits for a second message, which shows that it has.
+    /// The broker has the ack. Sets the prefetch to 1 and waits for a second message, which shows
+    /// that it has.
     Ack,
 }
 

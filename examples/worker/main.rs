@@ -1,4 +1,5 @@
-//! A consumer process to try things out with, and to kill: any store, one row for each effect, one JSON line for each outcome.
+//! A consumer process to try things out with, and to kill: any store, one row for each effect, one
+//! JSON line for each outcome.
 //!
 //! ```text
 //! cargo run --all-features --example worker -- --help

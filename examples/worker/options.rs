@@ -9,9 +9,10 @@ use crate::aborting::AbortAt;
 
 /// Consumes a queue through the guard, and writes one row for each effect
 ///
-/// A row is (message ID, process ID), in a table without a unique key, so that a second effect shows. Every outcome is a JSON line on the
-/// standard output: `{"message_id": "..", "outcome": "..", "pid": ..}`. SIGTERM and Ctrl-C stop the process once the messages in hand are
-/// settled. `RUST_LOG` says what is logged to the standard error; by default, the crate's warnings.
+/// A row is (message ID, process ID), in a table without a unique key, so that a second effect
+/// shows. Every outcome is a JSON line on the standard output: `{"message_id": "..", "outcome":
+/// "..", "pid": ..}`. SIGTERM and Ctrl-C stop the process once the messages in hand are settled.
+/// `RUST_LOG` says what is logged to the standard error; by default, the crate's warnings.
 #[derive(Debug, Parser)]
 #[command(name = "worker")]
 pub(crate) struct Options {
@@ -27,7 +28,8 @@ pub(crate) struct Options {
     /// The queue, which must exist
     #[arg(long)]
     pub(crate) queue: String,
-    /// Where identities are remembered: memory, sqlite:FILE, postgres://.., mysql://.. or redis://..
+    /// Where identities are remembered: memory, sqlite:FILE, postgres://.., mysql://.. or
+    /// redis://..
     ///
     /// The tables of a SQL store are created if they are missing.
     #[arg(long, value_name = "STORE")]
@@ -35,9 +37,11 @@ pub(crate) struct Options {
     /// The consumer's identity [default: the name of the queue]
     #[arg(long)]
     pub(crate) scope: Option<String>,
-    /// The database of the effects: sqlite:FILE, postgres://.. or mysql://.. [default: the store, if it is SQL]
+    /// The database of the effects: sqlite:FILE, postgres://.. or mysql://.. [default: the store,
+    /// if it is SQL]
     ///
-    /// A SQL store writes them in its own transaction, so they are in its own database; with leases they may be in any.
+    /// A SQL store writes them in its own transaction, so they are in its own database; with leases
+    /// they may be in any.
     #[arg(long, value_name = "DB-URL")]
     pub(crate) effects: Option<String>,
     /// The table of the identities; for Redis, what the keys begin with
@@ -61,7 +65,8 @@ pub(crate) struct Options {
     /// How long the handler sleeps after it has written its effect
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     pub(crate) sleep_ms: u64,
-    /// The first N runs of the handler in this process fail: in a transaction after the effect, which is undone, else before it
+    /// The first N runs of the handler in this process fail: in a transaction after the effect,
+    /// which is undone, else before it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) fail_first: u32,
     /// Where the process aborts, with its first message in hand
@@ -82,7 +87,8 @@ pub(crate) struct Options {
     /// After how many failed attempts a message is parked [default: the crate's]
     #[arg(long, value_name = "ATTEMPTS")]
     pub(crate) max_attempts: Option<u32>,
-    /// Forget what was completed longer ago: by a sweeper beside the consumer, which runs as often; by Redis itself
+    /// Forget what was completed longer ago: by a sweeper beside the consumer, which runs as often;
+    /// by Redis itself
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) retention: Option<Duration>,
 }

@@ -1,4 +1,5 @@
-//! Whatever properties a peer puts on the wire, the consumer reads them, decides, and takes a copy for a copy.
+//! Whatever properties a peer puts on the wire, the consumer reads them, decides, and takes a copy
+//! for a copy.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! IDs from JSON: however a value is written, its ID is the same, and a pointer finds what `serde_json` finds.
+//! IDs from JSON: however a value is written, its ID is the same, and a pointer finds what
+//! `serde_json` finds.
 
 #![no_main]
 
@@ -28,7 +29,8 @@ fuzz_target!(|text: &str| {
     let (whole_id, part_id) =
         (whole.derive_from_body(body.as_bytes()), part.derive_from_body(body.as_bytes()));
     let Ok(value) = serde_json::from_str::<Value>(body) else {
-        // `serde_json` refuses more than is refused here only where it reads what a pointer does not lead to.
+        // `serde_json` refuses more than is refused here only where it reads what a pointer does
+        // not lead to.
         return assert!(whole_id.is_err(), "{body}");
     };
     let reworded = reworded(&value);

@@ -1,4 +1,5 @@
-//! Whatever is read as a stored message: it is a valid one, and the same when it is stored and read again.
+//! Whatever is read as a stored message: it is a valid one, and the same when it is stored and read
+//! again.
 
 #![no_main]
 

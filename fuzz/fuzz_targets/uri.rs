@@ -1,4 +1,5 @@
-//! Whatever a URI looks like around its password, nothing that is printed shows the password, nor breaks the line.
+//! Whatever a URI looks like around its password, nothing that is printed shows the password, nor
+//! breaks the line.
 
 #![no_main]
 

@@ -22,7 +22,8 @@ use crate::error::Chain;
 /// How long a polite close may take before the socket is ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Heartbeat when the URI sets none. RabbitMQ's default of 60 s notices a dead peer only after two minutes.
+/// Heartbeat when the URI sets none. RabbitMQ's default of 60 s notices a dead peer only after two
+/// minutes.
 const HEARTBEAT_SECONDS: u16 = 10;
 
 /// RabbitMQ's default.
@@ -69,7 +70,8 @@ impl ConnectOptions {
         self.endpoints.iter().map(own).min().unwrap_or(self.frame_max) as usize
     }
 
-    /// Refuses settings of which one would be ignored, and warns of a password that travels in the clear.
+    /// Refuses settings of which one would be ignored, and warns of a password that travels in the
+    /// clear.
     pub(crate) fn check(&self) -> Result<(), InvalidUri> {
         let set_apart = !matches!(self.credentials, CredentialSource::Uri);
         if set_apart && self.endpoints.iter().any(|endpoint| endpoint.has_credentials) {
@@ -91,7 +93,8 @@ impl ConnectOptions {
         self.first(|endpoint| self.attempt(endpoint)).await.map(Arc::new)
     }
 
-    /// What comes of the first endpoint with which `attempt` succeeds, each within the time for connecting.
+    /// What comes of the first endpoint with which `attempt` succeeds, each within the time for
+    /// connecting.
     pub(super) async fn first<'a, T, F>(
         &'a self,
         attempt: impl Fn(&'a Endpoint) -> F,
@@ -161,7 +164,8 @@ impl ConnectOptions {
     }
 }
 
-/// A connection of lapin whose socket is ours. Dropped or closed, it is gone a few seconds later, whatever the peer does.
+/// A connection of lapin whose socket is ours. Dropped or closed, it is gone a few seconds later,
+/// whatever the peer does.
 pub(crate) struct Connection {
     lapin: lapin::Connection,
     socket: Option<Socket>,
@@ -191,8 +195,9 @@ async fn leave(socket: Socket) {
 
 /// A connection that is closed in the background when it is dropped.
 ///
-/// A connection of lapin that is only dropped goes on while something of it is under way in lapin itself, such as a subscription that the broker has not
-/// confirmed yet. The broker then delivers to nobody, and gives nothing back.
+/// A connection of lapin that is only dropped goes on while something of it is under way in lapin
+/// itself, such as a subscription that the broker has not confirmed yet. The broker then delivers
+/// to nobody, and gives nothing back.
 pub(crate) struct ClosedOnDrop {
     connection: Arc<Connection>,
     runtime: Handle,
@@ -222,7 +227,8 @@ impl Drop for ClosedOnDrop {
     }
 }
 
-/// Closes politely, but never for longer than [`CLOSE_TIMEOUT`]: a blocked or frozen peer does not answer.
+/// Closes politely, but never for longer than [`CLOSE_TIMEOUT`]: a blocked or frozen peer does not
+/// answer.
 pub(crate) async fn close(connection: &Connection) {
     let goodbye = connection.close(200, ShortString::from("closed by the application"));
     if timeout(CLOSE_TIMEOUT, goodbye).await.is_err()

@@ -18,8 +18,9 @@ pub(super) const PERSISTENT: u8 = 2;
 
 /// The properties of attempt number `attempt` of a message.
 ///
-/// A first attempt carries no header of ours, and no timestamp if its ID holds the time. Every few bytes of properties cost
-/// the broker throughput: it parses them, and above 64 bytes its runtime keeps them outside of the message's process.
+/// A first attempt carries no header of ours, and no timestamp if its ID holds the time. Every few
+/// bytes of properties cost the broker throughput: it parses them, and above 64 bytes its runtime
+/// keeps them outside of the message's process.
 pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicProperties, ShortStringError> {
     let message = &stamped.message;
     let mut headers = FieldTable::default();
@@ -77,7 +78,8 @@ pub(crate) fn attempt(properties: &BasicProperties) -> u32 {
     }
 }
 
-/// Takes a delivery apart: the message for the handler, the properties in case it is parked, and what settles it.
+/// Takes a delivery apart: the message for the handler, the properties in case it is parked, and
+/// what settles it.
 pub(crate) fn incoming(mut delivery: Delivery) -> (IncomingMessage, BasicProperties, Acker) {
     if let Some(believed) = origin::believed(&delivery) {
         delivery.properties = believed;
@@ -89,8 +91,9 @@ pub(crate) fn incoming(mut delivery: Delivery) -> (IncomingMessage, BasicPropert
 impl From<&Delivery> for IncomingMessage {
     /// For a consume loop of your own; copies the body.
     ///
-    /// What a message says of its failures, its delays and its way back from parking is left out unless it was published to the queue that it names as its own:
-    /// it was copied from another message, or made up.
+    /// What a message says of its failures, its delays and its way back from parking is left out
+    /// unless it was published to the queue that it names as its own: it was copied from another
+    /// message, or made up.
     fn from(delivery: &Delivery) -> Self {
         let body = Bytes::copy_from_slice(&delivery.data);
         let believed = origin::believed(delivery);

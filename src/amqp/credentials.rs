@@ -20,11 +20,13 @@ impl Credentials {
         Self { username: username.into(), password: password.into() }
     }
 
-    /// The values of two environment variables, such as `RABBITMQ_USERNAME` and `RABBITMQ_PASSWORD`.
+    /// The values of two environment variables, such as `RABBITMQ_USERNAME` and
+    /// `RABBITMQ_PASSWORD`.
     ///
     /// # Errors
     ///
-    /// [`ConnectErrorKind::Credentials`] if one of them is not set, empty or not UTF-8; the message names the variable.
+    /// [`ConnectErrorKind::Credentials`] if one of them is not set, empty or not UTF-8; the message
+    /// names the variable.
     pub fn from_env(username: &str, password: &str) -> Result<Self, ConnectError> {
         Ok(Self { username: variable(username)?, password: variable(password)? })
     }

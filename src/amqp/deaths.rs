@@ -31,9 +31,9 @@ pub(crate) fn last_death(properties: &BasicProperties) -> Option<Death> {
 
 /// The broker's record of dead-lettering, without that of `queue` and its delay queues.
 ///
-/// RabbitMQ drops a message that comes to a queue in whose name it was dead-lettered before, unless somebody rejected it in between
-/// (its documentation, "Dead Letter Exchanges"): a delay queue would lose a message that had expired in `queue` once. And ours would only
-/// grow.
+/// RabbitMQ drops a message that comes to a queue in whose name it was dead-lettered before, unless
+/// somebody rejected it in between (its documentation, "Dead Letter Exchanges"): a delay queue
+/// would lose a message that had expired in `queue` once. And ours would only grow.
 pub(super) fn deaths_elsewhere(deaths: &AMQPValue, queue: &str) -> Option<AMQPValue> {
     let AMQPValue::FieldArray(deaths) = deaths else { return None };
     let others = deaths.as_slice().iter().filter(|death| match death {
@@ -44,8 +44,9 @@ pub(super) fn deaths_elsewhere(deaths: &AMQPValue, queue: &str) -> Option<AMQPVa
     (!others.is_empty()).then(|| AMQPValue::FieldArray(FieldArray::from(others)))
 }
 
-/// Whether the broker can read it. What it cannot, such as a list of texts that another client made of it, ends its process that
-/// dead-letters, again and again: RabbitMQ 3.10 then moves nothing out of any delay queue of that node.
+/// Whether the broker can read it. What it cannot, such as a list of texts that another client made
+/// of it, ends its process that dead-letters, again and again: RabbitMQ 3.10 then moves nothing out
+/// of any delay queue of that node.
 fn is_record(death: &FieldTable) -> bool {
     death.inner().iter().all(|(name, value)| match (name.as_str(), value) {
         ("queue" | "reason" | "exchange", value) => matches!(value, AMQPValue::LongString(_)),
@@ -66,16 +67,18 @@ fn is_of(death: &FieldTable, queue: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(DELAY_SUFFIX))
 }
 
-/// How many bytes a quorum queue adds to the headers of a message that it delivers again: `x-delivery-count` and `x-acquired-count`.
+/// How many bytes a quorum queue adds to the headers of a message that it delivers again:
+/// `x-delivery-count` and `x-acquired-count`.
 pub(crate) const COUNTS: usize = 2 * (1 + 16 + 1 + 8);
 
-/// How many bytes the broker adds to the headers of a message that it brings back from this delay queue: `x-death`, `x-first-death-*` and `x-last-death-*`, in which the
-/// name comes four times.
+/// How many bytes the broker adds to the headers of a message that it brings back from this delay
+/// queue: `x-death`, `x-first-death-*` and `x-last-death-*`, in which the name comes four times.
 pub(crate) fn growth(delay_queue: &str) -> usize {
     320 + 4 * delay_queue.len()
 }
 
-/// What the name of a delay queue has behind that of the queue that it delays for; its milliseconds follow.
+/// What the name of a delay queue has behind that of the queue that it delays for; its milliseconds
+/// follow.
 pub(crate) const DELAY_SUFFIX: &str = ".retry.";
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Queues that this crate declares, each on a channel of its own: one that is refused closes its channel.
+//! Queues that this crate declares, each on a channel of its own: one that is refused closes its
+//! channel.
 
 use std::{future::Future, time::Duration};
 
@@ -13,13 +14,15 @@ use crate::error::BoxError;
 
 /// The delivery limit of queues that must have none.
 ///
-/// Not -1, which says so from RabbitMQ 4.0 on: 3.x takes it for a limit, and removes a message that is given back for the first time. And not nothing, which is
-/// a limit of 20 from 4.0 on.
+/// Not -1, which says so from RabbitMQ 4.0 on: 3.x takes it for a limit, and removes a message that
+/// is given back for the first time. And not nothing, which is a limit of 20 from 4.0 on.
 pub(crate) const UNLIMITED: i64 = i32::MAX as i64;
 
-/// Declares a quorum queue for messages that must not be lost, unless there is a queue of that name, of whatever kind.
+/// Declares a quorum queue for messages that must not be lost, unless there is a queue of that
+/// name, of whatever kind.
 ///
-/// It outlives the loss of a node, and has no delivery limit: who looks at its messages and gives them back must not use them up.
+/// It outlives the loss of a node, and has no delivery limit: who looks at its messages and gives
+/// them back must not use them up.
 pub(crate) async fn ensure_queue(
     connection: &Connection,
     limit: Duration,

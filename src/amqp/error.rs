@@ -37,7 +37,8 @@ impl ConnectError {
         self.kind
     }
 
-    /// The address that was tried, without the password; of several the last. `None` if it did not come to that.
+    /// The address that was tried, without the password; of several the last. `None` if it did not
+    /// come to that.
     pub fn endpoint(&self) -> Option<&str> {
         self.endpoint.as_deref()
     }
@@ -59,9 +60,11 @@ pub enum ConnectErrorKind {
     Unreachable,
     /// The broker refused the credentials or the virtual host.
     Refused,
-    /// The broker takes no more connections or channels: the user, the virtual host or the node has as many as it may have.
+    /// The broker takes no more connections or channels: the user, the virtual host or the node has
+    /// as many as it may have.
     Limit,
-    /// A setting cannot work, such as a time limit of zero, or more channels than the broker allows. The source names it.
+    /// A setting cannot work, such as a time limit of zero, or more channels than the broker
+    /// allows. The source names it.
     Setting,
     /// The credentials could not be had: a variable is not set, or their provider failed.
     Credentials,
@@ -92,7 +95,8 @@ impl fmt::Display for ConnectErrorKind {
     }
 }
 
-/// The reply code with which the broker closed a channel over what was sent on it; other channels go on.
+/// The reply code with which the broker closed a channel over what was sent on it; other channels
+/// go on.
 pub(crate) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
         ErrorKind::ProtocolError(protocol) if error.is_amqp_soft_error() => {
@@ -102,7 +106,8 @@ pub(crate) fn refusal(error: &lapin::Error) -> Option<(u16, String)> {
     }
 }
 
-/// Whether the broker answered, and said no. What it says of a connection that it closes to shut down is no answer (320, connection-forced).
+/// Whether the broker answered, and said no. What it says of a connection that it closes to shut
+/// down is no answer (320, connection-forced).
 pub(crate) fn is_refusal(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     error.downcast_ref::<lapin::Error>().is_some_and(|error| match error.kind() {
         ErrorKind::ProtocolError(protocol) => protocol.get_id() != 320,
@@ -113,7 +118,8 @@ pub(crate) fn is_refusal(error: &(dyn std::error::Error + Send + Sync + 'static)
 /// What a broken stream says of the connection.
 pub(super) fn classify_io(error: &io::Error) -> ConnectErrorKind {
     match error.kind() {
-        // rustls reports a certificate that it does not accept, or that is not accepted, as invalid data.
+        // rustls reports a certificate that it does not accept, or that is not accepted, as invalid
+        // data.
         io::ErrorKind::InvalidData => ConnectErrorKind::Tls,
         _ => ConnectErrorKind::Unreachable,
     }
@@ -132,8 +138,9 @@ pub(super) fn classify(error: &lapin::Error) -> ConnectErrorKind {
     }
 }
 
-/// RabbitMQ answers wrong credentials with `ACCESS_REFUSED`. With `NOT_ALLOWED` it answers a virtual host that is missing or closed to the
-/// user, and every limit that is reached, and frames that are too small; only the text tells them apart.
+/// RabbitMQ answers wrong credentials with `ACCESS_REFUSED`. With `NOT_ALLOWED` it answers a
+/// virtual host that is missing or closed to the user, and every limit that is reached, and frames
+/// that are too small; only the text tells them apart.
 fn classify_reply(code: u16, text: &str) -> ConnectErrorKind {
     match code {
         403 => ConnectErrorKind::Refused,

@@ -1,4 +1,5 @@
-//! Copies that fit into a frame: all properties of a message travel in one (AMQP 0-9-1, section 4.2.6.1), and ours come on top of its own.
+//! Copies that fit into a frame: all properties of a message travel in one (AMQP 0-9-1, section
+//! 4.2.6.1), and ours come on top of its own.
 
 use lapin::{
     BasicProperties,
@@ -7,7 +8,8 @@ use lapin::{
 
 use crate::message::reserved;
 
-/// What a copy can do without, the least useful first. The last one says that the others are a consumer's, and where `Unpark` brings it back to.
+/// What a copy can do without, the least useful first. The last one says that the others are a
+/// consumer's, and where `Unpark` brings it back to.
 const DISPENSABLE: [&str; 17] = [
     reserved::PARKED_ERROR,
     reserved::FIRST_SEEN,
@@ -31,7 +33,8 @@ const DISPENSABLE: [&str; 17] = [
 /// What remains of an error that does not fit is not worth a header if it is shorter.
 const LEAST_TEXT: usize = 16;
 
-/// Leaves out of the properties of a copy what this crate says of it, as far as must be for them to fit into a frame of so many bytes.
+/// Leaves out of the properties of a copy what this crate says of it, as far as must be for them to
+/// fit into a frame of so many bytes.
 ///
 /// `None` if they do not fit without what is `needed`.
 pub(crate) fn fitted(properties: &BasicProperties, frame: usize, needed: &[&str]) -> Option<BasicProperties> {
@@ -63,7 +66,8 @@ fn shortened(value: &AMQPValue, by: usize) -> Option<AMQPValue> {
     (end >= LEAST_TEXT).then(|| AMQPValue::LongString(LongString::from(&text[..end])))
 }
 
-/// How many bytes the frame of these properties takes: its own header and end, class, weight, length of the body and flags (section 2.3.5.2), and what is set.
+/// How many bytes the frame of these properties takes: its own header and end, class, weight,
+/// length of the body and flags (section 2.3.5.2), and what is set.
 fn frame_len(properties: &BasicProperties) -> usize {
     let texts = [
         properties.content_type(),

@@ -1,6 +1,7 @@
 //! The properties of deliveries that we pass on: to a delay queue, to parking, and back from there.
 //!
-//! A copy has the original's ID, body, properties and headers, but for what would make it vanish, be refused or multiply.
+//! A copy has the original's ID, body, properties and headers, but for what would make it vanish,
+//! be refused or multiply.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -104,7 +105,8 @@ pub(crate) fn delayed_properties(original: &BasicProperties, delay: &Delay<'_>) 
     with(original, headers)
 }
 
-/// The properties of a parked message that goes back to `queue`: its failures are forgotten, its route is not.
+/// The properties of a parked message that goes back to `queue`: its failures are forgotten, its
+/// route is not.
 ///
 /// `unprocessed`: when it is known not to have taken effect.
 pub(crate) fn unparked_properties(
@@ -132,7 +134,8 @@ pub(crate) fn unparked_properties(
     with(parked, headers)
 }
 
-/// The properties of a copy that stays where it is, in `queue`: the broker counts its deliveries anew.
+/// The properties of a copy that stays where it is, in `queue`: the broker counts its deliveries
+/// anew.
 pub(crate) fn renewed_properties(original: &BasicProperties, queue: &str) -> BasicProperties {
     with(original, kept_headers(original, queue))
 }

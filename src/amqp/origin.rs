@@ -5,7 +5,8 @@ use lapin::{BasicProperties, message::Delivery, types::FieldTable};
 use super::values::header_value;
 use crate::message::reserved;
 
-/// The exchange and routing key that a message had before we passed it on to the queue that it comes from.
+/// The exchange and routing key that a message had before we passed it on to the queue that it
+/// comes from.
 pub(super) fn original_route(delivery: &Delivery) -> Option<(String, String)> {
     let properties = &delivery.properties;
     let route = || {
@@ -15,7 +16,8 @@ pub(super) fn original_route(delivery: &Delivery) -> Option<(String, String)> {
     if is_ours(delivery) { route() } else { None }
 }
 
-/// Whether it was passed on by a consumer of its queue: we publish to the queue by its name, as does a delay queue.
+/// Whether it was passed on by a consumer of its queue: we publish to the queue by its name, as
+/// does a delay queue.
 fn is_ours(delivery: &Delivery) -> bool {
     delivery.exchange.as_str().is_empty()
         && text_header(&delivery.properties, reserved::ORIGINAL_QUEUE)
@@ -26,8 +28,10 @@ fn is_ours(delivery: &Delivery) -> bool {
 const OBEYED: [&str; 5] =
     [reserved::FAILURES, reserved::NOT_BEFORE, reserved::DELIVERIES, reserved::SUSPECTED, reserved::UNPARKED];
 
-/// The properties of a delivery without what is not to be obeyed, if there is something: the headers that a consumer leaves for consumers, in a message that comes
-/// from somewhere else. An application that copies all headers of a message into another one should not have that one parked at its first failure, or never handled.
+/// The properties of a delivery without what is not to be obeyed, if there is something: the
+/// headers that a consumer leaves for consumers, in a message that comes from somewhere else. An
+/// application that copies all headers of a message into another one should not have that one
+/// parked at its first failure, or never handled.
 pub(super) fn believed(delivery: &Delivery) -> Option<BasicProperties> {
     let headers = delivery.properties.headers().as_ref()?;
     if !OBEYED.iter().any(|name| headers.contains_key(name)) || is_ours(delivery) {

@@ -1,7 +1,8 @@
 //! Which RabbitMQ it is.
 //!
-//! A broker says so in the first frame of a connection, which lapin keeps to itself. So that frame is read on a stream of its own, which is opened as lapin
-//! opens its streams, and goes no further: nobody logs in there.
+//! A broker says so in the first frame of a connection, which lapin keeps to itself. So that frame
+//! is read on a stream of its own, which is opened as lapin opens its streams, and goes no further:
+//! nobody logs in there.
 
 use std::{cmp::Ordering, fmt, io};
 
@@ -29,7 +30,8 @@ const FRAME_HEADER: usize = 7;
 /// `connection.start` has about 500 bytes. What claims to be much larger is none.
 const LONGEST_START: usize = 64 * 1024;
 
-/// The version of a RabbitMQ node. It compares with another one, and as major and minor with a pair: `version >= (4, 3)`.
+/// The version of a RabbitMQ node. It compares with another one, and as major and minor with a
+/// pair: `version >= (4, 3)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct ServerVersion {
@@ -87,9 +89,11 @@ impl PartialOrd<(u16, u16)> for ServerVersion {
     }
 }
 
-/// Asks the nodes in random order, and takes the first answer. In a cluster that is being upgraded others may be older, or newer.
+/// Asks the nodes in random order, and takes the first answer. In a cluster that is being upgraded
+/// others may be older, or newer.
 ///
-/// Needs no credentials. RabbitMQ logs that a client closed its connection unexpectedly: it has no way to be told that this was all.
+/// Needs no credentials. RabbitMQ logs that a client closed its connection unexpectedly: it has no
+/// way to be told that this was all.
 pub(crate) async fn server_version(connect: &ConnectOptions) -> Result<ServerVersion, ConnectError> {
     connect.first(|endpoint| ask(connect, endpoint)).await
 }
@@ -202,7 +206,8 @@ mod tests {
         assert!(version_in(&start).unwrap_err().contains("connection.start"));
     }
 
-    /// A peer that answers a protocol header with `answer`, or with nothing, and keeps the connection.
+    /// A peer that answers a protocol header with `answer`, or with nothing, and keeps the
+    /// connection.
     async fn peer(answer: Option<Vec<u8>>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

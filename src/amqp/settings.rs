@@ -13,7 +13,8 @@ macro_rules! connection_settings {
 
         /// Asks for user name and password at every connect, so that rotated ones are picked up.
         ///
-        /// The time it takes counts towards [`connect_timeout`](Self::connect_timeout). What its error says can end up in logs.
+        /// The time it takes counts towards [`connect_timeout`](Self::connect_timeout). What its
+        /// error says can end up in logs.
         pub fn credentials_provider<F, Fut>(mut self, provide: F) -> Self
         where
             F: Fn() -> Fut + Send + Sync + 'static,
@@ -37,7 +38,8 @@ macro_rules! connection_settings {
             self
         }
 
-        /// How long connecting to one node, and each step of setting a channel up, may take. Default 10 seconds; more than zero.
+        /// How long connecting to one node, and each step of setting a channel up, may take.
+        /// Default 10 seconds; more than zero.
         pub fn connect_timeout(mut self, limit: ::std::time::Duration) -> Self {
             if let Ok(connect) = &mut self.connect {
                 connect.timeout = limit;
@@ -45,8 +47,8 @@ macro_rules! connection_settings {
             self
         }
 
-        /// The name that the broker's management shows for the connection. Default: the publisher's `app_id`, the
-        /// consumer's scope.
+        /// The name that the broker's management shows for the connection. Default: the publisher's
+        /// `app_id`, the consumer's scope.
         pub fn connection_name(mut self, name: impl Into<String>) -> Self {
             if let Ok(connect) = &mut self.connect {
                 connect.name = Some(name.into());

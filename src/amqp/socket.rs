@@ -1,8 +1,9 @@
 //! The socket under a connection of lapin.
 //!
-//! lapin waits for a silent peer as long as the peer likes, with a thread and two descriptors, in a handshake and when it closes:
-//! dropping its futures does not end that. So it gets its stream from here, and a second handle on the socket stays here, by
-//! which it can be ended. That handle goes when lapin's thread does, or the peer would not see that the connection is gone.
+//! lapin waits for a silent peer as long as the peer likes, with a thread and two descriptors, in a
+//! handshake and when it closes: dropping its futures does not end that. So it gets its stream from
+//! here, and a second handle on the socket stays here, by which it can be ended. That handle goes
+//! when lapin's thread does, or the peer would not see that the connection is gone.
 
 use std::{
     future::pending,

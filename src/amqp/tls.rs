@@ -12,8 +12,9 @@ use crate::error::BoxError;
 
 /// Certificates for `amqps://` connections.
 ///
-/// The broker's certificate and host name are always verified; there is no switch that turns it off. Files are read at every
-/// connect, so a renewed certificate is used from the next connection on.
+/// The broker's certificate and host name are always verified; there is no switch that turns it
+/// off. Files are read at every connect, so a renewed certificate is used from the next connection
+/// on.
 #[derive(Clone, Default)]
 pub struct TlsOptions {
     authorities: Vec<Pem>,
@@ -34,7 +35,8 @@ impl TlsOptions {
 
     /// Trusts the authorities in this PEM file, in addition to those of the system.
     ///
-    /// There must be some in the system's store; where there is none, the variable `SSL_CERT_FILE` can name this file.
+    /// There must be some in the system's store; where there is none, the variable `SSL_CERT_FILE`
+    /// can name this file.
     #[must_use]
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.authorities.push(Pem::File(path.into()));
@@ -48,16 +50,19 @@ impl TlsOptions {
         self
     }
 
-    /// Shows the broker a client certificate: PEM files of the certificate with its chain, and of its private key, unencrypted.
+    /// Shows the broker a client certificate: PEM files of the certificate with its chain, and of
+    /// its private key, unencrypted.
     ///
-    /// To log in by it, too (RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`), add `?auth_mechanism=external` to the URI.
+    /// To log in by it, too (RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`), add
+    /// `?auth_mechanism=external` to the URI.
     #[must_use]
     pub fn client_certificate_files(mut self, chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.identity = Some((Pem::File(chain.into()), Pem::File(key.into())));
         self
     }
 
-    /// Like [`client_certificate_files`](Self::client_certificate_files), with the PEM texts themselves.
+    /// Like [`client_certificate_files`](Self::client_certificate_files), with the PEM texts
+    /// themselves.
     #[must_use]
     pub fn client_certificate_pem(mut self, chain: impl Into<String>, key: impl Into<String>) -> Self {
         self.identity = Some((Pem::Text(chain.into()), Pem::Text(key.into())));

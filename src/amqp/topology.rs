@@ -28,7 +28,8 @@ impl Topology {
         }))
     }
 
-    /// Declares it, if there is something, on a channel of its own: a declaration that the broker refuses closes its channel.
+    /// Declares it, if there is something, on a channel of its own: a declaration that the broker
+    /// refuses closes its channel.
     pub(crate) async fn declare(
         topology: Option<&Self>,
         connection: &Connection,

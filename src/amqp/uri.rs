@@ -1,8 +1,8 @@
 //! AMQP URIs, parsed with checks of our own.
 //!
-//! lapin's parser takes an IPv6 host for `localhost`, ignores query keys that it does not know, and prints the
-//! password in some errors. A setting that looks as if it worked is worse than an error, so whatever would be
-//! ignored is refused here, and no error, `Debug` or `Display` shows a secret.
+//! lapin's parser takes an IPv6 host for `localhost`, ignores query keys that it does not know, and
+//! prints the password in some errors. A setting that looks as if it worked is worse than an error,
+//! so whatever would be ignored is refused here, and no error, `Debug` or `Display` shows a secret.
 
 use std::{fmt, net::IpAddr};
 
@@ -40,8 +40,8 @@ pub enum InvalidUri {
         /// Its length in bytes.
         bytes: usize,
     },
-    /// There is an `@` behind the host. Most likely the password holds a `/` or `?`, which ends the host: what is taken for a virtual host
-    /// or a query is then a part of the password.
+    /// There is an `@` behind the host. Most likely the password holds a `/` or `?`, which ends the
+    /// host: what is taken for a virtual host or a query is then a part of the password.
     #[error(
         "an `@` behind the host: write `/`, `?` and `#` in user name and password as %2f, %3f and %23, and `@` elsewhere as %40"
     )]
@@ -174,8 +174,9 @@ fn decode(text: &str, part: &'static str) -> Result<String, InvalidUri> {
 /// AMQP sends it as a short string, which lapin panics on if it is longer.
 const VIRTUAL_HOST_BYTES: usize = 255;
 
-/// No path means the default virtual host `/`. The AMQP URI specification lets a lone `/` mean the virtual host
-/// whose name is empty, which no broker has by default and hardly anybody means: both forms are the default here.
+/// No path means the default virtual host `/`. The AMQP URI specification lets a lone `/` mean the
+/// virtual host whose name is empty, which no broker has by default and hardly anybody means: both
+/// forms are the default here.
 fn virtual_host(path: &str) -> Result<String, InvalidUri> {
     match path.strip_prefix('/').unwrap_or(path) {
         "" => Ok("/".to_owned()),
@@ -198,7 +199,8 @@ fn query(url: &Url) -> Result<AMQPQueryString, InvalidUri> {
                 Ok(seconds @ 1..) => query.heartbeat = Some(seconds),
                 _ => return Err(InvalidUri::ParameterValue("heartbeat")),
             },
-            // AMQP 0-9-1 allows 4096, but RabbitMQ 4.1 and later refuse a connection with less than this.
+            // AMQP 0-9-1 allows 4096, but RabbitMQ 4.1 and later refuse a connection with less than
+            // this.
             "frame_max" => match value.parse() {
                 Ok(bytes @ 8192..) => query.frame_max = Some(bytes),
                 _ => return Err(InvalidUri::ParameterValue("frame_max")),

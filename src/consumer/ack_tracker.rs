@@ -1,7 +1,8 @@
 //! Which deliveries of a channel may be acked at once.
 //!
-//! `basic.ack` with `multiple` settles every delivery up to a tag, so it must never reach past one that is not ready to be acked: a message that
-//! is still being handled, or one that is held to be given back.
+//! `basic.ack` with `multiple` settles every delivery up to a tag, so it must never reach past one
+//! that is not ready to be acked: a message that is still being handled, or one that is held to be
+//! given back.
 
 use std::collections::VecDeque;
 
@@ -40,7 +41,8 @@ impl AckTracker {
         if self.slots.is_empty() {
             self.first = tag;
         }
-        // The broker counts one by one; were it to skip a tag, nothing would be acked with that one.
+        // The broker counts one by one; were it to skip a tag, nothing would be acked with that
+        // one.
         while self.first + (self.slots.len() as u64) < tag {
             self.slots.push_back(Slot::Settled);
         }
@@ -54,7 +56,8 @@ impl AckTracker {
 
     /// These deliveries may be acked: the acks to write, in this order.
     ///
-    /// One for all at the front, and one for each behind a delivery that is not ready: it must not keep them from making room.
+    /// One for all at the front, and one for each behind a delivery that is not ready: it must not
+    /// keep them from making room.
     pub(crate) fn handled(&mut self, tags: impl IntoIterator<Item = u64>) -> Vec<Ack> {
         let mut later = Vec::new();
         for tag in tags {
@@ -141,7 +144,8 @@ mod tests {
         assert_eq!(window.handled([1, 2, 3]), [up_to(3)]);
     }
 
-    /// Against the broker's own rule, in random orders: an ack with `multiple` settles all up to its tag, which must be outstanding.
+    /// Against the broker's own rule, in random orders: an ack with `multiple` settles all up to
+    /// its tag, which must be outstanding.
     #[test]
     fn random_orders_ack_what_is_handled_and_nothing_else() {
         let mut random = fastrand::Rng::with_seed(7);

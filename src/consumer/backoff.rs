@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many subscriptions in turn may end without having settled anything, before the consumer says that it is failing.
+/// How many subscriptions in turn may end without having settled anything, before the consumer says
+/// that it is failing.
 const FRUITLESS: u32 = 5;
 
 /// A subscription that lasted so long is no failure, even if nothing was in the queue.
@@ -32,7 +33,8 @@ impl SubscriptionFailures {
         self.fruitless > 0
     }
 
-    /// Whether something in the queue or the broker ends every subscription before anything is done.
+    /// Whether something in the queue or the broker ends every subscription before anything is
+    /// done.
     pub(super) fn failing(&self) -> bool {
         self.fruitless >= FRUITLESS
     }
@@ -53,7 +55,8 @@ pub(super) struct StoreHealth {
 }
 
 impl StoreHealth {
-    /// It could not be asked for a message, or did not answer a probe; gives how long it is left alone.
+    /// It could not be asked for a message, or did not answer a probe; gives how long it is left
+    /// alone.
     pub(super) fn failed(&mut self) -> Duration {
         self.failures += 1;
         let pause = varied(backoff(self.failures, Duration::from_millis(200), Duration::from_secs(5)));
@@ -61,7 +64,8 @@ impl StoreHealth {
         pause
     }
 
-    /// It answered a probe. Whether it does more than that is still to be seen: until then, the next pause is not a short one again.
+    /// It answered a probe. Whether it does more than that is still to be seen: until then, the
+    /// next pause is not a short one again.
     pub(super) fn answered(&mut self) {
         self.until = None;
     }

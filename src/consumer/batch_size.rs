@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-/// The longest that a batch should take: while it lasts its transaction holds locks, and its first message waits for the last one.
+/// The longest that a batch should take: while it lasts its transaction holds locks, and its first
+/// message waits for the last one.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// The size of the next batch: grows while batches are full and fast, and shrinks when they are slow or fail.
+/// The size of the next batch: grows while batches are full and fast, and shrinks when they are
+/// slow or fail.
 #[derive(Debug)]
 pub(crate) struct BatchSize {
     most: usize,

@@ -1,6 +1,7 @@
 //! What was delivered and nobody is at work with.
 //!
-//! Every delivery is judged when it comes. It then waits for its turn, is held until it may be tried again, or is published anew or parked without having had a turn.
+//! Every delivery is judged when it comes. It then waits for its turn, is held until it may be
+//! tried again, or is published anew or parked without having had a turn.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -40,7 +41,8 @@ pub(crate) struct Unacked {
     pub(crate) leaves: Option<Instant>,
     /// How often it was held in a row.
     pub(crate) holds: u32,
-    /// How often the store could not be asked for it though it had been asked for something else in between.
+    /// How often the store could not be asked for it though it had been asked for something else in
+    /// between.
     pub(crate) refusals: u32,
 }
 
@@ -127,7 +129,8 @@ impl DeliveryBuffer {
         self.held.len()
     }
 
-    /// Takes up to so many of those that wait, in the order of the queue. One that the store refused by itself is taken alone.
+    /// Takes up to so many of those that wait, in the order of the queue. One that the store
+    /// refused by itself is taken alone.
     pub(crate) fn take(&mut self, count: usize) -> Vec<Unsettled> {
         let alone = |unsettled: &Unsettled| unsettled.delivery.refusals > 0;
         let together = self.waiting.iter().take(count).take_while(|unsettled| !alone(unsettled)).count();
@@ -164,7 +167,8 @@ impl DeliveryBuffer {
         attempts.recall(&mut message);
         let judgement = self.limit.judge(&message, self.survived);
         let harmless = matches!(judgement, Judgement::Handle | Judgement::Move { suspected: false });
-        // A suspect that waits for its turn gets it when nothing else is left: few others may come meanwhile.
+        // A suspect that waits for its turn gets it when nothing else is left: few others may come
+        // meanwhile.
         prefetch.took(bytes, !harmless || self.has_suspects());
         self.acks.deliver(tag);
         let leaves = self.patience.and_then(|patience| Instant::now().checked_add(patience));
@@ -223,7 +227,8 @@ impl DeliveryBuffer {
         self.put_back(back);
     }
 
-    /// Sets aside what was here for long without being settled: the broker would take it back soon, and count that.
+    /// Sets aside what was here for long without being settled: the broker would take it back soon,
+    /// and count that.
     pub(crate) fn age(&mut self, now: Instant) {
         let old = |unsettled: &Unsettled| unsettled.delivery.leaves.is_some_and(|leaves| leaves <= now);
         let mut aged: Vec<(Unsettled, Duration)> = Vec::new();
@@ -251,7 +256,8 @@ impl DeliveryBuffer {
         }));
     }
 
-    /// Sets aside, when the consumer stops, what one more return would weigh on: it did nothing wrong.
+    /// Sets aside, when the consumer stops, what one more return would weigh on: it did nothing
+    /// wrong.
     pub(crate) fn spare(&mut self, now: Instant) {
         for unsettled in self
             .waiting

@@ -15,23 +15,28 @@ use crate::{
     idempotency::{Guard, IdempotencyStore, IdempotentHandler},
 };
 
-/// Consumes a queue through a [`Guard`]: each message takes effect once, whatever is delivered twice.
+/// Consumes a queue through a [`Guard`]: each message takes effect once, whatever is delivered
+/// twice.
 ///
-/// Deliveries are acked after the effect is committed. A consumer that dies at any point leaves either no effect and an unacked
-/// delivery, or an effect and a remembered ID.
+/// Deliveries are acked after the effect is committed. A consumer that dies at any point leaves
+/// either no effect and an unacked delivery, or an effect and a remembered ID.
 ///
 /// # Order
 ///
-/// With one of the `workers`, messages are handled in the order in which the broker delivers them, in one subscription. A failed message is overtaken by those behind it,
-/// and after a lost connection the broker delivers again what was not acked, possibly to another consumer. What is published anew for the broker's
-/// limits ([`delivery_limit`](ConsumerBuilder::delivery_limit), [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. Who needs an order must find it in the messages:
-/// a sequence number that the handler compares.
+/// With one of the `workers`, messages are handled in the order in which the broker delivers them,
+/// in one subscription. A failed message is overtaken by those behind it, and after a lost
+/// connection the broker delivers again what was not acked, possibly to another consumer. What is
+/// published anew for the broker's limits ([`delivery_limit`](ConsumerBuilder::delivery_limit),
+/// [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. Who needs
+/// an order must find it in the messages: a sequence number that the handler compares.
 ///
 /// # Several consumers
 ///
-/// Any number of consumers, in one process or many, may share a queue: with one scope each message takes effect once. A queue declared with
-/// `x-single-active-consumer` serves one of them at a time and changes over when that one goes; it may still be finishing a message then, which the guard
-/// keeps from taking effect twice. See also [`exclusive`](ConsumerBuilder::exclusive) and [`priority`](ConsumerBuilder::priority).
+/// Any number of consumers, in one process or many, may share a queue: with one scope each message
+/// takes effect once. A queue declared with `x-single-active-consumer` serves one of them at a time
+/// and changes over when that one goes; it may still be finishing a message then, which the guard
+/// keeps from taking effect twice. See also [`exclusive`](ConsumerBuilder::exclusive) and
+/// [`priority`](ConsumerBuilder::priority).
 #[must_use = "nothing is consumed before `run_until` is awaited"]
 pub struct IdempotentConsumer<S: IdempotencyStore> {
     pub(super) guard: Guard<S>,
@@ -44,13 +49,15 @@ pub struct IdempotentConsumer<S: IdempotencyStore> {
 impl<S: IdempotencyStore> IdempotentConsumer<S> {
     /// Starts to set up a consumer of `queue` whose effects are guarded by `store`.
     ///
-    /// The queue must exist; [`WorkQueue`](super::WorkQueue) declares one as it is recommended. URI parameters are those of
+    /// The queue must exist; [`WorkQueue`](super::WorkQueue) declares one as it is recommended. URI
+    /// parameters are those of
     /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
     pub fn builder(uri: impl AsRef<str>, queue: impl Into<String>, store: S) -> ConsumerBuilder<S> {
         Self::builder_for_cluster([uri.as_ref()], queue, store)
     }
 
-    /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them in random order.
+    /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them
+    /// in random order.
     pub fn builder_for_cluster<'a>(
         uris: impl IntoIterator<Item = &'a str>,
         queue: impl Into<String>,
@@ -69,7 +76,8 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
         self.control.clone()
     }
 
-    /// Consumes until it is [stopped](ConsumerControl::stop); as [`run_until`](Self::run_until) otherwise.
+    /// Consumes until it is [stopped](ConsumerControl::stop); as [`run_until`](Self::run_until)
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -81,14 +89,16 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
         self.run_until(handler, std::future::pending()).await
     }
 
-    /// Consumes until `shutdown` completes: then takes no more messages, lets the handlers that run finish, settles, and
-    /// returns. Unsettled deliveries go back to the queue.
+    /// Consumes until `shutdown` completes: then takes no more messages, lets the handlers that run
+    /// finish, settles, and returns. Unsettled deliveries go back to the queue.
     ///
-    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out. While the store is away, the deliveries that are here stay here,
-    /// unacknowledged; only shutdown, a lost channel and the broker's own consumer timeout give them back.
+    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out.
+    /// While the store is away, the deliveries that are here stay here, unacknowledged; only
+    /// shutdown, a lost channel and the broker's own consumer timeout give them back.
     ///
-    /// It reacts to `shutdown` at any time: also while it connects for the first time or again, or waits for a store that is away or hangs. It returns at the latest
-    /// 5 s after [`drain_timeout`](ConsumerBuilder::drain_timeout).
+    /// It reacts to `shutdown` at any time: also while it connects for the first time or again, or
+    /// waits for a store that is away or hangs. It returns at the latest 5 s after
+    /// [`drain_timeout`](ConsumerBuilder::drain_timeout).
     ///
     /// # Errors
     ///
@@ -97,7 +107,8 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     ///
     /// # Cancellation
     ///
-    /// Dropping the future drops the running handlers, whose sessions are released; their deliveries come again.
+    /// Dropping the future drops the running handlers, whose sessions are released; their
+    /// deliveries come again.
     ///
     /// # Panics
     ///

@@ -18,7 +18,8 @@ use crate::{
     idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome},
 };
 
-/// How long everything may take, once handlers were let finish, to give back what is unsettled and to close connections.
+/// How long everything may take, once handlers were let finish, to give back what is unsettled and
+/// to close connections.
 pub(super) const CLOSING: Duration = Duration::from_secs(5);
 
 pub(crate) struct ConsumerContext<S: IdempotencyStore, H> {

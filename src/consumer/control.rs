@@ -40,8 +40,9 @@ impl ConsumerControl {
         Self(watch::channel(Wanted::Running).0)
     }
 
-    /// Takes no more messages until [`resume`](Self::resume). Handlers that run go on, and are settled. What the broker has delivered already stays
-    /// here, unacknowledged, up to the prefetch; before the broker's consumer timeout it is published anew.
+    /// Takes no more messages until [`resume`](Self::resume). Handlers that run go on, and are
+    /// settled. What the broker has delivered already stays here, unacknowledged, up to the
+    /// prefetch; before the broker's consumer timeout it is published anew.
     pub fn pause(&self) {
         self.change(Wanted::Paused);
     }

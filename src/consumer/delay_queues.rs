@@ -10,26 +10,39 @@ use crate::amqp::DELAY_SUFFIX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Redelivery {
-    /// It is published to a delay queue with a confirm, and then acked. From there the broker brings it back to its queue. Its failures are counted in a header, so
-    /// that the count outlives the consumer, and it takes no place in the prefetch window while it waits. Messages behind it overtake it.
+    /// It is published to a delay queue with a confirm, and then acked. From there the broker
+    /// brings it back to its queue. Its failures are counted in a header, so that the count
+    /// outlives the consumer, and it takes no place in the prefetch window while it waits. Messages
+    /// behind it overtake it.
     ///
-    /// A delay queue is named `<queue>.retry.<milliseconds>` and declared when it is first needed: a quorum queue with `x-message-ttl`, that
-    /// dead-letters to the consumed queue with the strategy `at-least-once`, so that the broker keeps a message that it cannot bring back
-    /// (RabbitMQ 3.10 or later). The consumer's user needs the right to declare it. Where it cannot be used the message is [held](Self::Held).
+    /// A delay queue is named `<queue>.retry.<milliseconds>` and declared when it is first needed:
+    /// a quorum queue with `x-message-ttl`, that dead-letters to the consumed queue with the
+    /// strategy `at-least-once`, so that the broker keeps a message that it cannot bring back
+    /// (RabbitMQ 3.10 or later). The consumer's user needs the right to declare it. Where it cannot
+    /// be used the message is [held](Self::Held).
     #[default]
     Delayed,
-    /// It is held in the consumer, unacknowledged, until its delay is over, and then handled again. It takes a place in the prefetch window
-    /// meanwhile, and its failures are counted by this consumer only: the count starts anew when the process does. A delay that is longer than the broker lets a consumer hold a
-    /// message ([`consumer_timeout`](super::ConsumerBuilder::consumer_timeout)) is made of several.
+    /// It is held in the consumer, unacknowledged, until its delay is over, and then handled again.
+    /// It takes a place in the prefetch window meanwhile, and its failures are counted by this
+    /// consumer only: the count starts anew when the process does. A delay that is longer than the
+    /// broker lets a consumer hold a message
+    /// ([`consumer_timeout`](super::ConsumerBuilder::consumer_timeout)) is made of several.
     Held,
-    /// It is given back with `basic.reject`, and the broker holds it: the delayed retries of quorum queues, RabbitMQ 4.3 or later. No delay queues and no copies; the
-    /// broker counts, in `x-delivery-count`.
+    /// It is given back with `basic.reject`, and the broker holds it: the delayed retries of quorum
+    /// queues, RabbitMQ 4.3 or later. No delay queues and no copies; the broker counts, in
+    /// `x-delivery-count`.
     ///
-    /// The queue must be declared for it, as [`WorkQueue::delayed_retry`](super::WorkQueue::delayed_retry) does: with `x-delayed-retry-type` `failed` or `all`, `x-delayed-retry-min` and
-    /// `x-delayed-retry-max`, or a policy. A consumer of an older broker does not start. The delays are the queue's: [`retry_delays`](super::ConsumerBuilder::retry_delays) is for a
-    /// handler's own [`retry_after`](crate::HandlerError::retry_after) only, which is kept by a delay queue. A message is parked after as many deliveries as
-    /// [`max_attempts`](super::ConsumerBuilder::max_attempts) come to, or near the queue's [`delivery_limit`](super::ConsumerBuilder::delivery_limit). A lost connection counts as a
-    /// failed delivery here, as the broker counts it. Where the broker counts nothing, on a classic queue, what fails again goes through a delay queue.
+    /// The queue must be declared for it, as
+    /// [`WorkQueue::delayed_retry`](super::WorkQueue::delayed_retry) does: with
+    /// `x-delayed-retry-type` `failed` or `all`, `x-delayed-retry-min` and `x-delayed-retry-max`,
+    /// or a policy. A consumer of an older broker does not start. The delays are the queue's:
+    /// [`retry_delays`](super::ConsumerBuilder::retry_delays) is for a handler's own
+    /// [`retry_after`](crate::HandlerError::retry_after) only, which is kept by a delay queue. A
+    /// message is parked after as many deliveries as
+    /// [`max_attempts`](super::ConsumerBuilder::max_attempts) come to, or near the queue's
+    /// [`delivery_limit`](super::ConsumerBuilder::delivery_limit). A lost connection counts as a
+    /// failed delivery here, as the broker counts it. Where the broker counts nothing, on a classic
+    /// queue, what fails again goes through a delay queue.
     DelayedRetry,
 }
 
@@ -39,7 +52,8 @@ const FACTOR: u32 = 4;
 /// The most milliseconds that RabbitMQ takes as a TTL.
 const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// No wait is longer, so that its end is a time that a clock can say, whatever delay a handler asked for.
+/// No wait is longer, so that its end is a time that a clock can say, whatever delay a handler
+/// asked for.
 const LONGEST_WAIT: Duration = crate::message::LONGEST_DELAY;
 
 /// The delay queues of one queue, by their delays.
@@ -82,7 +96,8 @@ impl Delays {
         Wait { wanted, step }
     }
 
-    /// All delays of a message together that fails as often as it may, with so many failures in each delivery.
+    /// All delays of a message together that fails as often as it may, with so many failures in
+    /// each delivery.
     pub(crate) fn total(&self, max_attempts: u32, each: u32) -> Duration {
         // The last failed delivery is parked.
         let delays = max_attempts.div_ceil(each.max(1)).saturating_sub(1);

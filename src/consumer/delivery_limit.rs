@@ -1,18 +1,23 @@
 //! What the broker's count of a delivery means, judged when it comes.
 //!
-//! A quorum queue counts how often it took a message back, and removes what exceeds its delivery limit: into a dead-letter exchange, or for good. A lost connection takes
-//! back all that was delivered on it, so the count says little about the message itself. Two things follow:
+//! A quorum queue counts how often it took a message back, and removes what exceeds its delivery
+//! limit: into a dead-letter exchange, or for good. A lost connection takes back all that was
+//! delivered on it, so the count says little about the message itself. Two things follow:
 //!
-//! - What comes near the limit is published anew, with a confirm, and acked: the copy is counted from nought, and the broker never decides.
-//! - What comes back again and again although this process lost no connection may be what ends its consumers. It is published anew with a mark, and handled
-//!   with nothing else in hand. What is taken back often after that is parked.
+//! - What comes near the limit is published anew, with a confirm, and acked: the copy is counted
+//!   from nought, and the broker never decides.
+//! - What comes back again and again although this process lost no connection may be what ends its
+//!   consumers. It is published anew with a mark, and handled with nothing else in hand. What is
+//!   taken back often after that is parked.
 
 use crate::message::IncomingMessage;
 
-/// Returns that this process does not explain, from which on a message is suspected of ending its consumers.
+/// Returns that this process does not explain, from which on a message is suspected of ending its
+/// consumers.
 const SUSPECTED: u32 = 3;
 
-/// Returns that this process does not explain, after it came under suspicion, from which on it is parked.
+/// Returns that this process does not explain, after it came under suspicion, from which on it is
+/// parked.
 const CONVICTED: u32 = 3;
 
 /// What the count of a delivery means.
@@ -40,11 +45,14 @@ pub(crate) struct DeliveryLimit {
 }
 
 impl DeliveryLimit {
-    /// `limit` is the queue's. `failures`: how often a message may be rejected before it is parked, if the broker delays what failed.
+    /// `limit` is the queue's. `failures`: how often a message may be rejected before it is parked,
+    /// if the broker delays what failed.
     ///
-    /// `alone`: whether a suspect is the only delivery on its channel. Where it is not, its neighbours come back as often as it does, and nothing is parked.
+    /// `alone`: whether a suspect is the only delivery on its channel. Where it is not, its
+    /// neighbours come back as often as it does, and nothing is parked.
     pub(crate) fn new(limit: Option<u32>, failures: u32, alone: bool) -> Self {
-        // Half of the limit is the margin: for connections that are lost while a message is published anew.
+        // Half of the limit is the margin: for connections that are lost while a message is
+        // published anew.
         let threshold = limit.map(|limit| limit.div_ceil(2).max(1));
         Self { threshold, failures, alone }
     }
@@ -56,7 +64,8 @@ impl DeliveryLimit {
         })
     }
 
-    /// Whether one more return brings a message under suspicion, or a suspect nearer to being parked, in a process that explains nothing: the next one.
+    /// Whether one more return brings a message under suspicion, or a suspect nearer to being
+    /// parked, in a process that explains nothing: the next one.
     pub(crate) fn weighs(&self, message: &IncomingMessage) -> bool {
         let returns = message.returns().saturating_add(1).saturating_sub(self.failures);
         message.suspected_at().is_some() || returns >= SUSPECTED
@@ -103,7 +112,8 @@ mod tests {
 
     const MOVE: Judgement = Judgement::Move { suspected: false };
 
-    /// The most returns that a queue with this limit allows before the next one removes the message.
+    /// The most returns that a queue with this limit allows before the next one removes the
+    /// message.
     #[test]
     fn what_comes_near_the_limit_is_published_anew_before_the_last_return() {
         for (limit, threshold) in [(20, 10), (11, 6), (5, 3), (2, 1), (1, 1)] {

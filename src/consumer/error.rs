@@ -8,7 +8,8 @@ use crate::{
     idempotency::{InvalidScope, StoreError},
 };
 
-/// A consumer could not start. Once it runs it reconnects by itself, and ends without an error when it is told to.
+/// A consumer could not start. Once it runs it reconnects by itself, and ends without an error when
+/// it is told to.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct ConsumeError {

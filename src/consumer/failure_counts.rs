@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use super::telemetry;
 use crate::message::IncomingMessage;
 
-/// Remembers the failures of messages of which no copy was made that counts them: those that are held until they are tried again.
+/// Remembers the failures of messages of which no copy was made that counts them: those that are
+/// held until they are tried again.
 ///
-/// A quorum queue counts in `x-delivery-count` what it takes back, also what did not fail; a classic queue says no more than `redelivered`. So the count is kept here
-/// over lost connections, for the messages that are in trouble, and starts anew when the process does.
+/// A quorum queue counts in `x-delivery-count` what it takes back, also what did not fail; a
+/// classic queue says no more than `redelivered`. So the count is kept here over lost connections,
+/// for the messages that are in trouble, and starts anew when the process does.
 #[derive(Debug, Default)]
 pub(crate) struct FailureCounts {
     failed: HashMap<String, u32>,

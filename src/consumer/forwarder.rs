@@ -28,13 +28,16 @@ use crate::{
     },
 };
 
-/// How long a queue that could not be declared is not asked for again: each time costs a connection.
+/// How long a queue that could not be declared is not asked for again: each time costs a
+/// connection.
 const REFUSED: Duration = Duration::from_secs(30);
 
-/// How long a broker that could not be reached is left alone: each try may take as long as connecting may, and others wait for it.
+/// How long a broker that could not be reached is left alone: each try may take as long as
+/// connecting may, and others wait for it.
 const UNREACHABLE: Duration = Duration::from_secs(5);
 
-/// Publishes on a connection of its own, made when it is needed: a blocked publisher must not keep acks from being written.
+/// Publishes on a connection of its own, made when it is needed: a blocked publisher must not keep
+/// acks from being written.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     name: String,
@@ -52,7 +55,8 @@ pub(crate) struct Forwarder {
 pub(crate) struct ForwardedCopy {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
-    /// Headers of ours that it must not go without. The others are left out where they do not fit into a frame.
+    /// Headers of ours that it must not go without. The others are left out where they do not fit
+    /// into a frame.
     pub(crate) needed: &'static [&'static str],
     /// How many bytes of headers it gets on its way.
     pub(crate) growth: usize,
@@ -146,7 +150,8 @@ impl Forwarder {
         }
     }
 
-    /// As [`publish`](Self::publish), to a queue that is declared before, and again if somebody deleted it.
+    /// As [`publish`](Self::publish), to a queue that is declared before, and again if somebody
+    /// deleted it.
     pub(crate) async fn publish_to(
         &self,
         queue: &str,

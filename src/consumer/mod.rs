@@ -1,13 +1,15 @@
 //! Receiving: take deliveries, let the guard decide, settle.
 //!
-//! [`IdempotentConsumer`] consumes one queue: what took effect is acked after the commit, what failed is delivered again after a
-//! delay, and what cannot be handled is parked. [`settle`] is the one table from an outcome to what is done about it, for
-//! consume loops of your own as well. [`WorkQueue`] declares a queue as it is best for the broker's version, and [`Unpark`] brings
+//! [`IdempotentConsumer`] consumes one queue: what took effect is acked after the commit, what
+//! failed is delivered again after a delay, and what cannot be handled is parked. [`settle`] is the
+//! one table from an outcome to what is done about it, for consume loops of your own as well.
+//! [`WorkQueue`] declares a queue as it is best for the broker's version, and [`Unpark`] brings
 //! back what was parked.
 //!
 //! # Several queues
 //!
-//! A consumer has one queue. For several, run one for each, over clones of one store and with one signal to stop:
+//! A consumer has one queue. For several, run one for each, over clones of one store and with one
+//! signal to stop:
 //!
 //! ```no_run
 //! # use lapin_idempotent::{BoxError, HandlerResult, IdempotentConsumer, IdempotentHandler, IncomingMessage, MemoryStore, idempotency::Lease};
@@ -30,8 +32,9 @@
 //! # }
 //! ```
 //!
-//! One scope for all of them lets a message take effect once whichever queue it comes from; a scope for each queue lets it take effect once
-//! in each. If one of them fails, `try_join!` drops the others, whose messages in hand are rolled back and delivered again.
+//! One scope for all of them lets a message take effect once whichever queue it comes from; a scope
+//! for each queue lets it take effect once in each. If one of them fails, `try_join!` drops the
+//! others, whose messages in hand are rolled back and delivered again.
 
 mod ack_tracker;
 mod backoff;

@@ -98,8 +98,8 @@ impl Options {
         self.immediate_retries.saturating_add(1)
     }
 
-    /// Whether a subscription begins with one delivery at a time, until it is known what comes. That takes a second subscription, which another consumer could
-    /// come before.
+    /// Whether a subscription begins with one delivery at a time, until it is known what comes.
+    /// That takes a second subscription, which another consumer could come before.
     pub(crate) fn begins_cautiously(&self) -> bool {
         !self.exclusive && !self.single_active
     }
@@ -113,7 +113,8 @@ impl Options {
         DeliveryLimit::new(self.delivery_limit, failures, self.begins_cautiously())
     }
 
-    /// How long a delivery may be here before it is published anew: four fifths of the time that the broker allows.
+    /// How long a delivery may be here before it is published anew: four fifths of the time that
+    /// the broker allows.
     pub(crate) fn patience(&self) -> Option<Duration> {
         self.consumer_timeout.map(|limit| limit / 5 * 4)
     }

@@ -56,7 +56,8 @@ impl<'a> PendingSettlements<'a> {
             let channel = channel.clone();
             let ack = async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await };
             let mut ack = timeout(SETTLE_TIMEOUT, ack).map(|_| Settled::Written).boxed();
-            // Its first poll queues the frame. The broker closes a channel on which an ack comes for what a later one has settled.
+            // Its first poll queues the frame. The broker closes a channel on which an ack comes
+            // for what a later one has settled.
             if (&mut ack).now_or_never().is_none() {
                 self.under_way.push(ack);
             }
@@ -67,14 +68,16 @@ impl<'a> PendingSettlements<'a> {
         self.under_way.push(work.boxed());
     }
 
-    /// Waits for all that is under way. What could not be passed on goes back when the channel closes.
+    /// Waits for all that is under way. What could not be passed on goes back when the channel
+    /// closes.
     pub(crate) async fn finish(&mut self) {
         while self.under_way.next().await.is_some() {}
     }
 }
 
-// A settlement that cannot be written is no failure: the channel is gone, and the delivery comes again. lapin may leave one
-// unanswered for ever when the connection dies under it, hence the limit.
+// A settlement that cannot be written is no failure: the channel is gone, and the delivery comes
+// again. lapin may leave one unanswered for ever when the connection dies under it, hence the
+// limit.
 
 pub(super) async fn ack(acker: &Acker) {
     let _ = timeout(SETTLE_TIMEOUT, acker.ack(BasicAckOptions { multiple: false })).await;

@@ -1,11 +1,13 @@
 //! How many deliveries the broker may send ahead.
 //!
-//! AMQP 0-9-1 bounds them by count and by size (`basic.qos`), but RabbitMQ refuses a size. So a bound by bytes is a count that follows the
-//! size of the bodies. The broker applies a new count to new subscriptions only (its documentation, "Consumer Prefetch"), hence
-//! the consumer subscribes anew, on the same channel, when it is far off.
+//! AMQP 0-9-1 bounds them by count and by size (`basic.qos`), but RabbitMQ refuses a size. So a
+//! bound by bytes is a count that follows the size of the bodies. The broker applies a new count to
+//! new subscriptions only (its documentation, "Consumer Prefetch"), hence the consumer subscribes
+//! anew, on the same channel, when it is far off.
 //!
-//! The count also follows the time that a message takes, so that the last one of the window has its turn before the broker's consumer timeout; and it is one
-//! while what is delivered may be what ends its consumers.
+//! The count also follows the time that a message takes, so that the last one of the window has its
+//! turn before the broker's consumer timeout; and it is one while what is delivered may be what
+//! ends its consumers.
 
 use std::time::Duration;
 
@@ -18,7 +20,8 @@ const DECAY: usize = 64;
 /// A larger count is worth a subscription when it is so many times the present one.
 const GROWTH: u16 = 4;
 
-/// What part of the broker's consumer timeout the last delivery of the window may wait for its turn.
+/// What part of the broker's consumer timeout the last delivery of the window may wait for its
+/// turn.
 const SHARE: u32 = 2;
 
 /// How much a new measurement of the time for a message counts: an eighth.
@@ -48,7 +51,8 @@ impl Prefetch {
         prefetch
     }
 
-    /// Before a subscription: one at a time, until something was delivered that was not taken back often.
+    /// Before a subscription: one at a time, until something was delivered that was not taken back
+    /// often.
     pub(crate) fn begin_cautiously(&mut self) {
         self.cautious = true;
         self.now = self.fitting();
@@ -84,7 +88,8 @@ impl Prefetch {
         self.cautious = suspect;
     }
 
-    /// So many messages took so long, one after the other, while others were handled beside them by as many `workers`.
+    /// So many messages took so long, one after the other, while others were handled beside them by
+    /// as many `workers`.
     pub(crate) fn measured(&mut self, messages: usize, took: Duration, workers: usize) {
         let parts = u32::try_from(messages.saturating_mul(workers)).unwrap_or(u32::MAX);
         let each = took / parts.max(1);

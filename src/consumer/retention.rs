@@ -31,7 +31,8 @@ pub(crate) enum InvalidRetention {
 }
 
 impl Retention {
-    /// What the guard is to go by; `store` is what the store says by itself, `redeliveries` how long this consumer may take to deliver a message again.
+    /// What the guard is to go by; `store` is what the store says by itself, `redeliveries` how
+    /// long this consumer may take to deliver a message again.
     pub(crate) fn decide(
         &self,
         store: Option<Duration>,

@@ -11,26 +11,29 @@ use crate::idempotency::Outcome;
 pub enum Settlement {
     /// `basic.ack`: the message has taken effect, now or earlier.
     Ack,
-    /// Try it again after a delay: the handler failed. Pass it on to a delay queue with a confirm and then ack it; or hold it, and ask the guard again.
+    /// Try it again after a delay: the handler failed. Pass it on to a delay queue with a confirm
+    /// and then ack it; or hold it, and ask the guard again.
     ///
-    /// Giving it back instead (`basic.nack` or `basic.reject` with requeue) counts towards the delivery limit of a quorum queue: 20 by default since RabbitMQ
-    /// 4.0, and what exceeds it is dead-lettered or, without a dead-letter exchange, deleted.
+    /// Giving it back instead (`basic.nack` or `basic.reject` with requeue) counts towards the
+    /// delivery limit of a quorum queue: 20 by default since RabbitMQ 4.0, and what exceeds it is
+    /// dead-lettered or, without a dead-letter exchange, deleted.
     Retry {
         /// The least delay that the handler asked for; otherwise the consumer's own.
         after: Option<Duration>,
         /// How often the handler failed in this delivery.
         failures: u32,
     },
-    /// Try it again after a delay, without counting a failure: the handler had asked for a longer one than the delay queues have.
+    /// Try it again after a delay, without counting a failure: the handler had asked for a longer
+    /// one than the delay queues have.
     Defer {
         /// How much of it is left.
         after: Duration,
     },
-    /// Hold it unacknowledged, and ask the guard again: it is not the message's own failure. The store is away, somebody else is busy with it, a lease was lost,
-    /// or rivals stood in the way.
+    /// Hold it unacknowledged, and ask the guard again: it is not the message's own failure. The
+    /// store is away, somebody else is busy with it, a lease was lost, or rivals stood in the way.
     ///
-    /// Not `basic.nack` with requeue: up to RabbitMQ 4.2 each return counts towards the delivery limit of a quorum queue, and a store that is away for some
-    /// minutes would use it up.
+    /// Not `basic.nack` with requeue: up to RabbitMQ 4.2 each return counts towards the delivery
+    /// limit of a quorum queue, and a store that is away for some minutes would use it up.
     Hold {
         /// How long to wait before the guard is asked again.
         after: Duration,
@@ -83,10 +86,12 @@ const STORE_AWAY: Duration = Duration::from_secs(1);
 /// How long rivals are left alone.
 const CONFLICT: Duration = Duration::from_secs(1);
 
-/// The longest time to wait for somebody else's lease before the guard is asked again: it may have been released.
+/// The longest time to wait for somebody else's lease before the guard is asked again: it may have
+/// been released.
 const LONGEST_HOLD: Duration = Duration::from_secs(10);
 
-/// What an outcome means for its delivery. Pure: no outcome but a committed effect leads to a plain ack (I1).
+/// What an outcome means for its delivery. Pure: no outcome but a committed effect leads to a plain
+/// ack (I1).
 pub fn settle(outcome: &Outcome) -> Settlement {
     match outcome {
         Outcome::Processed | Outcome::Duplicate(_) => Settlement::Ack,

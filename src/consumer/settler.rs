@@ -27,10 +27,12 @@ use crate::{
     message::reserved,
 };
 
-/// How soon a message is tried again to be published anew that could not be before the broker's consumer timeout.
+/// How soon a message is tried again to be published anew that could not be before the broker's
+/// consumer timeout.
 const MOVE_AGAIN: Duration = Duration::from_secs(30);
 
-/// Without its count a message would be delayed for ever, and without its delay it would be too early.
+/// Without its count a message would be delayed for ever, and without its delay it would be too
+/// early.
 const NEEDED_TO_RETURN: [&str; 3] = [reserved::ORIGINAL_QUEUE, reserved::FAILURES, reserved::NOT_BEFORE];
 
 /// How long a new subscription waits for the connection that messages are passed on over.
@@ -68,7 +70,8 @@ impl Settler {
         Self { options, scope: scope.to_owned(), delays, limit, onward, monitor }
     }
 
-    /// Waits a while for what was lost with a connection: what a subscription delivers near the limit must be published anew, or the next lost one counts against it.
+    /// Waits a while for what was lost with a connection: what a subscription delivers near the
+    /// limit must be published anew, or the next lost one counts against it.
     pub(crate) async fn recovers(&self) {
         self.onward.recovers(RECOVERY).await;
     }
@@ -170,7 +173,8 @@ impl Settler {
     ) -> Decision {
         let wait = self.delays.after(failed.div_ceil(self.options.failures_each()), least);
         match self.options.redelivery {
-            // What comes back without a count is not counted: that is no quorum queue, and nothing would hold it.
+            // What comes back without a count is not counted: that is no quorum queue, and nothing
+            // would hold it.
             Redelivery::DelayedRetry
                 if least.is_none()
                     && (!unsettled.message.redelivered() || unsettled.message.delivery_count().is_some()) =>
@@ -208,7 +212,8 @@ impl Settler {
         }
     }
 
-    /// Publishes a message to its own queue, and acks the delivery: the broker's count of it begins anew.
+    /// Publishes a message to its own queue, and acks the delivery: the broker's count of it begins
+    /// anew.
     async fn publish_anew(&self, mut unsettled: Unsettled, suspected: bool, wait: Duration) -> Settled {
         let (queue, message, now) = (&self.options.queue, &unsettled.message, SystemTime::now());
         let returns = message.returns();
@@ -249,7 +254,8 @@ impl Settler {
         }
     }
 
-    /// Publishes a message to a delay queue, then acks the delivery. Where that cannot be, it waits here.
+    /// Publishes a message to a delay queue, then acks the delivery. Where that cannot be, it waits
+    /// here.
     fn delay<'a>(
         &'a self,
         unsettled: Unsettled,
@@ -297,7 +303,8 @@ impl Settler {
         });
     }
 
-    /// Publishes a message to the parking queue, then acks the delivery. Where that cannot be, it stays here until it can.
+    /// Publishes a message to the parking queue, then acks the delivery. Where that cannot be, it
+    /// stays here until it can.
     fn park<'a>(&'a self, unsettled: Unsettled, parking: Parking, settling: &mut PendingSettlements<'a>) {
         settling.begin(async move {
             let mut unsettled = unsettled;

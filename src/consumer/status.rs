@@ -18,7 +18,8 @@ pub struct ConsumerStatus {
     pub state: ConsumerState,
     /// Deliveries in the hands of handlers.
     pub in_hand: usize,
-    /// Deliveries that are held until they may be tried again: for another consumer's lease, or because they could not be delayed or parked.
+    /// Deliveries that are held until they may be tried again: for another consumer's lease, or
+    /// because they could not be delayed or parked.
     pub held: usize,
     /// How many deliveries had each outcome, by [`Outcome::name`].
     pub outcomes: BTreeMap<&'static str, u64>,
@@ -26,7 +27,8 @@ pub struct ConsumerStatus {
     pub duplicates: BTreeMap<&'static str, u64>,
     /// How many deliveries were passed on to a delay queue.
     pub delayed: u64,
-    /// How many were published anew to their own queue, because they came near its delivery limit or the broker's consumer timeout.
+    /// How many were published anew to their own queue, because they came near its delivery limit
+    /// or the broker's consumer timeout.
     pub moved: u64,
     /// How many were parked, by [`ParkReason::as_str`](super::ParkReason::as_str).
     pub parked: BTreeMap<&'static str, u64>,
@@ -42,8 +44,8 @@ impl ConsumerStatus {
         self.state == ConsumerState::Consuming
     }
 
-    /// Live: it works, or will by itself. Not live is a consumer that has ended, and one that fails again and again without
-    /// getting anything done.
+    /// Live: it works, or will by itself. Not live is a consumer that has ended, and one that fails
+    /// again and again without getting anything done.
     pub fn is_live(&self) -> bool {
         !matches!(self.state, ConsumerState::Failing | ConsumerState::Stopped)
     }
@@ -63,8 +65,8 @@ pub enum ConsumerState {
     StoreAway,
     /// It was [paused](super::ConsumerControl::pause). Nothing is taken.
     Paused,
-    /// Several subscriptions in turn ended before a single delivery was settled: something in the queue or the broker ends them. It goes on
-    /// trying, with long pauses.
+    /// Several subscriptions in turn ended before a single delivery was settled: something in the
+    /// queue or the broker ends them. It goes on trying, with long pauses.
     Failing,
     /// It was told to stop, and finishes what is in hand.
     Draining,
@@ -88,7 +90,8 @@ impl ConsumerState {
     }
 }
 
-/// Looks at a consumer from outside: for health probes and metrics. Cheap to clone; outlives the consumer.
+/// Looks at a consumer from outside: for health probes and metrics. Cheap to clone; outlives the
+/// consumer.
 #[derive(Clone)]
 pub struct ConsumerMonitor {
     shared: Arc<Shared>,

@@ -66,7 +66,8 @@ impl Subscription {
         Ok((channel, deliveries, no_parking))
     }
 
-    /// Subscribes anew with another prefetch count, on the same channel: what is unsettled stays ours. Gives what came meanwhile.
+    /// Subscribes anew with another prefetch count, on the same channel: what is unsettled stays
+    /// ours. Gives what came meanwhile.
     pub(crate) async fn resubscribe(
         &mut self,
         options: &Options,
@@ -102,7 +103,8 @@ impl Subscription {
     /// Gives back what is unsettled, and closes.
     pub(crate) async fn close(self) {
         if self.channel.status().connected() {
-            // Closing does the same, but counts towards the delivery limit also from RabbitMQ 4.3 on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
+            // Closing does the same, but counts towards the delivery limit also from RabbitMQ 4.3
+            // on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
             let all = BasicNackOptions { multiple: true, requeue: true };
             let _ = timeout(Duration::from_secs(1), self.channel.basic_nack(0, all)).await;
         }

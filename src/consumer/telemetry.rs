@@ -4,10 +4,12 @@ use tracing::{Span, field};
 
 use crate::{idempotency::Outcome, message::IncomingMessage};
 
-/// The span of one batch, from the claim to the commit. Names are those of OpenTelemetry's messaging conventions.
+/// The span of one batch, from the claim to the commit. Names are those of OpenTelemetry's
+/// messaging conventions.
 ///
-/// A message alone is described by itself, with the publisher's `traceparent` and `tracestate`, which a subscriber can make the span's parent. Those
-/// of a batch have several parents, and are told apart in its events.
+/// A message alone is described by itself, with the publisher's `traceparent` and `tracestate`,
+/// which a subscriber can make the span's parent. Those of a batch have several parents, and are
+/// told apart in its events.
 pub(super) fn span(queue: &str, scope: &str, messages: &[IncomingMessage]) -> Span {
     let span = tracing::info_span!(
         "process",
@@ -36,7 +38,8 @@ pub(super) fn span(queue: &str, scope: &str, messages: &[IncomingMessage]) -> Sp
     span
 }
 
-/// How the batch ended: an event for each duplicate, with its cause, and for each delivery that did not take effect.
+/// How the batch ended: an event for each duplicate, with its cause, and for each delivery that did
+/// not take effect.
 pub(super) fn finish(span: &Span, messages: &[IncomingMessage], outcomes: &[Outcome]) {
     if span.is_disabled() {
         return;

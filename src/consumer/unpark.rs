@@ -26,14 +26,18 @@ use crate::{
 /// How many messages are on their way at once.
 const IN_FLIGHT: usize = 64;
 
-/// Publishes parked messages back to their queue, under the same ID, with a confirm, and then acks them.
+/// Publishes parked messages back to their queue, under the same ID, with a confirm, and then acks
+/// them.
 ///
-/// Their failures are forgotten, so they get all attempts again, and the guard handles them unless they have taken effect meanwhile. It remembers that for the
-/// retention only: a message whose handler had failed can be put back for that long after it was parked, whatever its own age. One that is put back later, or was parked
-/// as `indeterminate`, is parked again, unless [`assume_unprocessed`](Self::assume_unprocessed) vouches for it.
+/// Their failures are forgotten, so they get all attempts again, and the guard handles them unless
+/// they have taken effect meanwhile. It remembers that for the retention only: a message whose
+/// handler had failed can be put back for that long after it was parked, whatever its own age. One
+/// that is put back later, or was parked as `indeterminate`, is parked again, unless
+/// [`assume_unprocessed`](Self::assume_unprocessed) vouches for it.
 ///
-/// What was parked because of its ID (none, an invalid one, or one that took effect with another body) is parked again unless that was repaired: by another policy of
-/// the consumer, or with [`Inspect::forget`](crate::idempotency::Inspect::forget).
+/// What was parked because of its ID (none, an invalid one, or one that took effect with another
+/// body) is parked again unless that was repaired: by another policy of the consumer, or with
+/// [`Inspect::forget`](crate::idempotency::Inspect::forget).
 ///
 /// ```no_run
 /// # async fn repair() -> Result<(), lapin_idempotent::consumer::ConsumeError> {
@@ -76,12 +80,14 @@ pub struct Unparked {
 impl Unpark {
     /// Takes messages from the parking queue, to which a consumer parked them.
     ///
-    /// URI parameters are those of [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
+    /// URI parameters are those of
+    /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
     pub fn new(uri: impl AsRef<str>, parking_queue: impl Into<String>) -> Self {
         Self::new_for_cluster([uri.as_ref()], parking_queue)
     }
 
-    /// Like [`new`](Self::new), for several nodes of one cluster; each connect tries them in random order.
+    /// Like [`new`](Self::new), for several nodes of one cluster; each connect tries them in random
+    /// order.
     pub fn new_for_cluster<'a>(
         uris: impl IntoIterator<Item = &'a str>,
         parking_queue: impl Into<String>,
@@ -99,7 +105,8 @@ impl Unpark {
 
     connection_settings!();
 
-    /// Puts them into this queue. Default: each into the one that it was consumed from, as its header says; or from which the broker dead-lettered it, where it did.
+    /// Puts them into this queue. Default: each into the one that it was consumed from, as its
+    /// header says; or from which the broker dead-lettered it, where it did.
     pub fn to(mut self, queue: impl Into<String>) -> Self {
         self.queue = Some(queue.into());
         self
@@ -111,11 +118,14 @@ impl Unpark {
         self
     }
 
-    /// The delivery limit of the parking queue. Default 20, as quorum queues have it since RabbitMQ 4.0 unless they say otherwise; those that this crate declares have none. `None` for
-    /// a queue without one.
+    /// The delivery limit of the parking queue. Default 20, as quorum queues have it since RabbitMQ
+    /// 4.0 unless they say otherwise; those that this crate declares have none. `None` for a queue
+    /// without one.
     ///
-    /// A message that was looked at and stays parked is given back, which the broker counts (up to RabbitMQ 4.2). Before the limit is reached such a message is published
-    /// anew to the parking queue, with a confirm, and acked: looking never uses it up, however often. It goes to the end of the queue then.
+    /// A message that was looked at and stays parked is given back, which the broker counts (up to
+    /// RabbitMQ 4.2). Before the limit is reached such a message is published anew to the parking
+    /// queue, with a confirm, and acked: looking never uses it up, however often. It goes to the
+    /// end of the queue then.
     pub fn delivery_limit(mut self, limit: impl Into<Option<u32>>) -> Self {
         self.delivery_limit = limit.into();
         self
@@ -127,23 +137,26 @@ impl Unpark {
         self
     }
 
-    /// States that none of the chosen messages has taken effect. The guard then handles those, too, that are older than its retention and of which it knows
-    /// nothing: **a second time, if the statement is wrong**. Find out first, and choose with [`only`](Self::only).
+    /// States that none of the chosen messages has taken effect. The guard then handles those, too,
+    /// that are older than its retention and of which it knows nothing: **a second time, if the
+    /// statement is wrong**. Find out first, and choose with [`only`](Self::only).
     pub fn assume_unprocessed(mut self) -> Self {
         self.assume_unprocessed = true;
         self
     }
 
-    /// Moves them. Looks at each message once, in the order of the queue; what is parked meanwhile stays.
+    /// Moves them. Looks at each message once, in the order of the queue; what is parked meanwhile
+    /// stays.
     ///
     /// # Errors
     ///
-    /// A [`ConsumeError`] if it cannot start, or if the parking queue cannot be read any more. A message that cannot be put back is no error:
-    /// it is counted, and stays.
+    /// A [`ConsumeError`] if it cannot start, or if the parking queue cannot be read any more. A
+    /// message that cannot be put back is no error: it is counted, and stays.
     ///
     /// # Cancellation
     ///
-    /// Messages that were not acked stay parked. One that was on its way may be in both queues then; its ID keeps it from taking effect twice.
+    /// Messages that were not acked stay parked. One that was on its way may be in both queues
+    /// then; its ID keeps it from taking effect twice.
     ///
     /// # Panics
     ///
@@ -159,7 +172,8 @@ impl Unpark {
         let moved = match timeout(connect.timeout, connection.create_channel()).await {
             Ok(Ok(channel)) => {
                 let moved = self.all(&channel, &onward).await;
-                // Closing does the same to what is not acked, but is counted also from RabbitMQ 4.3 on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
+                // Closing does the same to what is not acked, but is counted also from RabbitMQ 4.3
+                // on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
                 let all = BasicNackOptions { multiple: true, requeue: true };
                 let _ = timeout(connect.timeout, channel.basic_nack(0, all)).await;
                 moved
@@ -225,7 +239,8 @@ impl Unpark {
         }
     }
 
-    /// Publishes a message that stays parked anew to its queue, so that the broker counts its deliveries from nought.
+    /// Publishes a message that stays parked anew to its queue, so that the broker counts its
+    /// deliveries from nought.
     async fn renew(&self, delivery: &Delivery, onward: &Forwarder) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
         match onward.publish("", &self.parking, ForwardedCopy::new(copy, delivery.data.clone().into())).await

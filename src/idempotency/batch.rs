@@ -1,7 +1,8 @@
 //! Several messages in one session: group commit.
 //!
-//! One claim, one session, one commit. Whatever goes wrong with one message goes wrong for all of them then, so the batch is run again
-//! one message in each session, in order: a bad message never fails its neighbours. No savepoints.
+//! One claim, one session, one commit. Whatever goes wrong with one message goes wrong for all of
+//! them then, so the batch is run again one message in each session, in order: a bad message never
+//! fails its neighbours. No savepoints.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -53,13 +54,15 @@ enum Apart {
 }
 
 impl<S: IdempotencyStore> Guard<S> {
-    /// Runs the handler on several messages, if the store can hold them in one session: one claim, one transaction, one commit.
+    /// Runs the handler on several messages, if the store can hold them in one session: one claim,
+    /// one transaction, one commit.
     ///
-    /// Gives what [`process`](Self::process) would give for each of them in turn, in their order. If the handler or the commit fails for all, the
-    /// transaction is rolled back and each message is processed alone, so that a handler may run twice for a message
-    /// whose neighbour fails; nothing of the first run was committed. If the store refuses one of the identities, halves of the batch are tried until it
-    /// is alone. A copy of a message in the same batch is a duplicate. When the store
-    /// cannot be asked, it is not asked for the rest.
+    /// Gives what [`process`](Self::process) would give for each of them in turn, in their order.
+    /// If the handler or the commit fails for all, the transaction is rolled back and each message
+    /// is processed alone, so that a handler may run twice for a message whose neighbour fails;
+    /// nothing of the first run was committed. If the store refuses one of the identities, halves
+    /// of the batch are tried until it is alone. A copy of a message in the same batch is a
+    /// duplicate. When the store cannot be asked, it is not asked for the rest.
     ///
     /// # Cancellation
     ///
@@ -98,7 +101,8 @@ impl<S: IdempotencyStore> Guard<S> {
             }
             for message in part {
                 let outcome = match outcomes.last() {
-                    // Each question to a store that is away may take as long as its limit: one is enough.
+                    // Each question to a store that is away may take as long as its limit: one is
+                    // enough.
                     Some(Outcome::StoreUnavailable { error }) => unavailable(error),
                     _ => self.process(message, handler).await,
                 };

@@ -48,7 +48,8 @@ pub enum Claim {
 }
 
 impl Claim {
-    /// For stores: the identity was completed before, with the fingerprint that was remembered, and when, by the store's clock.
+    /// For stores: the identity was completed before, with the fingerprint that was remembered, and
+    /// when, by the store's clock.
     pub fn completed(fingerprint: Fingerprint, processed_at: SystemTime) -> Self {
         Self::Completed { fingerprint, processed_at }
     }
@@ -80,7 +81,8 @@ pub enum Record {
 }
 
 impl Record {
-    /// For stores: it took effect, with the fingerprint that was remembered, and when, by the store's clock.
+    /// For stores: it took effect, with the fingerprint that was remembered, and when, by the
+    /// store's clock.
     pub fn completed(fingerprint: Fingerprint, processed_at: SystemTime) -> Self {
         Self::Completed { fingerprint, processed_at }
     }
@@ -111,10 +113,12 @@ pub struct Claims<S> {
     pub claims: Vec<Claim>,
 }
 
-/// A claim that expires, fenced by a token: the session of stores that have no transaction to offer.
+/// A claim that expires, fenced by a token: the session of stores that have no transaction to
+/// offer.
 ///
-/// The effect is *not* committed together with the identity. A crash between the two repeats the effect after the lease has run
-/// out, so an effect elsewhere should take [`token`](Self::token) or the message ID as its own idempotency key.
+/// The effect is *not* committed together with the identity. A crash between the two repeats the
+/// effect after the lease has run out, so an effect elsewhere should take [`token`](Self::token) or
+/// the message ID as its own idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a lease that is neither completed nor released blocks its message until it runs out"]
 pub struct Lease {
@@ -125,7 +129,8 @@ pub struct Lease {
 }
 
 impl<S> Claims<S> {
-    /// For stores: the session, if at least one request was [`Claim::Acquired`], and one answer per request, in their order.
+    /// For stores: the session, if at least one request was [`Claim::Acquired`], and one answer per
+    /// request, in their order.
     ///
     /// ```
     /// use lapin_idempotent::{Lease, idempotency::{Claim, ClaimRequest, Claims}};

@@ -1,7 +1,7 @@
 //! Claims and completions of messages that are handled beside each other, in common round trips.
 //!
-//! Who asks at the same moment is answered together. Nobody waits for others to ask, nor for their handlers: each message is still claimed,
-//! handled and completed by itself.
+//! Who asks at the same moment is answered together. Nobody waits for others to ask, nor for their
+//! handlers: each message is still claimed, handled and completed by itself.
 
 use std::{convert::Infallible, fmt, future::Future, mem::take, sync::Mutex};
 
@@ -13,7 +13,8 @@ use super::{
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 
-/// At most so many in one round trip: while the server works on one, the next is written, and the answers of the one before are read.
+/// At most so many in one round trip: while the server works on one, the next is written, and the
+/// answers of the one before are read.
 const ROUND: usize = 16;
 
 type Claimed<S> = Result<Claims<<S as IdempotencyStore>::Session>, StoreError>;
@@ -53,8 +54,9 @@ impl<S: IdempotencyStore> Coalescer<S> {
         answered.await.ok()
     }
 
-    /// Asks the store for all of them, for ever; dropped, it leaves those who wait without an answer. Several round trips may be under way, so
-    /// that a slow one holds up only those who are part of it.
+    /// Asks the store for all of them, for ever; dropped, it leaves those who wait without an
+    /// answer. Several round trips may be under way, so that a slow one holds up only those who are
+    /// part of it.
     pub(super) async fn run(&self, store: &S) -> Infallible {
         let mut rounds: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         loop {

@@ -1,7 +1,6 @@
 //! The guard: claim, handle, complete or release.
 
 use std::{
-    convert::Infallible,
     future::Future,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -13,7 +12,7 @@ use futures_util::{
 };
 
 use super::{
-    claim::{Claim, ClaimRequest, Claims},
+    claim::{ClaimRequest, Claims},
     coalesce::Coalescer,
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
     identity::identified,
@@ -24,15 +23,12 @@ use super::{
 };
 use crate::{
     error::{BoxError, Chain, caught},
-    message::{Fingerprint, IncomingMessage, MessageId},
+    message::IncomingMessage,
 };
 
-/// How long a message is left alone when a rival holds its identity and the store cannot say for how long.
+/// How long a message is left alone when a rival holds its identity and the store cannot say for
+/// how long.
 const BUSY: Duration = Duration::from_secs(1);
-
-/// The identities that a store is asked for to find out whether it takes any: the second one, in the shape of a UUIDv7, if it refuses the first. They are released again: always
-/// the same, so that a store that keeps something of what was released keeps it once.
-const PROBES: [&str; 2] = ["lapin-idempotent/probe", "00000000-0000-7000-8000-000000000000"];
 
 /// How often a message is tried in place when a rival's transaction stood in the way each time.
 const CONFLICTS: u32 = 5;
@@ -43,8 +39,8 @@ const CONFLICTS: u32 = 5;
 /// [`process`](Self::process) says what became of a delivery, and `settle` what to do with it.
 #[derive(Debug, Clone)]
 pub struct Guard<S: IdempotencyStore> {
-    store: S,
-    scope: Scope,
+    pub(super) store: S,
+    pub(super) scope: Scope,
     pub(super) key: KeySource,
     pub(super) missing_id: MissingIdPolicy,
     pub(super) retention: Option<Duration>,
@@ -54,7 +50,7 @@ pub struct Guard<S: IdempotencyStore> {
     immediate_retries: u32,
     max_attempts: u32,
     /// Set by a consumer that runs it.
-    coalescer: Option<Arc<Coalescer<S>>>,
+    pub(super) coalescer: Option<Arc<Coalescer<S>>>,
 }
 
 impl<S: IdempotencyStore> Guard<S> {
@@ -89,29 +85,32 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
-    /// What happens to a message whose ID took effect with another body. Default: it is not acked as handled.
+    /// What happens to a message whose ID took effect with another body. Default: it is not acked
+    /// as handled.
     #[must_use]
     pub fn fingerprint_mismatch(mut self, policy: MismatchPolicy) -> Self {
         self.mismatch = policy;
         self
     }
 
-    /// How often a failed message is tried again at once, each time in a session of its own, before its outcome is [`Outcome::Retry`]. Default 0.
-    /// Not done for a handler that asked for a delay.
+    /// How often a failed message is tried again at once, each time in a session of its own, before
+    /// its outcome is [`Outcome::Retry`]. Default 0. Not done for a handler that asked for a delay.
     #[must_use]
     pub fn immediate_retries(mut self, retries: u32) -> Self {
         self.immediate_retries = retries;
         self
     }
 
-    /// After how many failures, those of earlier deliveries included, a message is not tried again at once.
+    /// After how many failures, those of earlier deliveries included, a message is not tried again
+    /// at once.
     pub(crate) fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
     }
 
-    /// For how long the store remembers an ID: the retention that it is purged with. A message that is older, by the time in its ID or its
-    /// timestamp, cannot be judged by a missing record; `policy` says what happens to it. Not set by default: every ID is then taken to be
+    /// For how long the store remembers an ID: the retention that it is purged with. A message that
+    /// is older, by the time in its ID or its timestamp, cannot be judged by a missing record;
+    /// `policy` says what happens to it. Not set by default: every ID is then taken to be
     /// remembered.
     #[must_use]
     pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
@@ -119,23 +118,25 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
-    /// The longest that a handler may take for one message; then it is dropped, and the message counts as failed. A batch has as many times that.
-    /// Not set by default.
+    /// The longest that a handler may take for one message; then it is dropped, and the message
+    /// counts as failed. A batch has as many times that. Not set by default.
     #[must_use]
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Runs a handler for some messages: a panic must not take the consumer down, be it in the error that it returns or in what it drops, nor one
-    /// that never ends hold it up. The session that it may have left in disorder is released then.
+    /// Runs a handler for some messages: a panic must not take the consumer down, be it in the
+    /// error that it returns or in what it drops, nor one that never ends hold it up. The session
+    /// that it may have left in disorder is released then.
     pub(super) fn run(
         &self,
         messages: usize,
         work: impl Future<Output = HandlerResult> + Send,
     ) -> impl Future<Output = HandlerResult> + Send {
         let messages = u32::try_from(messages).unwrap_or(u32::MAX);
-        // No `async fn`, and only the rare case in a block: each would keep the handler's future once more.
+        // No `async fn`, and only the rare case in a block: each would keep the handler's future
+        // once more.
         let work = match self.limit.map(|limit| limit.saturating_mul(messages)) {
             None => Either::Left(work),
             Some(limit) => {
@@ -166,17 +167,20 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// Runs the handler on a message unless its effect is committed already.
     ///
-    /// Never fails: whatever goes wrong is an [`Outcome`], and only [`Outcome::Processed`] and [`Outcome::Duplicate`] say that
-    /// the message may be acked as handled (I1). A panic of the handler counts as a failed attempt.
+    /// Never fails: whatever goes wrong is an [`Outcome`], and only [`Outcome::Processed`] and
+    /// [`Outcome::Duplicate`] say that the message may be acked as handled (I1). A panic of the
+    /// handler counts as a failed attempt.
     ///
-    /// When a rival's transaction stood in the way (a deadlock, a serialization failure), also if the handler returned that error, the whole
-    /// transaction is done again, up to five times: the handler runs again then, and nothing of its earlier runs was committed. After that the
+    /// When a rival's transaction stood in the way (a deadlock, a serialization failure), also if
+    /// the handler returned that error, the whole transaction is done again, up to five times: the
+    /// handler runs again then, and nothing of its earlier runs was committed. After that the
     /// outcome is [`Outcome::Conflict`].
     ///
     /// # Cancellation
     ///
-    /// Dropping the future drops the session, which releases the claim (SQL: rolls back; lease: runs out). If the commit was
-    /// under way its outcome is unknown, and the next delivery finds out.
+    /// Dropping the future drops the session, which releases the claim (SQL: rolls back; lease:
+    /// runs out). If the commit was under way its outcome is unknown, and the next delivery finds
+    /// out.
     pub async fn process<H>(&self, message: &IncomingMessage, handler: &H) -> Outcome
     where
         H: IdempotentHandler<S>,
@@ -221,7 +225,8 @@ impl<S: IdempotencyStore> Guard<S> {
     {
         let mut claimed = self.claim(request).await;
         if claimed.as_ref().is_err_and(|error| error.kind() == StoreErrorKind::Refused) {
-            // The message is to blame only if the store takes another one, before and after which it refuses this one.
+            // The message is to blame only if the store takes another one, before and after which
+            // it refuses this one.
             if let Err(error) = self.probe().await {
                 return Attempt::Decided(Outcome::StoreUnavailable { error });
             }
@@ -289,86 +294,6 @@ impl<S: IdempotencyStore> Guard<S> {
             }
             Failure::Retry { after, error } => Attempt::Failed { after, error },
             Failure::Reject { error } => Attempt::Decided(Outcome::Reject { error }),
-        }
-    }
-}
-
-impl<S: IdempotencyStore> Guard<S> {
-    /// For a consumer: asks for messages together, if the store can. Then [`answer`](Self::answer) must run beside them.
-    pub(crate) fn coalesced(mut self) -> Self {
-        self.coalescer = self.store.pipelines().then(Arc::default);
-        self
-    }
-
-    /// Answers what the messages of a consumer ask its store.
-    pub(crate) async fn drive(&self) -> Infallible {
-        match &self.coalescer {
-            Some(coalescer) => coalescer.run(&self.store).await,
-            None => future::pending().await,
-        }
-    }
-
-    async fn claim(&self, request: &ClaimRequest) -> Result<Claims<S::Session>, StoreError> {
-        match &self.coalescer {
-            Some(coalescer) => coalescer.claim(request.clone()).await,
-            None => self.store.claim(std::slice::from_ref(request)).await,
-        }
-    }
-
-    /// Asks the store for something that concerns no message: whether it takes claims.
-    pub(crate) async fn probe(&self) -> Result<(), StoreError> {
-        match self.probe_with(PROBES[0]).await {
-            Err(error) if error.kind() == StoreErrorKind::Refused => self.probe_with(PROBES[1]).await,
-            answer => answer,
-        }
-    }
-
-    async fn probe_with(&self, id: &'static str) -> Result<(), StoreError> {
-        let probe = |error| StoreError::new(StoreErrorKind::Configuration, error);
-        let message_id = MessageId::new(id).map_err(probe)?;
-        let request =
-            ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: Fingerprint::of(b"") };
-        match self.claim(&request).await {
-            Ok(Claims { session: Some(session), .. }) => self.store.release(session).await,
-            Ok(Claims { session: None, .. }) => Ok(()),
-            // Another consumer is asking the same.
-            Err(error) if matches!(error.kind(), StoreErrorKind::Busy | StoreErrorKind::Conflict) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn complete(&self, session: S::Session) -> Result<(), StoreError> {
-        match &self.coalescer {
-            Some(coalescer) => coalescer.complete(session).await,
-            None => self.store.complete(session).await,
-        }
-    }
-
-    pub(super) async fn give_back(&self, session: S::Session) {
-        if let Err(error) = self.store.release(session).await {
-            // The claim becomes free later, with its lease or its connection.
-            tracing::warn!(error = %Chain(&error), "claim not released");
-        }
-    }
-
-    /// The outcome of a claim that was not acquired.
-    pub(super) fn decided(
-        &self,
-        message: &IncomingMessage,
-        found: Fingerprint,
-        claim: Option<&Claim>,
-    ) -> Outcome {
-        match claim {
-            Some(&Claim::Completed { fingerprint: stored, processed_at }) => {
-                self.known(message, processed_at, stored, found)
-            }
-            Some(&Claim::InProgress { remaining }) => Outcome::InProgress { remaining },
-            Some(Claim::Acquired) | None => Outcome::StoreUnavailable {
-                error: StoreError::new(
-                    StoreErrorKind::Configuration,
-                    "the store answered a claim without a session",
-                ),
-            },
         }
     }
 }

@@ -10,15 +10,17 @@ use crate::{
 
 /// Handles one message, once per scope.
 ///
-/// The second argument is what the store opens around the handler: a SQL transaction, whose writes are committed together with
-/// the message's identity; or a [`Lease`](super::Lease). The type of the store picks it, so that a handler for a transaction cannot be
-/// run with a lease by mistake.
+/// The second argument is what the store opens around the handler: a SQL transaction, whose writes
+/// are committed together with the message's identity; or a [`Lease`](super::Lease). The type of
+/// the store picks it, so that a handler for a transaction cannot be run with a lease by mistake.
 ///
-/// Write `async fn handle`, or make a closure a handler with [`handler_fn`](super::handler_fn). An `Arc` of a handler is one, too. Do not commit or roll back the transaction: the guard does.
+/// Write `async fn handle`, or make a closure a handler with [`handler_fn`](super::handler_fn). An
+/// `Arc` of a handler is one, too. Do not commit or roll back the transaction: the guard does.
 ///
 /// # Cancellation
 ///
-/// The future is dropped when a lease is lost. The session is then released, and the message comes again.
+/// The future is dropped when a lease is lost. The session is then released, and the message comes
+/// again.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not handle messages with the sessions of `{S}`",
     note = "implement `IdempotentHandler<{S}>`, whose `handle` takes `&IncomingMessage` and `&mut <{S} as IdempotencyStore>::Session`"
@@ -28,19 +30,22 @@ pub trait IdempotentHandler<S: IdempotencyStore>: Send + Sync {
     ///
     /// # Errors
     ///
-    /// A [`HandlerError`] says whether the message is worth another try. `?` on any error means that it is, except for one with a
-    /// [`DecodeError`] among its sources, which will not get better.
+    /// A [`HandlerError`] says whether the message is worth another try. `?` on any error means
+    /// that it is, except for one with a [`DecodeError`] among its sources, which will not get
+    /// better.
     fn handle(
         &self,
         message: &IncomingMessage,
         session: &mut S::Session,
     ) -> impl Future<Output = HandlerResult> + Send;
 
-    /// Does the work of several messages through one session, which is committed as a whole. Calls [`handle`](Self::handle) for each, in
-    /// order, unless it is overridden: to write many rows with one statement, for example.
+    /// Does the work of several messages through one session, which is committed as a whole. Calls
+    /// [`handle`](Self::handle) for each, in order, unless it is overridden: to write many rows
+    /// with one statement, for example.
     ///
-    /// No two of them have the same identity, and none took effect before. An error rolls all of them back; then `handle` is
-    /// called for each alone, in a session of its own, and decides about that one. So both must have the same effect.
+    /// No two of them have the same identity, and none took effect before. An error rolls all of
+    /// them back; then `handle` is called for each alone, in a session of its own, and decides
+    /// about that one. So both must have the same effect.
     ///
     /// Called by stores whose session holds several claims: those of SQL transactions.
     ///
@@ -66,15 +71,17 @@ pub type HandlerResult = Result<(), HandlerError>;
 
 /// Why a message was not handled, and what is to become of it.
 ///
-/// `?` makes one of every [`std::error::Error`]: a retry; or a reject, if it or one of its sources is a [`DecodeError`]. For that it is deliberately no
-/// [`std::error::Error`] itself.
+/// `?` makes one of every [`std::error::Error`]: a retry; or a reject, if it or one of its sources
+/// is a [`DecodeError`]. For that it is deliberately no [`std::error::Error`] itself.
 ///
 /// # `anyhow::Error`, `eyre::Report` and [`BoxError`]
 ///
-/// These are no [`std::error::Error`] either, so `?` alone does not take them, and this crate cannot make it: an implementation of `From` for them
-/// beside the one for all errors would overlap with it if they became errors one day, and the compiler refuses that. Write
-/// `.map_err(HandlerError::retry)?`, or `reject` for what will not get better: both take whatever converts into a [`BoxError`], as these do.
-/// What is inside is not looked at then, a [`DecodeError`] included.
+/// These are no [`std::error::Error`] either, so `?` alone does not take them, and this crate
+/// cannot make it: an implementation of `From` for them beside the one for all errors would overlap
+/// with it if they became errors one day, and the compiler refuses that. Write
+/// `.map_err(HandlerError::retry)?`, or `reject` for what will not get better: both take whatever
+/// converts into a [`BoxError`], as these do. What is inside is not looked at then, a
+/// [`DecodeError`] included.
 ///
 /// ```
 /// use lapin_idempotent::{BoxError, HandlerError, HandlerResult, IncomingMessage};
@@ -140,7 +147,8 @@ impl HandlerError {
         matches!(self.0, Failure::Reject { .. })
     }
 
-    /// The least delay before the message is delivered again, if one was asked for with [`retry_after`](Self::retry_after).
+    /// The least delay before the message is delivered again, if one was asked for with
+    /// [`retry_after`](Self::retry_after).
     pub fn delay(&self) -> Option<Duration> {
         match self.0 {
             Failure::Retry { after, .. } => after,

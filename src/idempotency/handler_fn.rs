@@ -10,11 +10,12 @@ use super::{
 };
 use crate::message::IncomingMessage;
 
-/// Makes a handler of a closure, for what needs no type of its own. `T` is the session of the store: a transaction or a
-/// [`Lease`](super::Lease).
+/// Makes a handler of a closure, for what needs no type of its own. `T` is the session of the
+/// store: a transaction or a [`Lease`](super::Lease).
 ///
-/// The closure is called for each message, so it clones what its futures are to own. It boxes them, because a bound on an `async` closure
-/// cannot say yet that its futures are `Send`. A handler that overrides [`handle_batch`](IdempotentHandler::handle_batch) is a type.
+/// The closure is called for each message, so it clones what its futures are to own. It boxes them,
+/// because a bound on an `async` closure cannot say yet that its futures are `Send`. A handler that
+/// overrides [`handle_batch`](IdempotentHandler::handle_batch) is a type.
 ///
 /// ```
 /// use lapin_idempotent::{Guard, IncomingMessage, Lease, MemoryStore, Outcome, Scope, handler_fn};
@@ -38,7 +39,8 @@ use crate::message::IncomingMessage;
 /// # }
 /// ```
 ///
-/// An `async fn` needs `|message, session| Box::pin(debit(message, session))`, and the session's type where the compiler asks for it.
+/// An `async fn` needs `|message, session| Box::pin(debit(message, session))`, and the session's
+/// type where the compiler asks for it.
 pub fn handler_fn<T, F>(f: F) -> HandlerFn<F>
 where
     F: for<'a> Fn(&'a IncomingMessage, &'a mut T) -> BoxFuture<'a, HandlerResult> + Send + Sync,

@@ -1,4 +1,5 @@
-//! What a message is to the guard: its identity, whether it is too old to tell, and what a record of it means.
+//! What a message is to the guard: its identity, whether it is too old to tell, and what a record
+//! of it means.
 
 use std::time::{Duration, SystemTime};
 

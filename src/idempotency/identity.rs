@@ -8,7 +8,8 @@ use super::{
 };
 use crate::message::{IncomingMessage, MessageId};
 
-/// The identity under which a message takes effect once: the guard's scope, and the message's effective ID.
+/// The identity under which a message takes effect once: the guard's scope, and the message's
+/// effective ID.
 ///
 /// Cloning is cheap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,8 +24,8 @@ impl Identity {
         &self.scope
     }
 
-    /// The message's identity: what the [`KeySource`](super::KeySource) made of it, which need not be
-    /// [`IncomingMessage::id`].
+    /// The message's identity: what the [`KeySource`](super::KeySource) made of it, which need not
+    /// be [`IncomingMessage::id`].
     pub fn message_id(&self) -> &MessageId {
         &self.message_id
     }
@@ -37,11 +38,14 @@ impl Identity {
 
 /// What the guard makes known to the handler.
 impl IncomingMessage {
-    /// The identity under which this message takes effect: the scope, and the ID that the guard claimed, also where the
-    /// [`KeySource`](super::KeySource) is not the message ID or the ID was derived from the content.
+    /// The identity under which this message takes effect: the scope, and the ID that the guard
+    /// claimed, also where the [`KeySource`](super::KeySource) is not the message ID or the ID was
+    /// derived from the content.
     ///
-    /// `None` before a guard took the message; never in a handler that a guard calls, whatever the store, alone or in a batch. With
-    /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a random one, another at each delivery.
+    /// `None` before a guard took the message; never in a handler that a guard calls, whatever the
+    /// store, alone or in a batch. With
+    /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a
+    /// random one, another at each delivery.
     ///
     /// ```
     /// # use lapin_idempotent::{Guard, HandlerResult, IdempotentHandler, IncomingMessage, MemoryStore, Outcome};
@@ -71,8 +75,8 @@ impl IncomingMessage {
         Some(Identity { scope: Scope(Arc::clone(scope)), message_id: message_id.clone() })
     }
 
-    /// A key for one step of handling this message, for a system that a handler calls and that knows idempotency keys: see [`effect_key`].
-    /// `None` where [`identity`](Self::identity) is.
+    /// A key for one step of handling this message, for a system that a handler calls and that
+    /// knows idempotency keys: see [`effect_key`]. `None` where [`identity`](Self::identity) is.
     ///
     /// ```
     /// # use lapin_idempotent::{IncomingMessage, MessageId, idempotency::{Scope, effect_key}};
@@ -87,8 +91,8 @@ impl IncomingMessage {
         Some(self.identity()?.effect_key(step))
     }
 
-    /// Sets the identity, as a guard does before it calls the handler: for a test of a handler without one. A guard that takes the message
-    /// gives its handler its own.
+    /// Sets the identity, as a guard does before it calls the handler: for a test of a handler
+    /// without one. A guard that takes the message gives its handler its own.
     #[must_use]
     pub fn with_identity(mut self, scope: Scope, message_id: MessageId) -> Self {
         self.identity = (scope.0, message_id).into();

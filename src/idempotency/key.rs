@@ -9,8 +9,9 @@ use crate::{
 
 /// The consumer's identity: one message may take effect once in each scope.
 ///
-/// Two services, or two handlers, that read copies of the same messages and share a table need different scopes; all
-/// instances of one service need the same. 1 to 255 bytes of UTF-8 without control characters, compared byte by byte.
+/// Two services, or two handlers, that read copies of the same messages and share a table need
+/// different scopes; all instances of one service need the same. 1 to 255 bytes of UTF-8 without
+/// control characters, compared byte by byte.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope(pub(super) Arc<str>);
 
@@ -50,11 +51,14 @@ impl fmt::Debug for Scope {
     }
 }
 
-/// A key for one step of handling one message, for a system that a handler calls and that knows idempotency keys.
+/// A key for one step of handling one message, for a system that a handler calls and that knows
+/// idempotency keys.
 ///
-/// Derived from scope, message ID and step (a UUIDv5), so every run of the handler, in whatever process, gives the same key for the same
-/// step, and two scopes or two steps never share one. The called system must remember keys for at least as long as the message may
-/// come again. In a handler, [`IncomingMessage::effect_key`] takes scope and ID from the message. For a message that the handler publishes, [`MessageId::derive`] gives the ID.
+/// Derived from scope, message ID and step (a UUIDv5), so every run of the handler, in whatever
+/// process, gives the same key for the same step, and two scopes or two steps never share one. The
+/// called system must remember keys for at least as long as the message may come again. In a
+/// handler, [`IncomingMessage::effect_key`] takes scope and ID from the message. For a message that
+/// the handler publishes, [`MessageId::derive`] gives the ID.
 ///
 /// ```
 /// use lapin_idempotent::{MessageId, idempotency::{Scope, effect_key}};
@@ -67,7 +71,8 @@ impl fmt::Debug for Scope {
 /// # }
 /// ```
 pub fn effect_key(scope: &Scope, message_id: &MessageId, step: &str) -> MessageId {
-    // The length keeps scope and step apart: neither may hold a control character, but both may hold anything else.
+    // The length keeps scope and step apart: neither may hold a control character, but both may
+    // hold anything else.
     message_id.derive(&format!("effect:{}:{scope}:{step}", scope.as_str().len()))
 }
 
@@ -75,8 +80,8 @@ type KeyFn = dyn Fn(&IncomingMessage) -> Result<Option<MessageId>, BoxError> + S
 
 /// Which unique data of a message makes it the same message.
 ///
-/// The message ID by default. A publisher that sets none may still send something unique: a header, or a field of
-/// the body.
+/// The message ID by default. A publisher that sets none may still send something unique: a header,
+/// or a field of the body.
 #[derive(Clone, Default)]
 pub struct KeySource(Source);
 
@@ -102,8 +107,9 @@ impl KeySource {
 
     /// The values at JSON pointers into the body (RFC 6901), such as `/order/id`.
     ///
-    /// Gives the ID that a publisher with [`IdStrategy::json_pointers`] stamps for the same body. A value that is missing, `null` or
-    /// empty counts as no ID, an object or an array as one that is not usable.
+    /// Gives the ID that a publisher with [`IdStrategy::json_pointers`] stamps for the same body. A
+    /// value that is missing, `null` or empty counts as no ID, an object or an array as one that is
+    /// not usable.
     pub fn json_pointers<I>(pointers: I) -> Self
     where
         I: IntoIterator,
@@ -112,8 +118,9 @@ impl KeySource {
         Self(Source::Body(IdStrategy::json_pointers(pointers)))
     }
 
-    /// The ID that a strategy derives from the body, which must be one of [`IdStrategy::content`], [`canonical_json`](IdStrategy::canonical_json)
-    /// and [`json_pointers`](IdStrategy::json_pointers).
+    /// The ID that a strategy derives from the body, which must be one of [`IdStrategy::content`],
+    /// [`canonical_json`](IdStrategy::canonical_json) and
+    /// [`json_pointers`](IdStrategy::json_pointers).
     ///
     /// ```
     /// # use lapin_idempotent::{IdStrategy, idempotency::KeySource};
@@ -123,7 +130,8 @@ impl KeySource {
         Self(Source::Body(strategy))
     }
 
-    /// A function of the message; `None` means that the message has no ID. If it fails or panics, the message has no usable one.
+    /// A function of the message; `None` means that the message has no ID. If it fails or panics,
+    /// the message has no usable one.
     pub fn from_fn<F>(key: F) -> Self
     where
         F: Fn(&IncomingMessage) -> Result<Option<MessageId>, BoxError> + Send + Sync + 'static,
@@ -131,8 +139,9 @@ impl KeySource {
         Self(Source::Closure(Arc::new(key)))
     }
 
-    /// Whether there can be a message that has an ID: without a pointer, with one that is malformed and with a strategy that takes nothing from the
-    /// body all messages of a queue would be parked.
+    /// Whether there can be a message that has an ID: without a pointer, with one that is malformed
+    /// and with a strategy that takes nothing from the body all messages of a queue would be
+    /// parked.
     pub(crate) fn check(&self) -> Result<(), IdError> {
         match &self.0 {
             Source::Body(strategy) => match strategy.derive_from_body(b"{}") {

@@ -13,13 +13,15 @@
 //!         Mismatch   park             └──► Reject   parked
 //! ```
 //!
-//! A *store* remembers identities, which are (scope, message ID), and opens a *session* around the handler: a SQL
-//! transaction, or a lease. What the handler writes through a SQL session is committed together with the
-//! identity, in one transaction. What it does elsewhere is not covered by that.
+//! A *store* remembers identities, which are (scope, message ID), and opens a *session* around the
+//! handler: a SQL transaction, or a lease. What the handler writes through a SQL session is
+//! committed together with the identity, in one transaction. What it does elsewhere is not covered
+//! by that.
 //!
 //! # Invariants
 //!
-//! * **I1** An ack follows a commit: a delivery is settled as handled only after `complete` returned `Ok`.
+//! * **I1** An ack follows a commit: a delivery is settled as handled only after `complete`
+//!   returned `Ok`.
 //! * **I2** At most one committed effect per (scope, message ID) within the retention.
 //! * **I3** A released claim can be claimed again.
 //! * **I4** A stale lease changes nothing: it neither completes nor releases a successor's claim.
@@ -27,9 +29,10 @@
 //! * **I6** Every attempt of one message carries the same ID and the same body.
 //! * **I7** Purging never forgets an ID that is younger than the retention.
 //!
-//! Where the guard cannot know, it fails closed: an unknown commit is a failure, the delivery comes again, and the
-//! claim of that delivery finds out what happened.
+//! Where the guard cannot know, it fails closed: an unknown commit is a failure, the delivery comes
+//! again, and the claim of that delivery finds out what happened.
 
+mod ask;
 mod batch;
 mod claim;
 mod coalesce;

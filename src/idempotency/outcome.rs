@@ -8,7 +8,8 @@ use crate::{
     message::{Fingerprint, IncomingMessage},
 };
 
-/// What became of one delivery. `consumer::settle` says what to do with it: ack it, hold it, try it again later, or park it.
+/// What became of one delivery. `consumer::settle` says what to do with it: ack it, hold it, try it
+/// again later, or park it.
 #[derive(Debug)]
 #[non_exhaustive]
 #[must_use = "an outcome that is not settled leaves its delivery unacknowledged"]
@@ -22,8 +23,8 @@ pub enum Outcome {
         /// How long its lease still runs, unless it is renewed.
         remaining: Duration,
     },
-    /// A rival's transaction stood in the way, each of several times in a row (a deadlock, a serialization failure). Nothing was committed, and it is not
-    /// the handler's failure.
+    /// A rival's transaction stood in the way, each of several times in a row (a deadlock, a
+    /// serialization failure). Nothing was committed, and it is not the handler's failure.
     Conflict {
         /// What the store or the handler said.
         error: BoxError,
@@ -32,7 +33,8 @@ pub enum Outcome {
     Retry {
         /// The least delay that the handler asked for.
         after: Option<Duration>,
-        /// How often the handler failed in this delivery: more than once if it was tried again at once.
+        /// How often the handler failed in this delivery: more than once if it was tried again at
+        /// once.
         failures: u32,
         /// What the handler said.
         error: BoxError,
@@ -49,8 +51,8 @@ pub enum Outcome {
         /// The fingerprint of this message.
         found: Fingerprint,
     },
-    /// The message is older than the retention and its ID is not known: it may never have taken effect, or its ID may have been forgotten.
-    /// The handler did not run.
+    /// The message is older than the retention and its ID is not known: it may never have taken
+    /// effect, or its ID may have been forgotten. The handler did not run.
     Indeterminate {
         /// How old it is, by its ID or timestamp.
         age: Duration,
@@ -67,18 +69,21 @@ pub enum Outcome {
         /// What is wrong with it.
         error: BoxError,
     },
-    /// The store takes others and refuses this one, twice: by a constraint or a trigger of its table, an encoding without one of the ID's characters, a column that is
-    /// too short. The handler did not run.
+    /// The store takes others and refuses this one, twice: by a constraint or a trigger of its
+    /// table, an encoding without one of the ID's characters, a column that is too short. The
+    /// handler did not run.
     Refused {
         /// What the store said.
         error: StoreError,
     },
-    /// The store could not be asked, or the outcome of the commit is unknown. The guard must be asked again.
+    /// The store could not be asked, or the outcome of the commit is unknown. The guard must be
+    /// asked again.
     StoreUnavailable {
         /// What the store said.
         error: StoreError,
     },
-    /// The lease ran out before the work was complete. The effect, if it was outside of the session, may repeat.
+    /// The lease ran out before the work was complete. The effect, if it was outside of the
+    /// session, may repeat.
     LeaseLost,
 }
 
@@ -141,22 +146,26 @@ impl Duplicate {
 
 /// Why a copy of a handled message was delivered.
 ///
-/// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then the headers of our consumer and
-/// our publisher. It explains duplicates; it never decides whether something is one.
+/// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then
+/// the headers of our consumer and our publisher. It explains duplicates; it never decides whether
+/// something is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DuplicateCause {
-    /// At delivery or rebalance: the broker delivered the same copy again, because its ack did not arrive.
+    /// At delivery or rebalance: the broker delivered the same copy again, because its ack did not
+    /// arrive.
     BrokerRedelivery,
     /// At sending: the publisher sent the message again, because its confirm did not arrive.
     PublisherRetry,
-    /// At delivery: the consumer passed the message on to a delay queue, and the ack of the original did not arrive.
+    /// At delivery: the consumer passed the message on to a delay queue, and the ack of the
+    /// original did not arrive.
     DelayedRedelivery,
     /// It was parked, and put back into its queue by an operator.
     Replayed,
     /// The application published the same ID and body anew.
     Republished,
-    /// The application published another body under the same ID, which [`MismatchPolicy::Duplicate`](super::MismatchPolicy) lets pass.
+    /// The application published another body under the same ID, which
+    /// [`MismatchPolicy::Duplicate`](super::MismatchPolicy) lets pass.
     IdReuse,
 }
 

@@ -9,11 +9,12 @@ use crate::message::IdStrategy;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum MismatchPolicy {
-    /// The outcome is [`Outcome::FingerprintMismatch`], and the consumer parks it: two different messages share an ID, and one of them would be lost.
+    /// The outcome is [`Outcome::FingerprintMismatch`], and the consumer parks it: two different
+    /// messages share an ID, and one of them would be lost.
     #[default]
     Park,
-    /// It counts as a duplicate, of cause [`DuplicateCause::IdReuse`]: for publishers that change the body between two attempts,
-    /// by a time of sending for example.
+    /// It counts as a duplicate, of cause [`DuplicateCause::IdReuse`]: for publishers that change
+    /// the body between two attempts, by a time of sending for example.
     Duplicate,
 }
 
@@ -35,7 +36,8 @@ pub enum MissingIdPolicy {
     /// It is not handled; the outcome is [`Outcome::MissingId`], and the consumer parks it.
     #[default]
     Park,
-    /// Its ID is the hash of its body ([`IdStrategy::content`]): two messages with equal bodies are one message.
+    /// Its ID is the hash of its body ([`IdStrategy::content`]): two messages with equal bodies are
+    /// one message.
     DeriveFromContent,
     /// It is handled at every delivery, under a random ID: no protection from duplicates.
     HandleUnguarded,

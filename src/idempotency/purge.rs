@@ -10,11 +10,12 @@ use crate::error::Chain;
 
 /// Purges a store in the background, in small batches, from time to time.
 ///
-/// It never forgets what is younger than the retention, by the store's clock. Choose the retention longer than any copy of a message
-/// can still arrive: publish retries, the time in the queue, redeliveries, and parked messages that are replayed.
+/// It never forgets what is younger than the retention, by the store's clock. Choose the retention
+/// longer than any copy of a message can still arrive: publish retries, the time in the queue,
+/// redeliveries, and parked messages that are replayed.
 ///
-/// Several processes may sweep one store: each batch is a short transaction. Every pause is varied by a fifth, so that they do not
-/// meet each time.
+/// Several processes may sweep one store: each batch is a short transaction. Every pause is varied
+/// by a fifth, so that they do not meet each time.
 #[derive(Debug, Clone)]
 #[must_use = "a sweeper does nothing until it runs"]
 pub struct Sweeper<S> {
@@ -25,7 +26,8 @@ pub struct Sweeper<S> {
 }
 
 impl<S: IdempotencyStore> Sweeper<S> {
-    /// A sweeper that forgets what was completed more than `retention` ago: every five minutes, 1,000 at a time.
+    /// A sweeper that forgets what was completed more than `retention` ago: every five minutes,
+    /// 1,000 at a time.
     pub fn new(store: S, retention: Duration) -> Self {
         Self { store, retention, every: Duration::from_secs(300), batch: 1000 }
     }
@@ -42,7 +44,8 @@ impl<S: IdempotencyStore> Sweeper<S> {
         self
     }
 
-    /// Sweeps once, until nothing is left that is older than the retention; returns how many were forgotten.
+    /// Sweeps once, until nothing is left that is older than the retention; returns how many were
+    /// forgotten.
     ///
     /// # Errors
     ///
@@ -64,7 +67,8 @@ impl<S: IdempotencyStore> Sweeper<S> {
         }
     }
 
-    /// Sweeps until `shutdown` is ready. The batch that is under way then is finished, and no other is begun.
+    /// Sweeps until `shutdown` is ready. The batch that is under way then is finished, and no other
+    /// is begun.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -109,7 +113,8 @@ impl<S: IdempotencyStore> Sweeper<S> {
     }
 }
 
-/// A sweeper that runs in a task of its own. Dropping it stops the sweeper after the batch that is under way.
+/// A sweeper that runs in a task of its own. Dropping it stops the sweeper after the batch that is
+/// under way.
 #[derive(Debug)]
 #[must_use = "dropping the handle stops the sweeper"]
 pub struct SweeperHandle {

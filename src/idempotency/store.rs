@@ -14,22 +14,28 @@ use crate::{error::BoxError, message::MessageId};
 ///
 /// # Contract
 ///
-/// 1. `claim` answers every request, in order. Of several claims on one identity, by whatever process, at most one is
-///    acquired at a time; the others wait, or are told that it is in progress or completed.
+/// 1. `claim` answers every request, in order. Of several claims on one identity, by whatever
+///    process, at most one is acquired at a time; the others wait, or are told that it is in
+///    progress or completed.
 /// 2. Identity is exact: every byte of scope and ID counts, case and trailing spaces included.
-/// 3. After `complete` returned `Ok`, every later claim on its identities is `Completed` with the fingerprint of the first, until purged.
-/// 4. After `release`, or after the session was dropped or its process died, the identities can be claimed again: at once, or when the
-///    lease has run out.
-/// 5. `complete` on a session that lost its claim is an error of kind [`StoreErrorKind::LeaseLost`] and changes nothing; so is `release`.
-/// 6. An error of `complete` may leave the outcome unknown. The caller must then not settle the message as handled.
-/// 7. `purge` forgets completed identities older than the retention, by the store's clock, and nothing else.
+/// 3. After `complete` returned `Ok`, every later claim on its identities is `Completed` with the
+///    fingerprint of the first, until purged.
+/// 4. After `release`, or after the session was dropped or its process died, the identities can be
+///    claimed again: at once, or when the lease has run out.
+/// 5. `complete` on a session that lost its claim is an error of kind [`StoreErrorKind::LeaseLost`]
+///    and changes nothing; so is `release`.
+/// 6. An error of `complete` may leave the outcome unknown. The caller must then not settle the
+///    message as handled.
+/// 7. `purge` forgets completed identities older than the retention, by the store's clock, and
+///    nothing else.
 ///
 /// With the feature `testing`, `testing::conformance` tries a store against all of them.
 pub trait IdempotencyStore: Send + Sync + 'static {
     /// What the handler gets: a transaction, or a [`Lease`](super::Lease).
     type Session: Send;
 
-    /// Whether one session can hold the claims of several requests. A consumer then handles messages in batches, with one commit for each batch.
+    /// Whether one session can hold the claims of several requests. A consumer then handles
+    /// messages in batches, with one commit for each batch.
     const BATCHES: bool = false;
 
     /// Opens one session and claims all identities in it. No identity occurs twice in `requests`.
@@ -38,9 +44,10 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Busy`] if a rival held an identity for too long, [`StoreErrorKind::Full`] if a bounded store has
-    /// no room, [`StoreErrorKind::Refused`] if one of the identities may be what it cannot take, [`StoreErrorKind::Unavailable`] and others if it could not
-    /// be asked. Nothing is claimed then.
+    /// [`StoreErrorKind::Busy`] if a rival held an identity for too long, [`StoreErrorKind::Full`]
+    /// if a bounded store has no room, [`StoreErrorKind::Refused`] if one of the identities may be
+    /// what it cannot take, [`StoreErrorKind::Unavailable`] and others if it could not be asked.
+    /// Nothing is claimed then.
     fn claim(
         &self,
         requests: &[ClaimRequest],
@@ -48,7 +55,8 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 
     /// Claims every identity in a session of its own; answers in the order of `requests`.
     ///
-    /// Stores of leases do it in one round trip. By default each is claimed with [`claim`](Self::claim), all at once.
+    /// Stores of leases do it in one round trip. By default each is claimed with
+    /// [`claim`](Self::claim), all at once.
     fn claim_each(
         &self,
         requests: &[ClaimRequest],
@@ -60,8 +68,9 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::LeaseLost`] if the claim was not ours any more; [`StoreErrorKind::RolledBack`] and
-    /// [`StoreErrorKind::Conflict`] if nothing was made durable, for certain; with any other kind the outcome is unknown.
+    /// [`StoreErrorKind::LeaseLost`] if the claim was not ours any more;
+    /// [`StoreErrorKind::RolledBack`] and [`StoreErrorKind::Conflict`] if nothing was made durable,
+    /// for certain; with any other kind the outcome is unknown.
     fn complete(&self, session: Self::Session) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Completes several sessions, in one round trip if the store can; answers in their order.
@@ -79,33 +88,37 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// Any [`StoreError`]; the identities then become free later (contract, 4).
     fn release(&self, session: Self::Session) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Forgets identities that were completed more than `retention` ago, at most `limit` of them; returns how many. A store that drops them by the
-    /// partition may forget more.
+    /// Forgets identities that were completed more than `retention` ago, at most `limit` of them;
+    /// returns how many. A store that drops them by the partition may forget more.
     ///
     /// # Errors
     ///
     /// Any [`StoreError`]; some may have been forgotten.
     fn purge(&self, retention: Duration, limit: u32) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// How many sessions can be open at the same time, if there is a limit. A consumer with more workers than that warns.
+    /// How many sessions can be open at the same time, if there is a limit. A consumer with more
+    /// workers than that warns.
     fn sessions(&self) -> Option<usize> {
         None
     }
 
-    /// For how long the store remembers a completed identity, if it forgets by itself. A consumer goes by it, and does not start if it was told a longer time.
+    /// For how long the store remembers a completed identity, if it forgets by itself. A consumer
+    /// goes by it, and does not start if it was told a longer time.
     ///
     /// `None` for a store that forgets only what [`purge`](Self::purge) is told to.
     fn remembers(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take about as long as one claim, and an identity that
-    /// fails there fails alone. A consumer then asks together for messages that it handles at once. The answer stays the same.
+    /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take
+    /// about as long as one claim, and an identity that fails there fails alone. A consumer then
+    /// asks together for messages that it handles at once. The answer stays the same.
     fn pipelines(&self) -> bool {
         false
     }
 
-    /// For stores with leases: a future that renews this session's lease, and ends only when the lease is lost.
+    /// For stores with leases: a future that renews this session's lease, and ends only when the
+    /// lease is lost.
     ///
     /// The guard runs it beside the handler, and cancels the handler when it ends.
     fn keep_alive(&self, session: &Self::Session) -> Option<BoxFuture<'static, StoreError>> {
@@ -113,18 +126,21 @@ pub trait IdempotencyStore: Send + Sync + 'static {
         None
     }
 
-    /// Whether an error of a handler says that the session was rolled back because of a rival (a deadlock, a serialization
-    /// failure): the same work, done again from the claim on, may well succeed. The guard then does it again in place.
+    /// Whether an error of a handler says that the session was rolled back because of a rival (a
+    /// deadlock, a serialization failure): the same work, done again from the claim on, may well
+    /// succeed. The guard then does it again in place.
     fn is_conflict(&self, error: &(dyn Error + 'static)) -> bool {
         let _ = error;
         false
     }
 
-    /// Whether the store can work: its tables, its rights, its server's settings. A consumer asks before it takes messages.
+    /// Whether the store can work: its tables, its rights, its server's settings. A consumer asks
+    /// before it takes messages.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Schema`] or [`StoreErrorKind::Configuration`], saying what is missing and what to do about it.
+    /// [`StoreErrorKind::Schema`] or [`StoreErrorKind::Configuration`], saying what is missing and
+    /// what to do about it.
     fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
         async { Ok(()) }
     }
@@ -150,8 +166,9 @@ pub trait Inspect: IdempotencyStore {
     /// Any [`StoreError`].
     fn count(&self, scope: &Scope) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Forgets a completed identity, so that its message takes effect **once more** when it comes again: for a deliberate replay.
-    /// Returns whether there was one; an identity in progress is left alone. Logged.
+    /// Forgets a completed identity, so that its message takes effect **once more** when it comes
+    /// again: for a deliberate replay. Returns whether there was one; an identity in progress is
+    /// left alone. Logged.
     ///
     /// # Errors
     ///
@@ -249,15 +266,17 @@ pub enum StoreErrorKind {
     Busy,
     /// A bounded store has no room for another identity; it refuses rather than forget.
     Full,
-    /// It answers, and refuses one of the identities of this claim: by a constraint or a trigger of the table, an encoding without one of its characters,
-    /// a column that is too short. Nothing was claimed.
+    /// It answers, and refuses one of the identities of this claim: by a constraint or a trigger of
+    /// the table, an encoding without one of its characters, a column that is too short. Nothing
+    /// was claimed.
     Refused,
     /// The claim was not ours any more.
     LeaseLost,
-    /// A rival's transaction stood in the way (a deadlock, a serialization failure). Nothing was committed; the same work may succeed.
+    /// A rival's transaction stood in the way (a deadlock, a serialization failure). Nothing was
+    /// committed; the same work may succeed.
     Conflict,
-    /// Nothing was committed: a statement of the handler had failed and its error was swallowed, the handler ended the transaction by
-    /// itself, or the commit was refused.
+    /// Nothing was committed: a statement of the handler had failed and its error was swallowed,
+    /// the handler ended the transaction by itself, or the commit was refused.
     RolledBack,
     /// The commit was sent and its outcome is not known.
     OutcomeUnknown,

@@ -14,7 +14,8 @@ use super::{
     stored::{base64, exact},
 };
 
-/// The header names that this crate writes. All have one prefix, and applications cannot set any of them.
+/// The header names that this crate writes. All have one prefix, and applications cannot set any of
+/// them.
 pub(crate) mod reserved {
     /// What all reserved names start with.
     pub(crate) const PREFIX: &str = "x-idempotency-";
@@ -22,7 +23,8 @@ pub(crate) mod reserved {
     pub(crate) const ATTEMPT: &str = "x-idempotency-attempt";
     /// How often its handler failed before, over all deliveries.
     pub(crate) const FAILURES: &str = "x-idempotency-failures";
-    /// How often the broker had taken earlier copies of it back, before a consumer published it anew.
+    /// How often the broker had taken earlier copies of it back, before a consumer published it
+    /// anew.
     pub(crate) const DELIVERIES: &str = "x-idempotency-deliveries";
     /// The value that [`DELIVERIES`] had when it came under suspicion of ending its consumers.
     pub(crate) const SUSPECTED: &str = "x-idempotency-suspected";
@@ -68,7 +70,8 @@ pub(crate) mod reserved {
 
 /// A value in an AMQP header table (AMQP 0-9-1, section 4.2.5.5, with RabbitMQ's additions).
 ///
-/// Serialized as its kind and value, such as `{"int":5}`: numbers in floating point as decimal text, which gives back every bit, and bytes as Base64.
+/// Serialized as its kind and value, such as `{"int":5}`: numbers in floating point as decimal
+/// text, which gives back every bit, and bytes as Base64.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -79,7 +82,8 @@ pub enum HeaderValue {
     Bool(bool),
     /// A signed integer, of whatever width on the wire; sent as 64 bits.
     Int(i64),
-    /// An integer above [`i64::MAX`], as `From<u64>` and `From<usize>` make it. RabbitMQ has no such numbers: refused at publish.
+    /// An integer above [`i64::MAX`], as `From<u64>` and `From<usize>` make it. RabbitMQ has no
+    /// such numbers: refused at publish.
     Unsigned(u64),
     /// A number in floating point, which must be finite; sent as 64 bits.
     Float(#[serde(with = "exact")] f64),
@@ -283,7 +287,8 @@ mod tests {
         assert!(headers.is_empty());
     }
 
-    /// A table with a boolean, as in the AMQP 0-9-1 grammar: length, name length, name, type, value.
+    /// A table with a boolean, as in the AMQP 0-9-1 grammar: length, name length, name, type,
+    /// value.
     #[test]
     fn length_on_the_wire() {
         let mut headers = Headers::new();

@@ -17,13 +17,14 @@ use super::strategy::length_prefixed;
 /// The namespace of derived IDs: a UUIDv4 made once for this crate.
 const DERIVED: Uuid = Uuid::from_u128(0x9b1c_32f5_0f0e_4c57_a7c4_6a0f_5e83_11d2);
 
-/// AMQP short strings, of which `message_id` is one, hold at most 255 bytes (AMQP 0-9-1, section 4.2.5.3).
+/// AMQP short strings, of which `message_id` is one, hold at most 255 bytes (AMQP 0-9-1, section
+/// 4.2.5.3).
 pub(super) const SHORT_STRING_BYTES: usize = 255;
 
 /// The AMQP property `message_id`: 1 to 255 bytes of UTF-8 without control characters.
 ///
-/// Identity is exact. Two IDs are the same only if all their bytes are: case, trailing spaces and Unicode normalization
-/// count. Cloning is cheap.
+/// Identity is exact. Two IDs are the same only if all their bytes are: case, trailing spaces and
+/// Unicode normalization count. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MessageId(Arc<str>);
@@ -75,7 +76,8 @@ impl MessageId {
     ///
     /// # Errors
     ///
-    /// [`InvalidMessageId`] if it is empty, longer than 255 bytes, or holds a control character (Unicode category Cc).
+    /// [`InvalidMessageId`] if it is empty, longer than 255 bytes, or holds a control character
+    /// (Unicode category Cc).
     pub fn new(id: impl Into<Arc<str>>) -> Result<Self, InvalidMessageId> {
         let id = id.into();
         if id.is_empty() {
@@ -95,10 +97,11 @@ impl MessageId {
         &self.0
     }
 
-    /// The ID of something that follows from this message, such as a message that its handler publishes.
+    /// The ID of something that follows from this message, such as a message that its handler
+    /// publishes.
     ///
-    /// The same parent and name always give the same ID (a UUIDv5 over both), so what is published again by a second run of
-    /// the handler is recognised as the same.
+    /// The same parent and name always give the same ID (a UUIDv5 over both), so what is published
+    /// again by a second run of the handler is recognised as the same.
     #[must_use]
     pub fn derive(&self, name: &str) -> Self {
         Uuid::new_v5(&DERIVED, &length_prefixed([self.as_str(), name])).into()
@@ -106,8 +109,9 @@ impl MessageId {
 
     /// When the ID was made, if it is a UUIDv7 or has the form of a ULID.
     ///
-    /// By the clock of whoever made it, to the millisecond. Any 26 characters of Crockford's alphabet have the form of a ULID
-    /// if the first is at most `7`, so treat the answer as a claim, not as a proof.
+    /// By the clock of whoever made it, to the millisecond. Any 26 characters of Crockford's
+    /// alphabet have the form of a ULID if the first is at most `7`, so treat the answer as a
+    /// claim, not as a proof.
     pub fn time(&self) -> Option<SystemTime> {
         let text = self.as_str();
         let millis = match text.len() {

@@ -27,7 +27,8 @@ pub struct IncomingMessage {
     pub(crate) routing_key: String,
     pub(crate) redelivered: bool,
     pub(crate) properties: Properties,
-    /// The scope and the effective ID, of the first guard that took it. Another guard gives its handler a clone with its own.
+    /// The scope and the effective ID, of the first guard that took it. Another guard gives its
+    /// handler a clone with its own.
     pub(crate) identity: OnceLock<(Arc<str>, MessageId)>,
 }
 
@@ -47,8 +48,8 @@ pub(crate) struct Properties {
     pub(crate) headers: Headers,
 }
 
-/// The body is not what the handler expects. As an error of a handler, or anywhere among the sources of one, it means that the message is rejected, not tried
-/// again.
+/// The body is not what the handler expects. As an error of a handler, or anywhere among the
+/// sources of one, it means that the message is rejected, not tried again.
 ///
 /// Its source may quote the body.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +58,9 @@ pub struct DecodeError {
     source: Undecodable,
 }
 
-/// What the body is not. An error that is shown as its cause (`#[error(transparent)]`, [`std::io::Error::other`]) leaves the [`DecodeError`] itself
-/// out of the chain of its sources, but not this.
+/// What the body is not. An error that is shown as its cause (`#[error(transparent)]`,
+/// [`std::io::Error::other`]) leaves the [`DecodeError`] itself out of the chain of its sources,
+/// but not this.
 #[derive(Debug, thiserror::Error)]
 #[error("it is not {wanted}")]
 struct Undecodable {
@@ -79,7 +81,8 @@ impl DecodeError {
 }
 
 impl IncomingMessage {
-    /// A message that did not come through this crate's consumer: out of a consume loop of your own, or for a test.
+    /// A message that did not come through this crate's consumer: out of a consume loop of your
+    /// own, or for a test.
     pub fn new(body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..Self::default() }
     }
@@ -222,7 +225,8 @@ impl IncomingMessage {
         Fingerprint::of(&self.body)
     }
 
-    /// The exchange that it was published to; by our own header, where the consumer delayed it or it was put back after parking.
+    /// The exchange that it was published to; by our own header, where the consumer delayed it or
+    /// it was put back after parking.
     pub fn exchange(&self) -> &str {
         &self.exchange
     }
@@ -232,8 +236,8 @@ impl IncomingMessage {
         &self.routing_key
     }
 
-    /// Whether the broker delivered this copy before. False does not mean that the message is new: a publisher's retry is a
-    /// copy of its own.
+    /// Whether the broker delivered this copy before. False does not mean that the message is new:
+    /// a publisher's retry is a copy of its own.
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
@@ -244,8 +248,9 @@ impl IncomingMessage {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
-    /// How old it is at `now`: by its property `timestamp` or by the time in its ID ([`MessageId::time`]), whichever is
-    /// older; `None` without both, zero if the other clock is ahead.
+    /// How old it is at `now`: by its property `timestamp` or by the time in its ID
+    /// ([`MessageId::time`]), whichever is older; `None` without both, zero if the other clock is
+    /// ahead.
     pub fn age(&self, now: SystemTime) -> Option<Duration> {
         let made = self.id().ok().flatten().and_then(|id| id.time());
         let since = self.timestamp().into_iter().chain(made).min()?;
@@ -282,7 +287,8 @@ impl IncomingMessage {
         self.properties.reply_to.as_deref()
     }
 
-    /// AMQP property `user_id`, which the broker has checked. `None` after a delayed redelivery, as only the publisher itself may set it.
+    /// AMQP property `user_id`, which the broker has checked. `None` after a delayed redelivery, as
+    /// only the publisher itself may set it.
     pub fn user_id(&self) -> Option<&str> {
         self.properties.user_id.as_deref()
     }

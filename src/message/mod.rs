@@ -1,4 +1,5 @@
-//! What travels: IDs and how they are made, fingerprints, headers, messages going out and coming in.
+//! What travels: IDs and how they are made, fingerprints, headers, messages going out and coming
+//! in.
 //!
 //! Nothing here knows how a message is sent or stored.
 

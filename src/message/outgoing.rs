@@ -17,12 +17,14 @@ use super::{
 
 /// A message to be published: where to, the body, and what identifies it.
 ///
-/// Setters cannot fail; what AMQP or this crate does not allow is found by [`validate`](Self::validate), which every publish
-/// does before anything is sent. `Debug` shows neither the body nor header values.
+/// Setters cannot fail; what AMQP or this crate does not allow is found by
+/// [`validate`](Self::validate), which every publish does before anything is sent. `Debug` shows
+/// neither the body nor header values.
 ///
-/// `Serialize` and `Deserialize` are for an outbox, or for what failed and is to be published again: everything that was set comes back,
-/// with the ID and the time of the first publish. The form has a version; one that is not known, an unknown field and an invalid message
-/// are errors. Later releases read what this one wrote. It needs a format that describes itself, such as JSON.
+/// `Serialize` and `Deserialize` are for an outbox, or for what failed and is to be published
+/// again: everything that was set comes back, with the ID and the time of the first publish. The
+/// form has a version; one that is not known, an unknown field and an invalid message are errors.
+/// Later releases read what this one wrote. It needs a format that describes itself, such as JSON.
 ///
 /// ```
 /// # use lapin_idempotent::OutgoingMessage;
@@ -65,7 +67,8 @@ pub(crate) struct Extra {
 }
 
 impl OutgoingMessage {
-    /// A message to an exchange, with a routing key. The exchange `""` leads to the queue that the routing key names.
+    /// A message to an exchange, with a routing key. The exchange `""` leads to the queue that the
+    /// routing key names.
     pub fn to(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         Self {
             exchange: exchange.into(),
@@ -88,16 +91,19 @@ impl OutgoingMessage {
 
     /// The business identity that the message ID is derived from, such as `"debit/order-42"`.
     ///
-    /// The same key always gives the same ID, also after a restart and in another process, so one key must name one message:
-    /// `"order-42"` alone would make the order's debit and its shipment one message. An empty key is refused at publish.
+    /// The same key always gives the same ID, also after a restart and in another process, so one
+    /// key must name one message: `"order-42"` alone would make the order's debit and its shipment
+    /// one message. An empty key is refused at publish.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(vec![key.into()]);
         self
     }
 
-    /// Like [`idempotency_key`](Self::idempotency_key), of several parts. `("ab", "c")` and `("a", "bc")` are different keys.
+    /// Like [`idempotency_key`](Self::idempotency_key), of several parts. `("ab", "c")` and `("a",
+    /// "bc")` are different keys.
     ///
-    /// One part is the same as [`idempotency_key`](Self::idempotency_key). None, or only empty ones, are refused at publish.
+    /// One part is the same as [`idempotency_key`](Self::idempotency_key). None, or only empty
+    /// ones, are refused at publish.
     pub fn idempotency_key_parts<I>(mut self, parts: I) -> Self
     where
         I: IntoIterator,
@@ -163,9 +169,11 @@ impl OutgoingMessage {
         self
     }
 
-    /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the message. At most ten years.
+    /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the
+    /// message. At most ten years.
     ///
-    /// In milliseconds on the wire, rounded up. Zero is kept: RabbitMQ then drops what it cannot deliver at once, also after it was confirmed.
+    /// In milliseconds on the wire, rounded up. Zero is kept: RabbitMQ then drops what it cannot
+    /// deliver at once, also after it was confirmed.
     pub fn expiration(mut self, after: Duration) -> Self {
         let millis = Duration::from_millis(after.as_millis().try_into().unwrap_or(u64::MAX));
         let rest = if millis < after { Duration::from_millis(1) } else { Duration::ZERO };
@@ -175,23 +183,26 @@ impl OutgoingMessage {
 
     /// AMQP property `timestamp`, in whole seconds; before 1970 becomes 1970.
     ///
-    /// Default: the time of the publish, unless the publisher makes the message a time-ordered ID (UUIDv7, ULID), which says it better. A
-    /// message that is handed back has kept it, so that a consumer sees its age when it is published again.
+    /// Default: the time of the publish, unless the publisher makes the message a time-ordered ID
+    /// (UUIDv7, ULID), which says it better. A message that is handed back has kept it, so that a
+    /// consumer sees its age when it is published again.
     pub fn timestamp(mut self, at: SystemTime) -> Self {
         self.timestamp = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds_since_1970(at)));
         self
     }
 
-    /// AMQP property `user_id`. RabbitMQ closes the channel over one that is not the user of the connection, and the message then
-    /// fails as [`Refused`](crate::publisher::PublishErrorKind::Refused).
+    /// AMQP property `user_id`. RabbitMQ closes the channel over one that is not the user of the
+    /// connection, and the message then fails as
+    /// [`Refused`](crate::publisher::PublishErrorKind::Refused).
     pub fn user_id(mut self, user: impl Into<String>) -> Self {
         self.extra_mut().user_id = Some(user.into());
         self
     }
 
     /// Whether this message must reach a queue, in place of the publisher's
-    /// [`mandatory`](crate::publisher::PublisherBuilder::mandatory). With `false`, one that no queue gets is confirmed and gone: for
-    /// exchanges that may have no subscribers, and for those that keep messages themselves (`x-delayed-message`).
+    /// [`mandatory`](crate::publisher::PublisherBuilder::mandatory). With `false`, one that no
+    /// queue gets is confirmed and gone: for exchanges that may have no subscribers, and for those
+    /// that keep messages themselves (`x-delayed-message`).
     pub fn mandatory(mut self, mandatory: bool) -> Self {
         self.extra_mut().mandatory = Some(mandatory);
         self
@@ -199,13 +210,15 @@ impl OutgoingMessage {
 
     /// Sets a header. Names that start with `x-idempotency-` are reserved and refused at publish.
     ///
-    /// RabbitMQ acts on some headers: `CC` and `BCC`, lists of strings, route copies of the message.
+    /// RabbitMQ acts on some headers: `CC` and `BCC`, lists of strings, route copies of the
+    /// message.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
         self.extra_mut().headers.insert(name, value);
         self
     }
 
-    /// The trace that the message belongs to: headers `traceparent` and `tracestate` (W3C Trace Context).
+    /// The trace that the message belongs to: headers `traceparent` and `tracestate` (W3C Trace
+    /// Context).
     pub fn trace_context(self, context: &TraceContext) -> Self {
         let message = self.header(TRACEPARENT, context.traceparent());
         match context.tracestate() {
@@ -215,14 +228,15 @@ impl OutgoingMessage {
     }
 
     /// How long publishing this message may take in all, in place of the retry policy's
-    /// [`max_elapsed`](crate::RetryPolicy::max_elapsed). Nothing of it travels. It is looked at every 100 milliseconds, more often only if
-    /// the policy's own limits are below 2 seconds.
+    /// [`max_elapsed`](crate::RetryPolicy::max_elapsed). Nothing of it travels. It is looked at
+    /// every 100 milliseconds, more often only if the policy's own limits are below 2 seconds.
     pub fn deadline(mut self, after: Duration) -> Self {
         self.extra_mut().deadline = Some(after);
         self
     }
 
-    /// AMQP property `delivery_mode` 1 instead of 2: a restart of the broker may lose the message, although it was confirmed.
+    /// AMQP property `delivery_mode` 1 instead of 2: a restart of the broker may lose the message,
+    /// although it was confirmed.
     pub fn transient(mut self) -> Self {
         self.persistent = false;
         self
@@ -259,19 +273,23 @@ impl OutgoingMessage {
 
     /// Checks what the message alone shows. Every publish does so before anything is sent.
     ///
-    /// * Exchange, routing key and the properties that are short strings: at most 255 bytes, and no zero byte.
-    /// * `reply_to` is not `amq.rabbitmq.reply-to`, which needs a consumer on the publisher's own channel.
+    /// * Exchange, routing key and the properties that are short strings: at most 255 bytes, and no
+    ///   zero byte.
+    /// * `reply_to` is not `amq.rabbitmq.reply-to`, which needs a consumer on the publisher's own
+    ///   channel.
     /// * `expiration`: at most ten years.
-    /// * Names of headers and in nested tables: 1 to 255 bytes, no zero byte; none of the headers is reserved.
-    /// * Values of headers, also nested: floating-point numbers are finite, integers fit into 64 bits with a sign; lists and tables are nested
-    ///   at most 16 deep.
+    /// * Names of headers and in nested tables: 1 to 255 bytes, no zero byte; none of the headers
+    ///   is reserved.
+    /// * Values of headers, also nested: floating-point numbers are finite, integers fit into 64
+    ///   bits with a sign; lists and tables are nested at most 16 deep.
     /// * `CC` and `BCC` are lists of strings, `x-death` is a list of tables.
     /// * All headers together: at most 120,000 bytes.
     ///
     /// What depends on the publisher is checked by the publish: the length of the body
-    /// ([`max_message_bytes`](crate::publisher::PublisherBuilder::max_message_bytes)), the length of the headers, for which its frames may have less room, and whether
-    /// its [`IdStrategy`](super::IdStrategy) can make an ID. What only the broker knows, such as whether the exchange is there or `user_id` is right, it says
-    /// itself.
+    /// ([`max_message_bytes`](crate::publisher::PublisherBuilder::max_message_bytes)), the length
+    /// of the headers, for which its frames may have less room, and whether its
+    /// [`IdStrategy`](super::IdStrategy) can make an ID. What only the broker knows, such as
+    /// whether the exchange is there or `user_id` is right, it says itself.
     ///
     /// # Errors
     ///

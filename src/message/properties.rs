@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use super::outgoing::{Extra, OutgoingMessage};
 
-/// What is set on an [`OutgoingMessage`], beside its route, body, ID and headers. `None` is what was not set.
+/// What is set on an [`OutgoingMessage`], beside its route, body, ID and headers. `None` is what
+/// was not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OutgoingProperties<'a> {
@@ -24,7 +25,8 @@ pub struct OutgoingProperties<'a> {
     pub priority: Option<u8>,
     /// In whole milliseconds.
     pub expiration: Option<Duration>,
-    /// In whole seconds. A message that was handed back has the time of its first publish, unless its ID holds it.
+    /// In whole seconds. A message that was handed back has the time of its first publish, unless
+    /// its ID holds it.
     pub timestamp: Option<SystemTime>,
     /// Delivery mode 2, unless it is [`transient`](OutgoingMessage::transient).
     pub is_persistent: bool,

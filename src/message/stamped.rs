@@ -7,7 +7,8 @@ use super::{MessageId, OutgoingMessage};
 /// A checked message with everything that all its attempts share.
 #[derive(Debug, Clone)]
 pub(crate) struct Stamped {
-    /// The message, which holds the ID and the time of its first publish, so that it keeps both when it is handed back.
+    /// The message, which holds the ID and the time of its first publish, so that it keeps both
+    /// when it is handed back.
     pub(crate) message: OutgoingMessage,
     pub(crate) app_id: Option<Arc<str>>,
     id: MessageId,

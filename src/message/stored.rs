@@ -1,6 +1,7 @@
 //! The stored form of an outgoing message: for an outbox, or until what failed is published again.
 //!
-//! It has a version, and is read only if every field of it is known: half a message is not published.
+//! It has a version, and is read only if every field of it is known: half a message is not
+//! published.
 
 use std::time::{Duration, SystemTime};
 
@@ -128,7 +129,8 @@ impl V1 {
 }
 
 impl Serialize for OutgoingMessage {
-    /// Fails if the message is not [valid](OutgoingMessage::validate): it could never be published, nor read again.
+    /// Fails if the message is not [valid](OutgoingMessage::validate): it could never be published,
+    /// nor read again.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.validate().map_err(ser::Error::custom)?;
         Stored::V1(Box::new(V1::of(self))).serialize(serializer)
@@ -136,7 +138,8 @@ impl Serialize for OutgoingMessage {
 }
 
 impl<'de> Deserialize<'de> for OutgoingMessage {
-    /// Fails on a version or a field that is not known, and on what [`validate`](OutgoingMessage::validate) refuses.
+    /// Fails on a version or a field that is not known, and on what
+    /// [`validate`](OutgoingMessage::validate) refuses.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Stored::V1(stored) = Stored::deserialize(deserializer).map_err(|error| {
             de::Error::custom(format_args!("this release reads stored messages of version 1: {error}"))
@@ -148,7 +151,8 @@ impl<'de> Deserialize<'de> for OutgoingMessage {
     }
 }
 
-/// Floating-point numbers as the shortest decimal text that gives back every bit: not all readers of JSON numbers do.
+/// Floating-point numbers as the shortest decimal text that gives back every bit: not all readers
+/// of JSON numbers do.
 pub(super) mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de, ser};
 
@@ -174,7 +178,8 @@ pub(super) mod exact {
     }
 }
 
-/// Bytes as Base64 (RFC 4648, section 4), with its padding. One text for the same bytes: anything else is refused.
+/// Bytes as Base64 (RFC 4648, section 4), with its padding. One text for the same bytes: anything
+/// else is refused.
 pub(super) mod base64 {
     use bytes::Bytes;
     use serde::{Deserialize, Deserializer, Serializer, de};

@@ -31,8 +31,9 @@ const POINTERS: &str = "lapin-idempotent: JSON pointers";
 /// | [`json_pointers`](Self::json_pointers) | the same values in the body | the same |
 /// | [`content`](Self::content), [`canonical_json`](Self::canonical_json) | the same body | the same; but two equal orders are one message |
 ///
-/// Time-ordered IDs (UUIDv7, ULID) cost a database's unique index the least. They show when they were made; an ID that is
-/// derived from personal data can be guessed by whoever can guess the data.
+/// Time-ordered IDs (UUIDv7, ULID) cost a database's unique index the least. They show when they
+/// were made; an ID that is derived from personal data can be guessed by whoever can guess the
+/// data.
 #[derive(Clone)]
 pub struct IdStrategy {
     kind: Kind,
@@ -88,7 +89,8 @@ pub enum IdError {
     /// The body is nested more than 127 deep, which is as far as `serde_json` reads by default.
     #[error("the body is nested more than 127 deep")]
     TooDeep,
-    /// There is no value at a pointer, or one that says nothing: `null`, or an empty string, object or array.
+    /// There is no value at a pointer, or one that says nothing: `null`, or an empty string, object
+    /// or array.
     #[error("the body has no value at {pointer:?}")]
     PointerMissing {
         /// The pointer.
@@ -118,8 +120,8 @@ pub enum IdError {
 }
 
 impl IdStrategy {
-    /// The namespace of idempotency keys and content IDs, unless another is set: a UUIDv4 made once for this crate,
-    /// `6f4dc2a3-7be5-4d39-9d2c-3a558e1b0c4f`.
+    /// The namespace of idempotency keys and content IDs, unless another is set: a UUIDv4 made once
+    /// for this crate, `6f4dc2a3-7be5-4d39-9d2c-3a558e1b0c4f`.
     pub const NAMESPACE: Uuid = Uuid::from_u128(0x6f4d_c2a3_7be5_4d39_9d2c_3a55_8e1b_0c4f);
 
     fn new(kind: Kind) -> Self {
@@ -141,35 +143,40 @@ impl IdStrategy {
         Self::new(Kind::Ulid(Arc::new(Mutex::new(ulid::Generator::new()))))
     }
 
-    /// Requires an idempotency key on every message, and derives the ID from it in `namespace` (RFC 9562, version 5).
+    /// Requires an idempotency key on every message, and derives the ID from it in `namespace` (RFC
+    /// 9562, version 5).
     ///
-    /// Other languages compute the same ID: it is `uuid5(namespace, key)` over the key's UTF-8. A key of several parts is
-    /// `uuid5(uuid5(namespace, "lapin-idempotent: parts"), name)`, where `name` is each part after its length in bytes, as eight
-    /// bytes, big-endian.
+    /// Other languages compute the same ID: it is `uuid5(namespace, key)` over the key's UTF-8. A
+    /// key of several parts is `uuid5(uuid5(namespace, "lapin-idempotent: parts"), name)`, where
+    /// `name` is each part after its length in bytes, as eight bytes, big-endian.
     pub fn uuid_v5(namespace: Uuid) -> Self {
         Self::new(Kind::Key).with_namespace(namespace)
     }
 
-    /// SHA-256 of the body's exact bytes, as a UUIDv8 (RFC 9562, appendix B.2). Where the message goes does not count.
+    /// SHA-256 of the body's exact bytes, as a UUIDv8 (RFC 9562, appendix B.2). Where the message
+    /// goes does not count.
     pub fn content() -> Self {
         Self::new(Kind::Content)
     }
 
-    /// Like [`content`](Self::content), of the body's canonical JSON (RFC 8785): white space, the order of members and the spelling of
-    /// numbers and strings do not count.
+    /// Like [`content`](Self::content), of the body's canonical JSON (RFC 8785): white space, the
+    /// order of members and the spelling of numbers and strings do not count.
     ///
-    /// A number that canonical JSON would change, such as most integers above 2^53, is an error, and so is a name that occurs
-    /// twice in one object. Several times as expensive as the exact bytes.
+    /// A number that canonical JSON would change, such as most integers above 2^53, is an error,
+    /// and so is a name that occurs twice in one object. Several times as expensive as the exact
+    /// bytes.
     pub fn canonical_json() -> Self {
         Self::new(Kind::CanonicalJson)
     }
 
-    /// SHA-256 of the values at these JSON pointers (RFC 6901) into the body, such as `/order/id`, as a UUIDv8.
+    /// SHA-256 of the values at these JSON pointers (RFC 6901) into the body, such as `/order/id`,
+    /// as a UUIDv8.
     ///
-    /// The pointers themselves count, too, but not their order. A value that is missing, `null` or empty is an error at that message, and so
-    /// is an object or an array, unless [`with_structured_values`](Self::with_structured_values) allows them; no pointer at all, or a
-    /// malformed one, is an error at every message. `42` and `"42"` differ. Only these values need to be exact, as in
-    /// [`canonical_json`](Self::canonical_json).
+    /// The pointers themselves count, too, but not their order. A value that is missing, `null` or
+    /// empty is an error at that message, and so is an object or an array, unless
+    /// [`with_structured_values`](Self::with_structured_values) allows them; no pointer at all, or
+    /// a malformed one, is an error at every message. `42` and `"42"` differ. Only these values
+    /// need to be exact, as in [`canonical_json`](Self::canonical_json).
     pub fn json_pointers<I>(pointers: I) -> Self
     where
         I: IntoIterator,
@@ -181,8 +188,8 @@ impl IdStrategy {
         Self::new(Kind::JsonPointers(Pointers { pointers: pointers.into(), structured: false }))
     }
 
-    /// Lets [`json_pointers`](Self::json_pointers) take objects and arrays, in their canonical form; empty ones are still errors. Without
-    /// effect on other strategies.
+    /// Lets [`json_pointers`](Self::json_pointers) take objects and arrays, in their canonical
+    /// form; empty ones are still errors. Without effect on other strategies.
     #[must_use]
     pub fn with_structured_values(mut self) -> Self {
         if let Kind::JsonPointers(pointers) = &mut self.kind {
@@ -199,14 +206,16 @@ impl IdStrategy {
         Self::new(Kind::Closure(Arc::new(id)))
     }
 
-    /// Derives idempotency keys and content IDs in another namespace than [`NAMESPACE`](Self::NAMESPACE).
+    /// Derives idempotency keys and content IDs in another namespace than
+    /// [`NAMESPACE`](Self::NAMESPACE).
     #[must_use]
     pub fn with_namespace(mut self, namespace: Uuid) -> Self {
         self.namespace = namespace;
         self
     }
 
-    /// The ID of a message: its own, or else the one of its idempotency key, or else one of this strategy.
+    /// The ID of a message: its own, or else the one of its idempotency key, or else one of this
+    /// strategy.
     ///
     /// # Errors
     ///
@@ -239,8 +248,9 @@ impl IdStrategy {
     ///
     /// # Errors
     ///
-    /// [`IdError::NotFromBody`] unless the strategy is [`content`](Self::content), [`canonical_json`](Self::canonical_json) or
-    /// [`json_pointers`](Self::json_pointers); otherwise what is wrong with the body.
+    /// [`IdError::NotFromBody`] unless the strategy is [`content`](Self::content),
+    /// [`canonical_json`](Self::canonical_json) or [`json_pointers`](Self::json_pointers);
+    /// otherwise what is wrong with the body.
     pub fn derive_from_body(&self, body: &[u8]) -> Result<MessageId, IdError> {
         match &self.kind {
             Kind::Content => Ok(named_v8(self.namespace, body)),
@@ -278,7 +288,8 @@ impl IdStrategy {
     }
 }
 
-/// RFC 9562, appendix B.2: SHA-256 over namespace and name, cut to 128 bits, with version and variant set.
+/// RFC 9562, appendix B.2: SHA-256 over namespace and name, cut to 128 bits, with version and
+/// variant set.
 fn named_v8(namespace: Uuid, name: &[u8]) -> MessageId {
     let hash = Sha256::new_with_prefix(namespace.as_bytes()).chain_update(name);
     let mut bytes = [0; 16];

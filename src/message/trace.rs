@@ -12,8 +12,9 @@ const STATE_BYTES: usize = 512;
 
 /// A W3C `traceparent`, with its `tracestate` if there is one.
 ///
-/// A publisher sends it as headers of these names; [`IncomingMessage::trace_context`](super::IncomingMessage::trace_context) reads
-/// them. It is never part of a message's identity.
+/// A publisher sends it as headers of these names;
+/// [`IncomingMessage::trace_context`](super::IncomingMessage::trace_context) reads them. It is
+/// never part of a message's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TraceContext {
     parent: Box<str>,
@@ -39,7 +40,8 @@ impl TraceContext {
         }
     }
 
-    /// Adds a `tracestate`. One that is longer than 512 bytes or not printable ASCII is left out, which the specification allows.
+    /// Adds a `tracestate`. One that is longer than 512 bytes or not printable ASCII is left out,
+    /// which the specification allows.
     #[must_use]
     pub fn with_state(mut self, tracestate: &str) -> Self {
         let fits = (1..=STATE_BYTES).contains(&tracestate.len());
@@ -59,7 +61,8 @@ impl TraceContext {
     }
 }
 
-/// `version "-" trace-id "-" parent-id "-" flags`, in lower-case hexadecimal; later versions may go on behind.
+/// `version "-" trace-id "-" parent-id "-" flags`, in lower-case hexadecimal; later versions may go
+/// on behind.
 fn is_parent(text: &str) -> bool {
     let bytes = text.as_bytes();
     let hex = |range: std::ops::Range<usize>| {

@@ -1,6 +1,8 @@
-//! What a delivery says of its way here: the headers that our publisher, our consumer and `Unpark` leave on it, and what the broker counts.
+//! What a delivery says of its way here: the headers that our publisher, our consumer and `Unpark`
+//! leave on it, and what the broker counts.
 //!
-//! They are headers like any other, which any publisher could write: they explain and bound, and never decide whether a message is a duplicate.
+//! They are headers like any other, which any publisher could write: they explain and bound, and
+//! never decide whether a message is a duplicate.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,44 +14,51 @@ use super::{
 /// The longest delay that a handler may ask for.
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_hours(365 * 24);
 
-/// By how much clocks of consumers may differ before a delay that one noted is too long for another.
+/// By how much clocks of consumers may differ before a delay that one noted is too long for
+/// another.
 const CLOCKS: Duration = Duration::from_hours(24);
 
 impl IncomingMessage {
-    /// The attempt in which this crate's publisher sent this copy, if it was not the first: 2 or more.
+    /// The attempt in which this crate's publisher sent this copy, if it was not the first: 2 or
+    /// more.
     ///
     /// `None` from other publishers, too. A header like any other, so treat it as a claim.
     pub fn attempt(&self) -> Option<u32> {
         self.header(reserved::ATTEMPT)?.as_i64()?.try_into().ok().filter(|attempt| *attempt > 1)
     }
 
-    /// How often its handler failed before, over all deliveries through the consumer's delay queues. A header like any other, so
-    /// treat it as a claim.
+    /// How often its handler failed before, over all deliveries through the consumer's delay
+    /// queues. A header like any other, so treat it as a claim.
     pub fn failures(&self) -> u32 {
         self.counted(reserved::FAILURES).unwrap_or_default()
     }
 
-    /// How often this copy was taken back into its queue before, as a quorum queue counts it (`x-delivery-count`): the number that the broker compares with
-    /// the queue's delivery limit. `None` from classic queues, and at a first delivery.
+    /// How often this copy was taken back into its queue before, as a quorum queue counts it
+    /// (`x-delivery-count`): the number that the broker compares with the queue's delivery limit.
+    /// `None` from classic queues, and at a first delivery.
     ///
-    /// Up to RabbitMQ 4.2 every return counts: `basic.nack`, `basic.reject`, and a channel that ends. From 4.3 on `basic.nack` does not, and
-    /// [`acquired_count`](Self::acquired_count) has them all. When a consumer of this crate publishes a message anew, the count begins anew.
+    /// Up to RabbitMQ 4.2 every return counts: `basic.nack`, `basic.reject`, and a channel that
+    /// ends. From 4.3 on `basic.nack` does not, and [`acquired_count`](Self::acquired_count) has
+    /// them all. When a consumer of this crate publishes a message anew, the count begins anew.
     pub fn delivery_count(&self) -> Option<u32> {
         self.counted(reserved::DELIVERY_COUNT)
     }
 
-    /// How often this copy was delivered before, for whatever reason it came back (`x-acquired-count`: quorum queues from RabbitMQ 4.3 on).
+    /// How often this copy was delivered before, for whatever reason it came back
+    /// (`x-acquired-count`: quorum queues from RabbitMQ 4.3 on).
     pub fn acquired_count(&self) -> Option<u32> {
         self.counted(reserved::ACQUIRED_COUNT)
     }
 
-    /// How often the broker took it back, in all: this copy, and those before it that a consumer published anew.
+    /// How often the broker took it back, in all: this copy, and those before it that a consumer
+    /// published anew.
     pub(crate) fn returns(&self) -> u32 {
         let before = self.counted(reserved::DELIVERIES).unwrap_or_default();
         before.saturating_add(self.delivery_count().unwrap_or_default())
     }
 
-    /// How many [`returns`](Self::returns) it had when it came under suspicion of ending its consumers.
+    /// How many [`returns`](Self::returns) it had when it came under suspicion of ending its
+    /// consumers.
     pub(crate) fn suspected_at(&self) -> Option<u32> {
         self.counted(reserved::SUSPECTED)
     }
@@ -63,12 +72,15 @@ impl IncomingMessage {
         self.properties.headers.insert(reserved::FAILURES, failures);
     }
 
-    /// Whether it was parked and then put back into its queue, by [`Unpark`](crate::consumer::Unpark). A header like any other.
+    /// Whether it was parked and then put back into its queue, by
+    /// [`Unpark`](crate::consumer::Unpark). A header like any other.
     pub fn is_replay(&self) -> bool {
         self.header(reserved::UNPARKED).is_some()
     }
 
-    /// Why it was parked, in the words of [`ParkReason::as_str`](crate::consumer::ParkReason::as_str), if it comes from a parking queue.
+    /// Why it was parked, in the words of
+    /// [`ParkReason::as_str`](crate::consumer::ParkReason::as_str), if it comes from a parking
+    /// queue.
     pub fn parked_reason(&self) -> Option<&str> {
         self.header(reserved::PARKED_REASON)?.as_str()
     }
@@ -78,14 +90,16 @@ impl IncomingMessage {
         self.header(reserved::PARKED_AT)?.as_time()
     }
 
-    /// For how long nobody has known whether it took effect: its [`age`](Self::age), or less if `Unpark` vouches for it.
+    /// For how long nobody has known whether it took effect: its [`age`](Self::age), or less if
+    /// `Unpark` vouches for it.
     pub(crate) fn unknown_for(&self, now: SystemTime) -> Option<Duration> {
         let age = self.age(now)?;
         let vouched = self.header(reserved::UNPARKED).and_then(HeaderValue::as_time);
         Some(vouched.map_or(age, |vouched| age.min(now.duration_since(vouched).unwrap_or_default())))
     }
 
-    /// How long it is not to be handled yet, because its handler asked for a delay that is longer than those of the delay queues.
+    /// How long it is not to be handled yet, because its handler asked for a delay that is longer
+    /// than those of the delay queues.
     ///
     /// A longer one than a handler can have asked for is not obeyed.
     pub(crate) fn early(&self, now: impl FnOnce() -> SystemTime) -> Option<Duration> {

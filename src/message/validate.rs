@@ -1,7 +1,7 @@
 //! What a message must keep to, so that neither AMQP nor the broker refuses it.
 //!
-//! Checked before anything is sent: a broker answers most of this by closing the channel or the connection, and so ends
-//! every publish that is under way there.
+//! Checked before anything is sent: a broker answers most of this by closing the channel or the
+//! connection, and so ends every publish that is under way there.
 
 use std::{fmt, time::Duration};
 
@@ -12,11 +12,13 @@ use super::{
     strategy::IdError,
 };
 
-/// How deep header tables may nest. Receivers parse them recursively, and a deep one can take a process down.
+/// How deep header tables may nest. Receivers parse them recursively, and a deep one can take a
+/// process down.
 const HEADER_DEPTH: usize = 16;
 
-/// How many bytes the headers may take. All properties travel in one frame, and a broker closes the connection on a frame
-/// above `frame_max` (RabbitMQ: 131,072): the rest is for the other properties and our own headers.
+/// How many bytes the headers may take. All properties travel in one frame, and a broker closes the
+/// connection on a frame above `frame_max` (RabbitMQ: 131,072): the rest is for the other
+/// properties and our own headers.
 const HEADER_BYTES: usize = 120_000;
 
 /// Ten years: RabbitMQ 3.10 closes the channel on a longer `expiration`.
@@ -74,10 +76,12 @@ pub enum InvalidMessage {
         /// How deep.
         depth: usize,
     },
-    /// A header's floating-point number is infinite or not a number: RabbitMQ closes the connection over it.
+    /// A header's floating-point number is infinite or not a number: RabbitMQ closes the connection
+    /// over it.
     #[error("the number at {} in the headers is not finite", .path.escape_debug())]
     NotFinite {
-        /// The header's name; then a slash and the name or index for each table or list that it is nested in.
+        /// The header's name; then a slash and the name or index for each table or list that it is
+        /// nested in.
         path: String,
     },
     /// A header's integer does not fit into 64 bits with a sign, which is all that RabbitMQ has.
@@ -88,7 +92,8 @@ pub enum InvalidMessage {
         /// The number.
         value: u64,
     },
-    /// A header that RabbitMQ acts on has a type that it cannot use: it closes the channel, or its dead-lettering fails.
+    /// A header that RabbitMQ acts on has a type that it cannot use: it closes the channel, or its
+    /// dead-lettering fails.
     #[error("the header {name} must be a list of {members}")]
     HeaderType {
         /// `CC`, `BCC` or `x-death`.
@@ -96,10 +101,12 @@ pub enum InvalidMessage {
         /// What the list may have.
         members: &'static str,
     },
-    /// `reply_to` is `amq.rabbitmq.reply-to`: RabbitMQ closes a channel that has no consumer on that name, as a publisher's never has.
+    /// `reply_to` is `amq.rabbitmq.reply-to`: RabbitMQ closes a channel that has no consumer on
+    /// that name, as a publisher's never has.
     #[error("direct reply-to needs a consumer on the publisher's channel; name a queue instead")]
     DirectReplyTo,
-    /// The body is larger than the publisher's limit; a broker closes the channel on one above its own.
+    /// The body is larger than the publisher's limit; a broker closes the channel on one above its
+    /// own.
     #[error("the body has {bytes} bytes; the publisher's limit is {limit}")]
     BodyTooLarge {
         /// Its length.

@@ -20,8 +20,9 @@ use crate::{
 /// RabbitMQ's default limit since 4.0; older brokers take more.
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// A quarter of RabbitMQ's default: lapin keeps 64 times as much in buffers for each connection, and small ones stay in the
-/// processor's cache. Bodies of 20 and 200 kB were published as fast as with larger frames.
+/// A quarter of RabbitMQ's default: lapin keeps 64 times as much in buffers for each connection,
+/// and small ones stay in the processor's cache. Bodies of 20 and 200 kB were published as fast as
+/// with larger frames.
 const FRAME_MAX: u32 = 32 * 1024;
 
 /// Each has a thread; who needs more has several publishers.
@@ -54,8 +55,8 @@ impl PublisherBuilder {
         )
     }
 
-    /// For a publisher beside something that has its connection settings already. It passes on what others have sent, so
-    /// the frames stay as large as theirs.
+    /// For a publisher beside something that has its connection settings already. It passes on what
+    /// others have sent, so the frames stay as large as theirs.
     pub(crate) fn over(connect: ConnectOptions) -> Self {
         Self::with(Ok(connect))
     }
@@ -83,27 +84,32 @@ impl PublisherBuilder {
 
     connection_settings!();
 
-    /// The name of the publishing application: AMQP property `app_id` of every message. At most 255 bytes.
+    /// The name of the publishing application: AMQP property `app_id` of every message. At most 255
+    /// bytes.
     pub fn app_id(mut self, name: impl Into<String>) -> Self {
         self.app_id = Some(name.into());
         self
     }
 
-    /// How an ID is made for a message that has neither an ID nor an idempotency key. Default: UUIDv7.
+    /// How an ID is made for a message that has neither an ID nor an idempotency key. Default:
+    /// UUIDv7.
     pub fn id_strategy(mut self, strategy: IdStrategy) -> Self {
         self.strategy = strategy;
         self
     }
 
-    /// When and how often a message is published again, and its deadline. Default: [`RetryPolicy::default`].
+    /// When and how often a message is published again, and its deadline. Default:
+    /// [`RetryPolicy::default`].
     pub fn retry(mut self, policy: impl Into<RetryPolicy>) -> Self {
         self.worker.retry = policy.into();
         self
     }
 
-    /// How many messages may be unanswered at once, those that wait for a retry included; further callers wait.
+    /// How many messages may be unanswered at once, those that wait for a retry included; further
+    /// callers wait.
     ///
-    /// Default 1,024; at least 1. A quarter of it costs little throughput and a good part of the queueing delay.
+    /// Default 1,024; at least 1. A quarter of it costs little throughput and a good part of the
+    /// queueing delay.
     pub fn max_in_flight(mut self, messages: usize) -> Self {
         self.max_in_flight = messages.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
         self
@@ -111,16 +117,18 @@ impl PublisherBuilder {
 
     /// How many bytes the bodies of unanswered messages may have together; further callers wait.
     ///
-    /// Default 64 MiB; at least 1, at most 4 GiB. A body that is larger than that goes alone. Each byte is in memory about
-    /// twice while it is sent: lapin copies it.
+    /// Default 64 MiB; at least 1, at most 4 GiB. A body that is larger than that goes alone. Each
+    /// byte is in memory about twice while it is sent: lapin copies it.
     pub fn max_bytes_in_flight(mut self, bytes: usize) -> Self {
         self.max_bytes_in_flight = u32::try_from(bytes).unwrap_or(u32::MAX).max(1);
         self
     }
 
-    /// The largest body that is sent; a larger one is [`Invalid`](super::PublishErrorKind::Invalid) at once.
+    /// The largest body that is sent; a larger one is [`Invalid`](super::PublishErrorKind::Invalid)
+    /// at once.
     ///
-    /// Default 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0. A broker closes the channel over a body above its limit.
+    /// Default 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0. A broker closes the
+    /// channel over a body above its limit.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
         self
@@ -128,17 +136,19 @@ impl PublisherBuilder {
 
     /// How long one attempt may wait for its confirm. Default 10 seconds; more than zero.
     ///
-    /// When it has passed, the outcome is unknown: the connection is given up, and everything that was unconfirmed on
-    /// it is published again under the same IDs. While the broker blocks the connection this clock stands still.
+    /// When it has passed, the outcome is unknown: the connection is given up, and everything that
+    /// was unconfirmed on it is published again under the same IDs. While the broker blocks the
+    /// connection this clock stands still.
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
         self.worker.confirm_timeout = limit;
         self
     }
 
-    /// Whether messages are published `mandatory`, so that one that no queue gets is returned and fails as
-    /// [`Unroutable`](super::PublishErrorKind::Unroutable). Default true.
+    /// Whether messages are published `mandatory`, so that one that no queue gets is returned and
+    /// fails as [`Unroutable`](super::PublishErrorKind::Unroutable). Default true.
     ///
-    /// Without it the broker confirms such a message and drops it: for events that may have no subscriber.
+    /// Without it the broker confirms such a message and drops it: for events that may have no
+    /// subscriber.
     pub fn mandatory(mut self, mandatory: bool) -> Self {
         self.worker.mandatory = mandatory;
         self
@@ -146,8 +156,9 @@ impl PublisherBuilder {
 
     /// Over how many connections messages are spread. Default 1; at least 1, at most 1,000.
     ///
-    /// Each has a thread and 64 times its `frame_max` of buffers in lapin: 2 MiB by default. More than one gives up the order in which messages are sent.
-    /// A message goes over a connection that is up if any is.
+    /// Each has a thread and 64 times its `frame_max` of buffers in lapin: 2 MiB by default. More
+    /// than one gives up the order in which messages are sent. A message goes over a connection
+    /// that is up if any is.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
         self
@@ -155,19 +166,23 @@ impl PublisherBuilder {
 
     /// Over how many channels of each connection messages are spread. Default 1; at least 1.
     ///
-    /// More than the broker allows, 2,047 by default, is an error when connecting ([`ConnectErrorKind::Setting`]).
-    /// More than one gives up the order in which messages are sent, and rarely helps: connections do. A message over which the broker
-    /// ends connections is not named then, as any of those on the other channels may be the one: it fails as `Disconnected`.
+    /// More than the broker allows, 2,047 by default, is an error when connecting
+    /// ([`ConnectErrorKind::Setting`]). More than one gives up the order in which messages are
+    /// sent, and rarely helps: connections do. A message over which the broker ends connections is
+    /// not named then, as any of those on the other channels may be the one: it fails as
+    /// `Disconnected`.
     pub fn channels_per_connection(mut self, channels: usize) -> Self {
         self.channels = channels.max(1);
         self
     }
 
-    /// Declares exchanges, queues and bindings on every new connection, before anything is published on it.
+    /// Declares exchanges, queues and bindings on every new connection, before anything is
+    /// published on it.
     ///
-    /// The channel is a plain one, closed afterwards. Declaring must be repeatable, as it is in AMQP. When it fails, or takes
-    /// longer than [`connect_timeout`](Self::connect_timeout), the connection is given up; after the first `connect`, which
-    /// fails, it is tried again with backoff.
+    /// The channel is a plain one, closed afterwards. Declaring must be repeatable, as it is in
+    /// AMQP. When it fails, or takes longer than [`connect_timeout`](Self::connect_timeout), the
+    /// connection is given up; after the first `connect`, which fails, it is tried again with
+    /// backoff.
     ///
     /// ```no_run
     /// use lapin_idempotent::{IdempotentPublisher, lapin};
@@ -194,16 +209,19 @@ impl PublisherBuilder {
         self
     }
 
-    /// Calls `observe` after every attempt, with its result. It runs in the publishing task and must not block.
+    /// Calls `observe` after every attempt, with its result. It runs in the publishing task and
+    /// must not block.
     pub fn on_attempt(mut self, observe: impl Fn(&Attempt<'_>) + Send + Sync + 'static) -> Self {
         self.worker.on_attempt = AttemptHook::new(observe);
         self
     }
 
-    /// Asks `current` for the trace context of each message that has none; called where the message is published.
+    /// Asks `current` for the trace context of each message that has none; called where the message
+    /// is published.
     ///
-    /// With OpenTelemetry, `current` injects the current context into a map by the global propagator and takes `traceparent`
-    /// from it. Without it, set [`OutgoingMessage::trace_context`](crate::OutgoingMessage::trace_context) yourself.
+    /// With OpenTelemetry, `current` injects the current context into a map by the global
+    /// propagator and takes `traceparent` from it. Without it, set
+    /// [`OutgoingMessage::trace_context`](crate::OutgoingMessage::trace_context) yourself.
     pub fn trace_context(
         mut self,
         current: impl Fn() -> Option<TraceContext> + Send + Sync + 'static,
@@ -216,28 +234,31 @@ impl PublisherBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ConnectError`] if a URI or a setting is not usable, if no node let us in, or if the topology was refused. Nothing is
-    /// retried here; once connected, the publisher reconnects by itself. See [`connect_lazy`](Self::connect_lazy).
+    /// A [`ConnectError`] if a URI or a setting is not usable, if no node let us in, or if the
+    /// topology was refused. Nothing is retried here; once connected, the publisher reconnects by
+    /// itself. See [`connect_lazy`](Self::connect_lazy).
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime. The publisher lives in the runtime that it is connected in, and ends with it: one in a `static`
-    /// does not outlive the first of several `#[tokio::test]`s.
+    /// Outside of a tokio runtime. The publisher lives in the runtime that it is connected in, and
+    /// ends with it: one in a `static` does not outlive the first of several `#[tokio::test]`s.
     pub async fn connect(self) -> Result<IdempotentPublisher, ConnectError> {
         let (setup, stamper) = self.set_up()?;
         IdempotentPublisher::connect(setup, stamper).await
     }
 
-    /// Like [`connect`](Self::connect), but returns at once and connects in the background, until it succeeds: for a service that
-    /// may start before its broker.
+    /// Like [`connect`](Self::connect), but returns at once and connects in the background, until
+    /// it succeeds: for a service that may start before its broker.
     ///
-    /// Until then the state is [`Connecting`](super::PublisherState::Connecting), and messages wait up to their deadlines. Wrong
-    /// credentials and a topology that is refused are tried again, too: `last_error` of the [`status`](IdempotentPublisher::status)
-    /// and the log say what is in the way.
+    /// Until then the state is [`Connecting`](super::PublisherState::Connecting), and messages wait
+    /// up to their deadlines. Wrong credentials and a topology that is refused are tried again,
+    /// too: `last_error` of the [`status`](IdempotentPublisher::status) and the log say what is in
+    /// the way.
     ///
     /// # Errors
     ///
-    /// A [`ConnectError`] if a URI or a setting is not usable, as far as that can be told without a broker.
+    /// A [`ConnectError`] if a URI or a setting is not usable, as far as that can be told without a
+    /// broker.
     ///
     /// # Panics
     ///

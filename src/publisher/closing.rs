@@ -10,8 +10,8 @@ use tokio::{
 use super::{payload::Payload, start::Left};
 use crate::message::OutgoingMessage;
 
-/// What the workers may take beyond the limit of a close: one look at the time, two seconds to close a connection, and some more where the
-/// machine is busy.
+/// What the workers may take beyond the limit of a close: one look at the time, two seconds to
+/// close a connection, and some more where the machine is busy.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Closes the workers, once.
@@ -29,7 +29,8 @@ impl Closing {
         let mut ended = self.ended.clone();
         let left = match timeout_at(limit + GRACE, ended.wait_for(Option::is_some)).await {
             Ok(Ok(left)) => left.clone(),
-            // The runtime has dropped the workers; or a hook of the application keeps one from ending.
+            // The runtime has dropped the workers; or a hook of the application keeps one from
+            // ending.
             Ok(Err(_)) | Err(_) => None,
         };
         let Left { payloads, unaccounted } = left.unwrap_or(Left { payloads: Vec::new(), unaccounted: true });
@@ -57,15 +58,17 @@ impl CloseError {
         &self.messages
     }
 
-    /// Takes the messages back: to publish them again or to store them. Every call of `close` gets them; they keep their IDs.
+    /// Takes the messages back: to publish them again or to store them. Every call of `close` gets
+    /// them; they keep their IDs.
     pub fn into_messages(self) -> Vec<OutgoingMessage> {
         self.messages
     }
 
     /// Whether more may be unconfirmed than [`messages`](Self::messages) holds.
     ///
-    /// So it is when a publishing task did not end: a hook blocks it, it panicked, or the runtime that connected the publisher is gone. The
-    /// messages are then with the calls that published them.
+    /// So it is when a publishing task did not end: a hook blocks it, it panicked, or the runtime
+    /// that connected the publisher is gone. The messages are then with the calls that published
+    /// them.
     pub fn is_incomplete(&self) -> bool {
         self.unaccounted
     }

@@ -1,8 +1,9 @@
 //! The publisher's connection: opened again by us, never by lapin.
 //!
-//! lapin's automatic recovery stays off. It leaves unconfirmed publishes hanging for a whole outage and reopens a channel
-//! before its topology is back. Here a generation is one connection with its channels; whatever was in flight when it
-//! ended has an unknown outcome and is published again on the next one. Generations never mix.
+//! lapin's automatic recovery stays off. It leaves unconfirmed publishes hanging for a whole outage
+//! and reopens a channel before its topology is back. Here a generation is one connection with its
+//! channels; whatever was in flight when it ended has an unknown outcome and is published again on
+//! the next one. Generations never mix.
 
 use std::{future::Future, sync::Arc};
 
@@ -26,7 +27,8 @@ impl SharedConnection {
         Self { options, topology, channels, current: Mutex::new(None) }
     }
 
-    /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new one.
+    /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new
+    /// one.
     pub(crate) async fn channel(&self) -> Result<(Arc<Connection>, Channel), ConnectError> {
         let mut current = self.current.lock().await;
         current.take_if(|connection| !connection.status().connected());
@@ -59,7 +61,8 @@ impl SharedConnection {
         self.channels > 1
     }
 
-    /// How many bytes of headers fit through a connection whose frames are smaller than was asked for.
+    /// How many bytes of headers fit through a connection whose frames are smaller than was asked
+    /// for.
     pub(crate) fn fewer_headers(&self, connection: &Connection) -> Option<usize> {
         let frame = connection.configuration().frame_max() as usize;
         (1..self.options.smallest_frame()).contains(&frame).then(|| headers_within(frame))

@@ -7,10 +7,11 @@ use crate::{
     message::{MessageId, OutgoingMessage, Stamped},
 };
 
-/// A message that is not known to be published; it comes back through [`into_message`](Self::into_message).
+/// A message that is not known to be published; it comes back through
+/// [`into_message`](Self::into_message).
 ///
-/// The message keeps the ID that it was stamped with, so publishing it again, or storing it and publishing it
-/// tomorrow, cannot make a second effect at a guarded consumer.
+/// The message keeps the ID that it was stamped with, so publishing it again, or storing it and
+/// publishing it tomorrow, cannot make a second effect at a guarded consumer.
 pub struct PublishError(Box<Inner>);
 
 struct Inner {
@@ -32,22 +33,27 @@ enum Returned {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PublishErrorKind {
-    /// The message itself cannot be sent: a field too long, a reserved header, no ID to be had. Nothing was sent.
+    /// The message itself cannot be sent: a field too long, a reserved header, no ID to be had.
+    /// Nothing was sent.
     Invalid,
-    /// The broker returned the message: no queue is bound for its exchange and routing key. Or there is no such exchange.
+    /// The broker returned the message: no queue is bound for its exchange and routing key. Or
+    /// there is no such exchange.
     Unroutable,
-    /// The broker closed the channel over the message: no permission for the exchange, or larger than the broker's limit. Or
-    /// the connection ended each of three times that the message was sent alone, while others were confirmed.
+    /// The broker closed the channel over the message: no permission for the exchange, or larger
+    /// than the broker's limit. Or the connection ended each of three times that the message was
+    /// sent alone, while others were confirmed.
     Refused,
     /// The broker nacked the message, for example because a queue is full and rejects publishes.
     Nacked,
     /// No confirm came in time.
     TimedOut,
-    /// The connection was lost, or could not be opened again, until the attempts or the time ran out.
+    /// The connection was lost, or could not be opened again, until the attempts or the time ran
+    /// out.
     Disconnected,
     /// The publisher was closed before the message was confirmed.
     Closed,
-    /// As many messages or bytes were in flight as may be; only from `try_enqueue`. Nothing was sent.
+    /// As many messages or bytes were in flight as may be; only from `try_enqueue`. Nothing was
+    /// sent.
     Full,
 }
 
@@ -84,21 +90,24 @@ impl PublishError {
 
     /// Whether some attempt may have reached a queue although no confirm came back.
     ///
-    /// False means that the broker returned or refused every attempt, or that nothing was sent at all. A nack makes it true:
-    /// when one of several queues is full and rejects publishes, RabbitMQ nacks a message that the others have (its
-    /// documentation, "Queue Length Limit"). So does the return of a message with an `x-delay` header, which the delayed
-    /// message exchange gives back and delivers later. Publishing the message again is safe in any case, as it keeps its ID.
+    /// False means that the broker returned or refused every attempt, or that nothing was sent at
+    /// all. A nack makes it true: when one of several queues is full and rejects publishes,
+    /// RabbitMQ nacks a message that the others have (its documentation, "Queue Length Limit"). So
+    /// does the return of a message with an `x-delay` header, which the delayed message exchange
+    /// gives back and delivers later. Publishing the message again is safe in any case, as it keeps
+    /// its ID.
     pub fn may_have_been_published(&self) -> bool {
         self.0.uncertain
     }
 
-    /// The reply code that the broker gave for the last attempt, when it returned the message (312, `NO_ROUTE`) or closed the
-    /// channel over it (403, 404, 406, ..).
+    /// The reply code that the broker gave for the last attempt, when it returned the message (312,
+    /// `NO_ROUTE`) or closed the channel over it (403, 404, 406, ..).
     pub fn reply_code(&self) -> Option<u16> {
         self.0.reply.as_ref().map(|reply| reply.code)
     }
 
-    /// The broker's words that come with [`reply_code`](Self::reply_code). They can hold names of exchanges and users.
+    /// The broker's words that come with [`reply_code`](Self::reply_code). They can hold names of
+    /// exchanges and users.
     pub fn reply_text(&self) -> Option<&str> {
         self.0.reply.as_ref().map(|reply| reply.text.as_str())
     }

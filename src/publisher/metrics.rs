@@ -1,4 +1,5 @@
-//! Counters and gauges through the `metrics` facade, from one status to the next: nothing is recorded per message.
+//! Counters and gauges through the `metrics` facade, from one status to the next: nothing is
+//! recorded per message.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

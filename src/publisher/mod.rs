@@ -1,8 +1,9 @@
 //! Sending: stamp, publish, confirm, retry under the same ID.
 //!
-//! [`IdempotentPublisher`] gives a message its ID once, before the first attempt. A task that owns a channel sends it, again
-//! after a nack or a lost connection, and finds out what the broker's answers prove. The verdict is a [`Receipt`] or a
-//! [`PublishError`], which says whether the message may have been published all the same.
+//! [`IdempotentPublisher`] gives a message its ID once, before the first attempt. A task that owns
+//! a channel sends it, again after a nack or a lost connection, and finds out what the broker's
+//! answers prove. The verdict is a [`Receipt`] or a [`PublishError`], which says whether the
+//! message may have been published all the same.
 
 mod builder;
 mod channel;

@@ -46,7 +46,8 @@ pub(crate) struct Forwarded {
 }
 
 impl Payload {
-    /// The frames of attempt number `attempt`. Only the attempt header differs between attempts (I6).
+    /// The frames of attempt number `attempt`. Only the attempt header differs between attempts
+    /// (I6).
     pub(super) fn frames(&self, attempt: u32) -> Result<Frames, ShortStringError> {
         Ok(match self {
             Self::Stamped(stamped) => Frames {
@@ -68,8 +69,9 @@ impl Payload {
 
     /// Whether `returned` is attempt number `attempt` of this message.
     ///
-    /// Two copies in flight to one destination are told apart by their headers alone, see [`headers_in`](Self::headers_in).
-    /// Identical ones both count as returned: the broker routes both the same way.
+    /// Two copies in flight to one destination are told apart by their headers alone, see
+    /// [`headers_in`](Self::headers_in). Identical ones both count as returned: the broker routes
+    /// both the same way.
     pub(super) fn was_returned_as(&self, attempt: u32, returned: &BasicReturnMessage) -> bool {
         let delivery = &returned.delivery;
         let id = delivery.properties.message_id().as_ref().map(ShortString::as_str);
@@ -122,7 +124,8 @@ impl Payload {
         }
     }
 
-    /// Whether the broker's delayed message exchange is to hold it, which returns what it delivers later.
+    /// Whether the broker's delayed message exchange is to hold it, which returns what it delivers
+    /// later.
     pub(super) fn is_delayed_by_broker(&self) -> bool {
         match self {
             Self::Stamped(stamped) => {
@@ -135,7 +138,8 @@ impl Payload {
     }
 }
 
-/// How many `headers` are, if all are in a returned copy. The broker takes `BCC` out, and its interceptors may add some.
+/// How many `headers` are, if all are in a returned copy. The broker takes `BCC` out, and its
+/// interceptors may add some.
 fn count_in(headers: Option<&FieldTable>, returned: &BasicReturnMessage) -> Option<usize> {
     let theirs = returned.delivery.properties.headers().as_ref();
     let ours =

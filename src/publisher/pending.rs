@@ -22,17 +22,20 @@ pub(super) struct Pending {
     pub(super) started: Instant,
 }
 
-/// What becomes of a message that was [enqueued](IdempotentPublisher::enqueue): await it for the [`Receipt`], or for the error that gives the
-/// message back.
+/// What becomes of a message that was [enqueued](IdempotentPublisher::enqueue): await it for the
+/// [`Receipt`], or for the error that gives the message back.
 ///
-/// It always resolves, at the latest when the message's deadline has passed; after that it is pending for ever. It need not be polled for
-/// the message to be published.
+/// It always resolves, at the latest when the message's deadline has passed; after that it is
+/// pending for ever. It need not be polled for the message to be published.
 ///
 /// # Dropping
 ///
-/// The message was handed over, and dropping this takes nothing back: it is published, and tried again, as if somebody waited. Unlike a
-/// [`publish_idempotent`](IdempotentPublisher::publish_idempotent) that is cancelled, where the caller has called it off. What fails unseen
-/// is logged at `WARN` and counted in [`failed`](super::PublisherStatus::failed), and the message is gone: whoever has to know keeps this.
+/// The message was handed over, and dropping this takes nothing back: it is published, and tried
+/// again, as if somebody waited. Unlike a
+/// [`publish_idempotent`](IdempotentPublisher::publish_idempotent) that is cancelled, where the
+/// caller has called it off. What fails unseen is logged at `WARN` and counted in
+/// [`failed`](super::PublisherStatus::failed), and the message is gone: whoever has to know keeps
+/// this.
 #[must_use = "a message that fails is only given back here"]
 pub struct PendingConfirm {
     publisher: IdempotentPublisher,

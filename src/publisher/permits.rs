@@ -16,7 +16,8 @@ pub(crate) struct InFlightPermits {
     bytes: Semaphore,
     max_messages: usize,
     max_bytes: u32,
-    /// The semaphore does not tell: whoever waits for many permits takes what there is while it waits.
+    /// The semaphore does not tell: whoever waits for many permits takes what there is while it
+    /// waits.
     held_bytes: AtomicUsize,
 }
 
@@ -45,7 +46,8 @@ impl InFlightPermits {
         }
     }
 
-    /// What a body takes of the room. One that is larger than all of it takes all, so that it can be sent, alone.
+    /// What a body takes of the room. One that is larger than all of it takes all, so that it can
+    /// be sent, alone.
     fn weight(&self, body: usize) -> u32 {
         u32::try_from(body).map_or(self.max_bytes, |bytes| bytes.min(self.max_bytes))
     }

@@ -35,14 +35,16 @@ use crate::{
 /// No deadline is further away: an `Instant` cannot be moved by every duration.
 const FAR_FUTURE: Duration = Duration::from_secs(365 * 86_400);
 
-/// Publishes messages under a message ID that stays the same over all attempts, and knows when they are published.
+/// Publishes messages under a message ID that stays the same over all attempts, and knows when they
+/// are published.
 ///
-/// `Ok` means that the broker confirmed this very message and did not return it. A message without a confirm
-/// is never reported as published; it is sent again, with the same ID and body, until it is confirmed or its
-/// [`RetryPolicy`](super::RetryPolicy) ends. A queue can therefore hold several copies of it, which is what the
-/// consumer's guard is for.
+/// `Ok` means that the broker confirmed this very message and did not return it. A message without
+/// a confirm is never reported as published; it is sent again, with the same ID and body, until it
+/// is confirmed or its [`RetryPolicy`](super::RetryPolicy) ends. A queue can therefore hold several
+/// copies of it, which is what the consumer's guard is for.
 ///
-/// Clones share the connection. When the last one is dropped, the connection closes after what is in flight is answered.
+/// Clones share the connection. When the last one is dropped, the connection closes after what is
+/// in flight is answered.
 #[derive(Clone)]
 pub struct IdempotentPublisher {
     inner: Arc<Inner>,
@@ -61,16 +63,18 @@ struct Inner {
 }
 
 impl IdempotentPublisher {
-    /// Starts to set up a publisher for a broker URI, such as `amqp://user:password@host:5672/vhost`.
+    /// Starts to set up a publisher for a broker URI, such as
+    /// `amqp://user:password@host:5672/vhost`.
     ///
-    /// Query parameters: `heartbeat` (seconds, default 10), `frame_max` (bytes, default 32,768; headers have to fit into one; RabbitMQ
-    /// 4.1 and later refuse less than 8,192, and so does this), `channel_max`, `auth_mechanism`. A parameter that would be
-    /// ignored is an error.
+    /// Query parameters: `heartbeat` (seconds, default 10), `frame_max` (bytes, default 32,768;
+    /// headers have to fit into one; RabbitMQ 4.1 and later refuse less than 8,192, and so does
+    /// this), `channel_max`, `auth_mechanism`. A parameter that would be ignored is an error.
     pub fn builder(uri: impl AsRef<str>) -> PublisherBuilder {
         PublisherBuilder::new([uri.as_ref()])
     }
 
-    /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them in random order.
+    /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them
+    /// in random order.
     pub fn builder_for_cluster(uris: impl IntoIterator<Item = impl AsRef<str>>) -> PublisherBuilder {
         PublisherBuilder::new(uris)
     }
@@ -102,18 +106,21 @@ impl IdempotentPublisher {
 
     /// Publishes one message and waits for its confirm.
     ///
-    /// The ID is the message's own, or else derived from its idempotency key, or else made by the builder's
-    /// [`IdStrategy`](crate::IdStrategy). Calls may run concurrently; they share the window of `max_in_flight`.
+    /// The ID is the message's own, or else derived from its idempotency key, or else made by the
+    /// builder's [`IdStrategy`](crate::IdStrategy). Calls may run concurrently; they share the
+    /// window of `max_in_flight`.
     ///
     /// # Errors
     ///
-    /// A [`PublishError`], whose kind tells whether the message was invalid, unroutable, nacked, not confirmed in time, or
-    /// whether the connection was lost for too long; it gives the message back, with its ID.
+    /// A [`PublishError`], whose kind tells whether the message was invalid, unroutable, nacked,
+    /// not confirmed in time, or whether the connection was lost for too long; it gives the message
+    /// back, with its ID.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future before its first poll publishes nothing. Afterwards the message may be published, once or,
-    /// if an attempt was under way, unconfirmed; it is not tried again, and its confirm is still awaited internally.
+    /// Dropping the future before its first poll publishes nothing. Afterwards the message may be
+    /// published, once or, if an attempt was under way, unconfirmed; it is not tried again, and its
+    /// confirm is still awaited internally.
     pub async fn publish_idempotent(&self, message: OutgoingMessage) -> Result<Receipt, PublishError> {
         let started = Instant::now();
         let stamped = self.stamp(message)?;
@@ -128,11 +135,12 @@ impl IdempotentPublisher {
         self.conclude(pending, reply.ok())
     }
 
-    /// Hands a message over, and returns as soon as there is a permit for it; its confirm is awaited later.
+    /// Hands a message over, and returns as soon as there is a permit for it; its confirm is
+    /// awaited later.
     ///
-    /// Messages are sent in the order in which they were handed over, so who enqueues one after the other publishes in order, over one
-    /// connection and one channel, as long as nothing has to be sent again. [`publish_stream`](Self::publish_stream) does the same for
-    /// a stream.
+    /// Messages are sent in the order in which they were handed over, so who enqueues one after the
+    /// other publishes in order, over one connection and one channel, as long as nothing has to be
+    /// sent again. [`publish_stream`](Self::publish_stream) does the same for a stream.
     ///
     /// ```no_run
     /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) -> Result<(), lapin_idempotent::BoxError> {
@@ -147,12 +155,13 @@ impl IdempotentPublisher {
     ///
     /// # Errors
     ///
-    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no permit became free before the message's deadline. What
-    /// happens to it later, [`PendingConfirm`] tells.
+    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no permit became
+    /// free before the message's deadline. What happens to it later, [`PendingConfirm`] tells.
     ///
     /// # Cancellation
     ///
-    /// Dropping the future publishes nothing. For the [`PendingConfirm`] it is different, see there.
+    /// Dropping the future publishes nothing. For the [`PendingConfirm`] it is different, see
+    /// there.
     pub async fn enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
         let started = Instant::now();
         let stamped = self.stamp(message)?;
@@ -183,16 +192,18 @@ impl IdempotentPublisher {
         Err(self.refused(kind, stamped, &span, started))
     }
 
-    /// Waits until everything is answered that was handed over before this call, by any clone: confirmed, or failed.
+    /// Waits until everything is answered that was handed over before this call, by any clone:
+    /// confirmed, or failed.
     ///
-    /// It says nothing of success: that the calls are told, and each [`PendingConfirm`]. What is handed over meanwhile is neither
-    /// waited for nor held up. It ends at the latest when the last deadline of those messages has passed. Dropping the future leaves
-    /// nothing behind.
+    /// It says nothing of success: that the calls are told, and each [`PendingConfirm`]. What is
+    /// handed over meanwhile is neither waited for nor held up. It ends at the latest when the last
+    /// deadline of those messages has passed. Dropping the future leaves nothing behind.
     pub async fn flush(&self) {
         self.inner.handed.flush().await;
     }
 
-    /// Publishes many messages, pipelined, and yields one result per message in the order of the messages.
+    /// Publishes many messages, pipelined, and yields one result per message in the order of the
+    /// messages.
     ///
     /// See [`publish_stream`](Self::publish_stream).
     pub fn publish_all<I>(&self, messages: I) -> PublishAll<stream::Iter<I::IntoIter>>
@@ -202,10 +213,12 @@ impl IdempotentPublisher {
         self.publish_stream(stream::iter(messages))
     }
 
-    /// Publishes a stream of messages, pipelined up to `max_in_flight`, and yields one result per message, in order.
+    /// Publishes a stream of messages, pipelined up to `max_in_flight`, and yields one result per
+    /// message, in order.
     ///
-    /// A failed message does not stop the others. Nothing is sent until the stream is polled; dropping it leaves what
-    /// was taken from the source as [`publish_idempotent`](Self::publish_idempotent) does when it is cancelled.
+    /// A failed message does not stop the others. Nothing is sent until the stream is polled;
+    /// dropping it leaves what was taken from the source as
+    /// [`publish_idempotent`](Self::publish_idempotent) does when it is cancelled.
     pub fn publish_stream<S>(&self, messages: S) -> PublishAll<S>
     where
         S: Stream<Item = OutgoingMessage>,
@@ -213,18 +226,20 @@ impl IdempotentPublisher {
         PublishAll::new(self.clone(), messages)
     }
 
-    /// Closes the publisher for all its clones: waits for what is in flight for at most `limit`, then disconnects.
+    /// Closes the publisher for all its clones: waits for what is in flight for at most `limit`,
+    /// then disconnects.
     ///
     /// New publishes fail with [`PublishErrorKind::Closed`] at once. Pending ones are answered.
     ///
-    /// There is one end, and every call waits for it and gets the same answer, also one that comes when all is over. If several give a
-    /// limit, the earliest counts. A call takes at most three seconds longer than its limit: two to say goodbye to a broker that does not
-    /// answer, and one to spare.
+    /// There is one end, and every call waits for it and gets the same answer, also one that comes
+    /// when all is over. If several give a limit, the earliest counts. A call takes at most three
+    /// seconds longer than its limit: two to say goodbye to a broker that does not answer, and one
+    /// to spare.
     ///
     /// # Errors
     ///
-    /// A [`CloseError`] with the messages that were still unconfirmed. Their pending calls fail with
-    /// [`PublishErrorKind::Closed`]; each of them may have been published.
+    /// A [`CloseError`] with the messages that were still unconfirmed. Their pending calls fail
+    /// with [`PublishErrorKind::Closed`]; each of them may have been published.
     ///
     /// # Cancellation
     ///
@@ -239,7 +254,8 @@ impl IdempotentPublisher {
         self.inner.monitor.status()
     }
 
-    /// Follows how the publisher is doing: a change of its connections at once, counters a few times a second.
+    /// Follows how the publisher is doing: a change of its connections at once, counters a few
+    /// times a second.
     pub fn watch(&self) -> watch::Receiver<PublisherStatus> {
         self.inner.monitor.subscribe()
     }

@@ -29,7 +29,8 @@ use super::{
 };
 use crate::message::{OutgoingMessage, Stamped};
 
-/// The results of [`IdempotentPublisher::publish_all`], one per message and in the order of the messages.
+/// The results of [`IdempotentPublisher::publish_all`], one per message and in the order of the
+/// messages.
 #[must_use = "nothing is published until the stream is polled"]
 pub struct PublishAll<S> {
     publisher: IdempotentPublisher,
@@ -73,7 +74,8 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
 
     /// Hands messages over while there are both messages and permits.
     fn fill(&mut self, cx: &mut Context<'_>) {
-        // Results are given in order, so one slow message holds those behind it: they are bounded, too.
+        // Results are given in order, so one slow message holds those behind it: they are bounded,
+        // too.
         while self.pending.len() < self.limit {
             let staged = match self.next.take() {
                 Some(staged) => staged,

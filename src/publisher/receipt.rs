@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::message::MessageId;
 
-/// Proof that the broker took responsibility for a message: its own publisher confirm came, and it was not returned.
+/// Proof that the broker took responsibility for a message: its own publisher confirm came, and it
+/// was not returned.
 ///
-/// For a persistent message on a durable queue that means written to disk, or to a majority of a quorum queue's
-/// members (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
+/// For a persistent message on a durable queue that means written to disk, or to a majority of a
+/// quorum queue's members (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     message_id: MessageId,

@@ -9,12 +9,13 @@ const LONGEST_DELAY: Duration = Duration::from_secs(365 * 86_400);
 
 /// Exponential backoff with jitter, bounded by attempts and by total time.
 ///
-/// All attempts of one message carry the same message ID and the same body, so trying again never makes a second
-/// effect at a guarded consumer.
+/// All attempts of one message carry the same message ID and the same body, so trying again never
+/// makes a second effect at a guarded consumer.
 ///
-/// The delay before attempt `n + 1` is `initial_delay * factor^(n - 1)`, at most `max_delay`, then spread by the
-/// jitter. A message whose connection was lost does not wait: it is published again as soon as the broker is back. If
-/// connections end one after the other without a single confirm, there is a growing pause before each, of up to 3 seconds.
+/// The delay before attempt `n + 1` is `initial_delay * factor^(n - 1)`, at most `max_delay`, then
+/// spread by the jitter. A message whose connection was lost does not wait: it is published again
+/// as soon as the broker is back. If connections end one after the other without a single confirm,
+/// there is a growing pause before each, of up to 3 seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     max_attempts: u32,
@@ -37,7 +38,8 @@ struct Retries {
 }
 
 impl Default for RetryPolicy {
-    /// Ten attempts within 30 seconds; delays from 100 milliseconds, doubling up to 5 seconds, spread by half.
+    /// Ten attempts within 30 seconds; delays from 100 milliseconds, doubling up to 5 seconds,
+    /// spread by half.
     fn default() -> Self {
         Self {
             max_attempts: 10,
@@ -59,16 +61,18 @@ impl RetryPolicy {
 
     /// How often one message is sent at most, the first time included; at least 1.
     ///
-    /// A message that the broker closes a channel or a connection over is found by sending what was in flight in smaller and
-    /// smaller groups. The attempts that this costs the others do not count, unless this is 1. An attempt counts from when
-    /// it is handed to the connection, even if the connection then ends before its frames are written.
+    /// A message that the broker closes a channel or a connection over is found by sending what was
+    /// in flight in smaller and smaller groups. The attempts that this costs the others do not
+    /// count, unless this is 1. An attempt counts from when it is handed to the connection, even if
+    /// the connection then ends before its frames are written.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);
         self
     }
 
-    /// How long one message may take in all: waiting for capacity, reconnects, confirms and retries together.
+    /// How long one message may take in all: waiting for capacity, reconnects, confirms and retries
+    /// together.
     ///
     /// When it has passed, the publish fails with the kind of its last failure.
     #[must_use]
@@ -98,14 +102,16 @@ impl RetryPolicy {
         self
     }
 
-    /// The spread of each delay, from 0 (none) to 1: a delay `d` becomes a random one in `d * (1 ± jitter)`.
+    /// The spread of each delay, from 0 (none) to 1: a delay `d` becomes a random one in `d * (1 ±
+    /// jitter)`.
     #[must_use]
     pub fn jitter(mut self, jitter: f64) -> Self {
         self.jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
         self
     }
 
-    /// Whether a returned (unroutable) message is tried again, for a topology that may not be there yet.
+    /// Whether a returned (unroutable) message is tried again, for a topology that may not be there
+    /// yet.
     ///
     /// Off by default: the publish then fails at once.
     #[must_use]
@@ -114,7 +120,8 @@ impl RetryPolicy {
         self
     }
 
-    /// Whether a nacked message is tried again, for a queue that is full or a leader that moves. On by default.
+    /// Whether a nacked message is tried again, for a queue that is full or a leader that moves. On
+    /// by default.
     #[must_use]
     pub fn retry_nacked(mut self, retry: bool) -> Self {
         self.retries.nacked = retry;
@@ -123,17 +130,20 @@ impl RetryPolicy {
 
     /// Whether a message whose confirm did not come in time is tried again. On by default.
     ///
-    /// Without it such a publish fails, and [`may_have_been_published`](super::PublishError::may_have_been_published).
+    /// Without it such a publish fails, and
+    /// [`may_have_been_published`](super::PublishError::may_have_been_published).
     #[must_use]
     pub fn retry_timed_out(mut self, retry: bool) -> Self {
         self.retries.timed_out = retry;
         self
     }
 
-    /// Whether a message that was unconfirmed when its connection ended is tried again. On by default.
+    /// Whether a message that was unconfirmed when its connection ended is tried again. On by
+    /// default.
     ///
-    /// Without it such a publish fails, and [`may_have_been_published`](super::PublishError::may_have_been_published). A
-    /// message that was not sent yet waits for the next connection in any case.
+    /// Without it such a publish fails, and
+    /// [`may_have_been_published`](super::PublishError::may_have_been_published). A message that
+    /// was not sent yet waits for the next connection in any case.
     #[must_use]
     pub fn retry_disconnected(mut self, retry: bool) -> Self {
         self.retries.disconnected = retry;
@@ -170,7 +180,8 @@ impl RetryPolicy {
         self.jitter
     }
 
-    /// Whether a message that failed like this is tried again, as long as there are attempts and time left.
+    /// Whether a message that failed like this is tried again, as long as there are attempts and
+    /// time left.
     pub fn is_retried(&self, kind: PublishErrorKind) -> bool {
         match kind {
             PublishErrorKind::Nacked => self.retries.nacked,
@@ -213,10 +224,11 @@ impl RetryPolicy {
     }
 }
 
-/// Takes interval, multiplier, randomization factor and total time; attempts are not limited by `backoff`.
+/// Takes interval, multiplier, randomization factor and total time; attempts are not limited by
+/// `backoff`.
 ///
-/// `backoff` applies its jitter after its cap, so its longest delay can be half as long again; here the cap holds.
-/// No total time (`None`) becomes one day, because every publish has a deadline.
+/// `backoff` applies its jitter after its cap, so its longest delay can be half as long again; here
+/// the cap holds. No total time (`None`) becomes one day, because every publish has a deadline.
 #[cfg(feature = "backoff")]
 #[cfg_attr(docsrs, doc(cfg(feature = "backoff")))]
 impl From<backoff::ExponentialBackoff> for RetryPolicy {

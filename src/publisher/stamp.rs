@@ -16,8 +16,8 @@ pub(crate) struct Limits {
     headers: usize,
 }
 
-/// How many bytes of headers fit into a frame: all properties travel in one. The rest is for those that are not headers, short
-/// strings of up to 256 bytes.
+/// How many bytes of headers fit into a frame: all properties travel in one. The rest is for those
+/// that are not headers, short strings of up to 256 bytes.
 pub(super) fn headers_within(frame: usize) -> usize {
     frame.saturating_sub(3_072)
 }

@@ -155,8 +155,8 @@ impl Drop for AtTheEnd {
     }
 }
 
-/// Runs a worker to its end. If it panics, what it had in flight fails, as it may have been published; the rest goes on, on a
-/// new channel.
+/// Runs a worker to its end. If it panics, what it had in flight fails, as it may have been
+/// published; the rest goes on, on a new channel.
 async fn keep(
     mut worker: ChannelWorker,
     number: usize,

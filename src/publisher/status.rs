@@ -9,9 +9,11 @@ use tokio::sync::watch;
 
 use super::{error::PublishErrorKind, permits::InFlightPermits};
 
-/// How a publisher is doing, at one moment; see [`IdempotentPublisher::status`](super::IdempotentPublisher::status).
+/// How a publisher is doing, at one moment; see
+/// [`IdempotentPublisher::status`](super::IdempotentPublisher::status).
 ///
-/// The counters go up from zero. One message can count several times: nacked, then returned, then confirmed.
+/// The counters go up from zero. One message can count several times: nacked, then returned, then
+/// confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PublisherStatus {
@@ -43,7 +45,8 @@ pub struct PublisherStatus {
     pub disconnected: u64,
     /// Calls that ended in a `PublishError`.
     pub failed: u64,
-    /// How often a channel was opened anew: its connection was lost, the broker closed it, or it did nothing but nack.
+    /// How often a channel was opened anew: its connection was lost, the broker closed it, or it
+    /// did nothing but nack.
     pub reconnects: u64,
     /// What went wrong with a connection last; holds no credentials.
     pub last_error: Option<String>,
@@ -66,7 +69,8 @@ impl PublisherStatus {
 #[non_exhaustive]
 pub enum PublisherState {
     /// There was no connection yet; one is being opened. Only after
-    /// [`connect_lazy`](super::PublisherBuilder::connect_lazy); `last_error` says what is in the way.
+    /// [`connect_lazy`](super::PublisherBuilder::connect_lazy); `last_error` says what is in the
+    /// way.
     Connecting,
     /// At least one connection takes messages.
     Connected,
@@ -252,7 +256,8 @@ impl Monitor {
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<PublisherStatus> {
         let receiver = self.watch.subscribe();
-        // Afterwards: without a receiver there is nobody to report to, and the first look would be at an old state.
+        // Afterwards: without a receiver there is nobody to report to, and the first look would be
+        // at an old state.
         self.report();
         receiver
     }

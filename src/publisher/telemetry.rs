@@ -13,7 +13,8 @@ use crate::{
     message::{MessageId, OutgoingMessage, Stamped, TraceContext},
 };
 
-/// One attempt to publish a message, and how it ended; what an [`on_attempt`](super::PublisherBuilder::on_attempt) hook is shown.
+/// One attempt to publish a message, and how it ended; what an
+/// [`on_attempt`](super::PublisherBuilder::on_attempt) hook is shown.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Attempt<'a> {
@@ -82,7 +83,8 @@ impl fmt::Debug for ContextSource {
     }
 }
 
-/// The span of one publish, from the call to the verdict. Names are those of OpenTelemetry's messaging conventions.
+/// The span of one publish, from the call to the verdict. Names are those of OpenTelemetry's
+/// messaging conventions.
 pub(super) fn span(stamped: &Stamped) -> Span {
     let message = &stamped.message;
     tracing::info_span!(

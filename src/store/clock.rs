@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 /// Tells a store in memory the time.
 ///
-/// Leases and the retention are measured with it, so it should run as fast as time does. It may be set back: a lease then lasts
-/// longer and an identity is remembered longer, but nothing is forgotten early.
+/// Leases and the retention are measured with it, so it should run as fast as time does. It may be
+/// set back: a lease then lasts longer and an identity is remembered longer, but nothing is
+/// forgotten early.
 pub trait Clock: Send + Sync + 'static {
     /// The time.
     fn now(&self) -> SystemTime;
@@ -19,7 +20,8 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     }
 }
 
-/// The system's time at its creation, and the monotonic time that has passed since: steps of the system's clock do not show.
+/// The system's time at its creation, and the monotonic time that has passed since: steps of the
+/// system's clock do not show.
 ///
 /// Tokio's monotonic clock, so that it stands still while tokio's time is paused.
 pub(super) struct SteadyClock {

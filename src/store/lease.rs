@@ -13,10 +13,11 @@ use crate::{
 /// How long a lease runs unless it is renewed, if nothing else is said.
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 
-/// Renews a lease at a third of its time, so that two renewals may fail before it runs out; ends when the lease is lost.
+/// Renews a lease at a third of its time, so that two renewals may fail before it runs out; ends
+/// when the lease is lost.
 ///
-/// A store that does not answer is asked again until the lease has run out by this process's clock: from then on somebody else
-/// may hold it.
+/// A store that does not answer is asked again until the lease has run out by this process's clock:
+/// from then on somebody else may hold it.
 pub(super) fn keep_alive<R, F>(lease: Duration, renew: R) -> BoxFuture<'static, StoreError>
 where
     R: Fn() -> F + Send + 'static,

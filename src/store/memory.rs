@@ -26,9 +26,10 @@ const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Remembers identities in memory: for tests, and for effects that end with the process.
 ///
-/// The session is a [`Lease`]. Whatever is remembered is lost when the process ends, and is not shared with other processes.
-/// Bounded: when `capacity` identities are remembered, further claims are refused with [`StoreErrorKind::Full`] until
-/// some are purged, because forgetting one early could double an effect. Only a lease that has run out gives its room up.
+/// The session is a [`Lease`]. Whatever is remembered is lost when the process ends, and is not
+/// shared with other processes. Bounded: when `capacity` identities are remembered, further claims
+/// are refused with [`StoreErrorKind::Full`] until some are purged, because forgetting one early
+/// could double an effect. Only a lease that has run out gives its room up.
 ///
 /// Clones share their content.
 #[derive(Clone)]
@@ -49,7 +50,8 @@ struct State {
     records: HashMap<Identity, Record>,
     /// Leases in the order in which they run out, so that an abandoned one is found without a scan.
     leased: BTreeMap<Moment, Identity>,
-    /// Completed identities in the order of their completion, so that a purge looks at no more than it forgets.
+    /// Completed identities in the order of their completion, so that a purge looks at no more than
+    /// it forgets.
     completed: BTreeMap<Moment, Identity>,
     /// One counter for all identities: tokens grow over releases and purges, too.
     last_token: u64,
@@ -72,7 +74,8 @@ impl MemoryStore {
         }
     }
 
-    /// How long a lease runs unless it is renewed; it is renewed while the handler runs. Default: 30 seconds; at most a year.
+    /// How long a lease runs unless it is renewed; it is renewed while the handler runs. Default:
+    /// 30 seconds; at most a year.
     ///
     /// Holds for claims through this handle and its later clones.
     #[must_use]
@@ -81,10 +84,12 @@ impl MemoryStore {
         self
     }
 
-    /// The clock that measures leases and the retention. Set it before the store is cloned: earlier clones keep theirs.
+    /// The clock that measures leases and the retention. Set it before the store is cloned: earlier
+    /// clones keep theirs.
     ///
-    /// By default the system's time when the store was made, and the monotonic time since: when somebody sets the system's clock,
-    /// no lease ends and nothing is purged because of it. [`keep_alive`](IdempotencyStore::keep_alive) waits in tokio's time with any clock.
+    /// By default the system's time when the store was made, and the monotonic time since: when
+    /// somebody sets the system's clock, no lease ends and nothing is purged because of it.
+    /// [`keep_alive`](IdempotencyStore::keep_alive) waits in tokio's time with any clock.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);

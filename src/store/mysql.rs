@@ -17,19 +17,23 @@ use crate::{
     message::MessageId,
 };
 
-/// Remembers identities in a MySQL or MariaDB table (InnoDB), in the transaction that the handler writes its effects in. See
-/// [`SqlStore`] for what is guaranteed.
+/// Remembers identities in a MySQL or MariaDB table (InnoDB), in the transaction that the handler
+/// writes its effects in. See [`SqlStore`] for what is guaranteed.
 ///
-/// * The effects' tables must be transactional too: MyISAM, and any DDL statement in a handler (MySQL commits before it), break the
-///   guarantee. A transaction that was ended that way fails to complete.
-/// * The store sets `innodb_lock_wait_timeout`, `lock_wait_timeout`, and the limits for statements and idle transactions, on the sessions of the pool whenever
-///   it begins a transaction, and they stay set.
-/// * A commit is as durable as `innodb_flush_log_at_trx_commit` and `sync_binlog` make it: both must be 1.
+/// * The effects' tables must be transactional too: MyISAM, and any DDL statement in a handler
+///   (MySQL commits before it), break the guarantee. A transaction that was ended that way fails to
+///   complete.
+/// * The store sets `innodb_lock_wait_timeout`, `lock_wait_timeout`, and the limits for statements
+///   and idle transactions, on the sessions of the pool whenever it begins a transaction, and they
+///   stay set.
+/// * A commit is as durable as `innodb_flush_log_at_trx_commit` and `sync_binlog` make it: both
+///   must be 1.
 pub type MySqlStore = SqlStore<MySql>;
 
 /// The session of a [`MySqlStore`]: the transaction that the handler writes its effects in.
 ///
-/// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are fine.
+/// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are
+/// fine.
 pub type MySqlTransaction = Transaction<'static, MySql>;
 
 const WORDS: Syntax = Syntax {
@@ -71,8 +75,9 @@ impl SqlDatabase for MySql {
 
 impl Dialect for MySql {
     const QUOTE: char = '`';
-    // A deadlock ends the transaction on the server, and what the handler does afterwards is committed statement by statement. The savepoint
-    // tells: it ends with the transaction, and releasing what is not there is error 1305, after which nothing else is run.
+    // A deadlock ends the transaction on the server, and what the handler does afterwards is
+    // committed statement by statement. The savepoint tells: it ends with the transaction, and
+    // releasing what is not there is error 1305, after which nothing else is run.
     const COMMIT: &'static str = "RELEASE SAVEPOINT lapin_idempotent; COMMIT";
     const ROLLBACK: &'static str = "ROLLBACK";
     const ONE_WRITER: bool = false;
@@ -107,8 +112,9 @@ impl Dialect for MySql {
         by_number(error.number())
     }
 
-    /// Inserts plainly, and looks only when a row is there already: `INSERT IGNORE` would hide other errors, and with
-    /// `ON DUPLICATE KEY UPDATE` the server does not tell which rows were new.
+    /// Inserts plainly, and looks only when a row is there already: `INSERT IGNORE` would hide
+    /// other errors, and with `ON DUPLICATE KEY UPDATE` the server does not tell which rows were
+    /// new.
     async fn insert(
         connection: &mut MySqlConnection,
         statements: &Statements,
@@ -211,29 +217,33 @@ impl Dialect for MySql {
 fn by_number(number: u16) -> Cause {
     match number {
         1062 => Cause::Duplicate,
-        // A deadlock (Galera's failed certification is one, too), a write conflict with a snapshot (MariaDB 11), a table that was altered since the
-        // transaction began, a member of a group that was rolled back at its commit.
+        // A deadlock (Galera's failed certification is one, too), a write conflict with a snapshot
+        // (MariaDB 11), a table that was altered since the transaction began, a member of a group
+        // that was rolled back at its commit.
         1213 | 1020 | 1412 | 3101 => Cause::Conflict,
-        // The lock waits, for rows and for tables, and the statement time-outs of MariaDB and MySQL.
+        // The lock waits, for rows and for tables, and the statement time-outs of MariaDB and
+        // MySQL.
         1205 | 1969 | 3024 => Cause::Busy,
         1146 | 1054 | 1049 => Cause::Schema,
-        // --read-only and --super-read-only, a server that is set to read only, a transaction that is.
+        // --read-only and --super-read-only, a server that is set to read only, a transaction that
+        // is.
         1290 | 1836 | 1792 => Cause::ReadOnly,
         // The server shuts down, the connection was killed, or was idle for too long.
         1053 | 1317 | 1927 | 4030 | 4031 | 1040 | 1077 | 1079 => Cause::Unavailable,
-        // A node without its Galera cluster. The commit, or a replication plugin's part in it, failed in the server: what became of it shows at the
-        // next claim.
+        // A node without its Galera cluster. The commit, or a replication plugin's part in it,
+        // failed in the server: what became of it shows at the next claim.
         1047 | 1180 | 3100 => Cause::Unavailable,
-        // NULL, out of range, truncated, wrong value, no default, a character that the column lacks, too long, a foreign key, CHECK OPTION, no
-        // partition, SIGNAL, CHECK of MySQL and of MariaDB.
+        // NULL, out of range, truncated, wrong value, no default, a character that the column
+        // lacks, too long, a foreign key, CHECK OPTION, no partition, SIGNAL, CHECK of MySQL and of
+        // MariaDB.
         1048 | 1264 | 1265 | 1292 | 1364 | 1366 | 1406 | 1216 | 1452 | 1369 | 1526 | 1644 | 1690 | 3819
         | 4025 => Cause::Row,
         _ => Cause::Refused,
     }
 }
 
-/// The rows as literals: one round trip, where bound values would be prepared anew for every size of a batch. Hexadecimal, so that no
-/// byte of an ID can be anything else than data.
+/// The rows as literals: one round trip, where bound values would be prepared anew for every size
+/// of a batch. Hexadecimal, so that no byte of an ID can be anything else than data.
 fn insert<'a>(prefix: &str, rows: impl Iterator<Item = &'a ClaimRequest>, lease: Option<NewLease>) -> String {
     let mut sql = prefix.to_owned();
     for (index, row) in rows.enumerate() {

@@ -19,19 +19,21 @@ use crate::{
     message::MessageId,
 };
 
-/// Remembers identities in a SQLite table, in the transaction that the handler writes its effects in. See [`SqlStore`] for what
-/// is guaranteed.
+/// Remembers identities in a SQLite table, in the transaction that the handler writes its effects
+/// in. See [`SqlStore`] for what is guaranteed.
 ///
-/// A transaction holds the database's write lock from the claim to the commit, so messages are handled one at a time, in all
-/// processes together. `connect` takes `sqlite:orders.db`, a path, or `sqlite::memory:`, creates the file if it is missing, and keeps one
-/// connection; read through a pool of your own. It sets WAL mode with `synchronous=FULL`: a commit survives a power loss as far as the disk
-/// keeps its word (with `NORMAL`, WAL mode may lose the last commits; SQLite, "PRAGMA synchronous").
+/// A transaction holds the database's write lock from the claim to the commit, so messages are
+/// handled one at a time, in all processes together. `connect` takes `sqlite:orders.db`, a path, or
+/// `sqlite::memory:`, creates the file if it is missing, and keeps one connection; read through a
+/// pool of your own. It sets WAL mode with `synchronous=FULL`: a commit survives a power loss as
+/// far as the disk keeps its word (with `NORMAL`, WAL mode may lose the last commits; SQLite,
+/// "PRAGMA synchronous").
 pub type SqliteStore = SqlStore<Sqlite>;
 
 /// The session of a [`SqliteStore`]: the transaction that the handler writes its effects in.
 ///
-/// Run statements on `&mut **tx`. Do not commit or roll back, nor use `OR ROLLBACK`: whatever is written after that would not be in
-/// the guard's transaction.
+/// Run statements on `&mut **tx`. Do not commit or roll back, nor use `OR ROLLBACK`: whatever is
+/// written after that would not be in the guard's transaction.
 pub type SqliteTransaction = Transaction<'static, Sqlite>;
 
 const WORDS: Syntax = Syntax {
@@ -69,10 +71,12 @@ impl SqlDatabase for Sqlite {
 
 impl Dialect for Sqlite {
     const QUOTE: char = '"';
-    // COMMIT fails without a transaction: after some errors, and after `OR ROLLBACK`, SQLite has ended it by itself.
+    // COMMIT fails without a transaction: after some errors, and after `OR ROLLBACK`, SQLite has
+    // ended it by itself.
     const COMMIT: &'static str = "COMMIT; BEGIN";
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
-    // The driver still counts the transaction that SQLite ended, and would refuse to begin another one; it gets an empty one to roll back.
+    // The driver still counts the transaction that SQLite ended, and would refuse to begin another
+    // one; it gets an empty one to roll back.
     const ONE_WRITER: bool = true;
     const AFTER_FAILURE: Option<&'static str> = Some("BEGIN");
     const COLUMNS: &'static str = "SELECT name FROM pragma_table_info(?1, NULLIF(?2, ''))";
@@ -81,8 +85,8 @@ impl Dialect for Sqlite {
                                    pragma_index_info(list.name, NULLIF(?2, '')) AS info \
                                    WHERE info.seqno = 0 AND info.name = 'processed_at'";
 
-    /// IMMEDIATE takes the write lock now: a transaction that starts as a reader may fail with `SQLITE_BUSY` at its first write, and
-    /// waiting would not help it.
+    /// IMMEDIATE takes the write lock now: a transaction that starts as a reader may fail with
+    /// `SQLITE_BUSY` at its first write, and waiting would not help it.
     fn begin(limits: &Limits) -> String {
         format!("PRAGMA busy_timeout = {}; BEGIN IMMEDIATE", millis(limits.lock))
     }
@@ -112,7 +116,8 @@ impl Dialect for Sqlite {
             (_, 18..=20) => Cause::Row,
             // SQLITE_BUSY, SQLITE_LOCKED
             (_, 5 | 6) => Cause::Busy,
-            // SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_PROTOCOL, SQLITE_NOTADB
+            // SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_PROTOCOL,
+            // SQLITE_NOTADB
             (_, 10 | 11 | 13 | 14 | 15 | 26) => Cause::Unavailable,
             _ if error.message().starts_with("no such table") => Cause::Schema,
             _ if error.message().starts_with("no such column") => Cause::Schema,

@@ -1,4 +1,5 @@
-//! What a consumer runs: a row for each debit, in the guard's transaction; now and then a slow handler, and debits that fail again and again.
+//! What a consumer runs: a row for each debit, in the guard's transaction; now and then a slow
+//! handler, and debits that fail again and again.
 
 use std::time::Duration;
 
@@ -42,7 +43,8 @@ impl IdempotentHandler<PostgresStore> for Book {
         insert.bind(i64::try_from(debit.number)?).bind(debit.amount).execute(&mut **tx).await?;
         let mut random = Rng::new();
         let slow = (random.u8(..) < 3).then(|| Duration::from_millis(random.u64(5..100)));
-        // Often enough in a row that some go through a delay queue, and not so often that any is parked.
+        // Often enough in a row that some go through a delay queue, and not so often that any is
+        // parked.
         let fails = debit.number.is_multiple_of(300) && random.bool();
         if let Some(time) = slow {
             tokio::time::sleep(time).await;

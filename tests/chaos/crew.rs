@@ -87,7 +87,8 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// `publish` and `consume` are the arguments of each process, but for its connections and its journal.
+    /// `publish` and `consume` are the arguments of each process, but for its connections and its
+    /// journal.
     pub async fn start(stage: &Stage, dir: &Path, publish: &[Vec<String>], consume: &[String]) -> Self {
         let (mut publishers, mut consumers) = (Vec::new(), Vec::new());
         for (n, role) in publish.iter().enumerate() {
@@ -101,8 +102,8 @@ impl Crew {
         Self { publishers: locked(publishers), consumers: locked(consumers), restarts: AtomicUsize::new(0) }
     }
 
-    /// Starts those again that have ended and should not have: one that cannot connect at its start gives up. A place that is locked is somebody's
-    /// who sees to it.
+    /// Starts those again that have ended and should not have: one that cannot connect at its start
+    /// gives up. A place that is locked is somebody's who sees to it.
     pub fn supervise(&self) {
         for slot in self.publishers.iter().chain(&self.consumers) {
             let Ok(mut slot) = slot.try_lock() else { continue };

@@ -223,7 +223,8 @@ async fn process(slot: &mut Slot, fault: &Fault) -> Option<String> {
     }
 }
 
-/// Waits until some messages have gone by. A fault that comes while nothing is under way shows little.
+/// Waits until some messages have gone by. A fault that comes while nothing is under way shows
+/// little.
 async fn busy(link: &Link, fault: &Fault) {
     let (from, method) = match fault.kind.lane() {
         Lane::Publishers => (From::Client, method::BASIC_PUBLISH),
@@ -235,7 +236,8 @@ async fn busy(link: &Link, fault: &Fault) {
     link.flow();
 }
 
-/// So many acks or confirms vanish, and then the connection goes, so that none of them is made up for.
+/// So many acks or confirms vanish, and then the connection goes, so that none of them is made up
+/// for.
 async fn lose(link: &Link, from: From, count: usize) -> Option<String> {
     let seen = link.lose(from, method::BASIC_ACK, count);
     let until = Instant::now() + TRAFFIC;

@@ -1,4 +1,5 @@
-//! What a process has seen, a line each, in a file that outlives it. SIGKILL takes nothing back that was written.
+//! What a process has seen, a line each, in a file that outlives it. SIGKILL takes nothing back
+//! that was written.
 
 use std::{
     fs::{File, OpenOptions},

@@ -68,7 +68,8 @@ impl Link {
         })
     }
 
-    /// Nothing goes through any more, either way, until [`flow`](Self::flow). Counts the frames that are held.
+    /// Nothing goes through any more, either way, until [`flow`](Self::flow). Counts the frames
+    /// that are held.
     pub fn stall(&self) -> Arc<AtomicUsize> {
         self.rule(|seen, _| {
             seen.fetch_add(1, Ordering::SeqCst);

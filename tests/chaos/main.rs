@@ -1,7 +1,9 @@
-//! Publishers and consumers as processes, a cluster of three RabbitMQ nodes and PostgreSQL, and whatever can go wrong with them, all at once: nothing is
-//! lost and nothing takes effect twice. The same without the guard doubles effects, or the run is void.
+//! Publishers and consumers as processes, a cluster of three RabbitMQ nodes and PostgreSQL, and
+//! whatever can go wrong with them, all at once: nothing is lost and nothing takes effect twice.
+//! The same without the guard doubles effects, or the run is void.
 //!
-//! `make chaos` runs it for as long as you like; as a test it is short. Every fault follows from the seed, but for the moment that it hits.
+//! `make chaos` runs it for as long as you like; as a test it is short. Every fault follows from
+//! the seed, but for the moment that it hits.
 //!
 //! ```text
 //! plan       which faults, when, to whom        stage     brokers and database        tally     what the processes have noted

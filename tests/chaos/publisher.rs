@@ -1,5 +1,5 @@
-//! What a publisher runs: numbered debits, each until it is confirmed. The journal is its outbox: what is noted there as confirmed is not published again
-//! after a restart.
+//! What a publisher runs: numbered debits, each until it is confirmed. The journal is its outbox:
+//! what is noted there as confirmed is not published again after a restart.
 
 use std::{
     collections::HashSet,
@@ -115,7 +115,8 @@ fn debit(queue: &str, number: u64) -> OutgoingMessage {
         .expect("JSON")
 }
 
-/// Waits until the debit is due, so that debits flow as long as the faults last. They come in bursts, to have many in flight when one hits.
+/// Waits until the debit is due, so that debits flow as long as the faults last. They come in
+/// bursts, to have many in flight when one hits.
 async fn due(options: &Options, number: u64) {
     #[allow(clippy::cast_precision_loss)] // far below 2^52
     let after = Duration::from_secs_f64((number - options.first) as f64 / options.per_second);

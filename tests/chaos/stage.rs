@@ -90,7 +90,8 @@ impl Stage {
         self.postgres.start_again().await;
     }
 
-    /// What is left in the queue and in those that belong to it, unacked or not, as of some seconds ago.
+    /// What is left in the queue and in those that belong to it, unacked or not, as of some seconds
+    /// ago.
     pub async fn left(&self, queue: &str) -> Left {
         let listed =
             self.cluster.nodes()[0].ctl(&["list_queues", "--no-table-headers", "name", "messages"]).await;

@@ -1,4 +1,5 @@
-//! A run as a picture: what was confirmed and took effect, how far effects were behind, and every fault that was seen.
+//! A run as a picture: what was confirmed and took effect, how far effects were behind, and every
+//! fault that was seen.
 
 use std::{fmt::Write, time::Duration};
 

@@ -1,4 +1,5 @@
-//! What is seen while it runs: on a terminal a few lines that change, elsewhere one line every fifteen seconds.
+//! What is seen while it runs: on a terminal a few lines that change, elsewhere one line every
+//! fifteen seconds.
 
 use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 

@@ -1,4 +1,5 @@
-//! The suite that tries stores, tried: a store with one fault fails the cases that are about it, and no other.
+//! The suite that tries stores, tried: a store with one fault fails the cases that are about it,
+//! and no other.
 
 #![cfg(feature = "testing")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]

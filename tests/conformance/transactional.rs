@@ -1,4 +1,5 @@
-//! A small store with transactions, right or with one fault: rivals wait on a lock for each identity.
+//! A small store with transactions, right or with one fault: rivals wait on a lock for each
+//! identity.
 
 use std::{
     collections::HashMap,

@@ -179,7 +179,8 @@ pub async fn rival_of_one_message_does_not_hold_up_the_others<K: Kind>() {
     assert_eq!(table.effects().await, (4, 4));
 }
 
-/// 1,000 messages, some of them twice or poison, in batches and by several workers, under two consumers.
+/// 1,000 messages, some of them twice or poison, in batches and by several workers, under two
+/// consumers.
 pub async fn consumers_handle_in_batches_and_ack_what_they_handled() {
     const MESSAGES: i64 = 1000;
     let table = Table::<Postgres>::create().await;
@@ -204,7 +205,8 @@ pub async fn consumers_handle_in_batches_and_ack_what_they_handled() {
         })
         .collect();
     eventually("all are handled", async || (table.effects().await.1 == MESSAGES - 4).then_some(())).await;
-    // The poison is parked as often as it was published: a message that was never completed is no duplicate.
+    // The poison is parked as often as it was published: a message that was never completed is no
+    // duplicate.
     eventually("the poison is parked", async || (client.ready(&parked).await == 8).then_some(())).await;
     stop.send(true).expect("running");
     for consumer in consumers {

@@ -1,4 +1,5 @@
-//! What is done to a database under consumers that work on it: each message takes effect once, and the consumers come back by themselves.
+//! What is done to a database under consumers that work on it: each message takes effect once, and
+//! the consumers come back by themselves.
 
 use std::time::Duration;
 
@@ -181,7 +182,8 @@ pub async fn read_only_server_under_load_one_effect_each<K: Kind>() {
     scene.end().await;
 }
 
-/// Connections of the pool that take no writes are given up at the first claim, with those that are idle: the next claim comes over another one.
+/// Connections of the pool that take no writes are given up at the first claim, with those that are
+/// idle: the next claim comes over another one.
 pub async fn read_only_server_is_left_at_once<K: Kind>() {
     let table = Table::<K>::create().await;
     let pool = table.store.pool();
@@ -216,7 +218,8 @@ pub async fn read_only_server_is_left_at_once<K: Kind>() {
     eventually("all of them are closed", gone).await;
 }
 
-/// A transaction that has the table open holds up no start of another process, nor what comes behind it.
+/// A transaction that has the table open holds up no start of another process, nor what comes
+/// behind it.
 pub async fn complete_schema_is_left_alone_while_it_is_in_use<K: Kind>() {
     let table = Table::<K>::create().await;
     let mut held =
@@ -230,7 +233,8 @@ pub async fn complete_schema_is_left_alone_while_it_is_in_use<K: Kind>() {
     assert_eq!(table.effects().await, (2, 2));
 }
 
-/// What is prepared on a connection does not fit any more: it is prepared anew in the same claim, on each connection of the pool.
+/// What is prepared on a connection does not fit any more: it is prepared anew in the same claim,
+/// on each connection of the pool.
 pub async fn statements_are_prepared_anew_in_the_same_claim() {
     let table = Table::<Postgres>::create().await;
     let fill = async |round: &str| {
@@ -255,7 +259,8 @@ pub async fn statements_are_prepared_anew_in_the_same_claim() {
     }
 }
 
-/// A claim that is dropped, wherever it waits, leaves no transaction behind in the pool: what others write over the same connection is there for all.
+/// A claim that is dropped, wherever it waits, leaves no transaction behind in the pool: what
+/// others write over the same connection is there for all.
 pub async fn dropped_claim_leaves_no_open_transaction<K: Kind>() {
     let table = Table::<K>::create().await;
     let store = SqlStore::<K>::connect_with(&table.url, |pool| pool.max_connections(1))
@@ -304,7 +309,8 @@ impl IdempotentHandler<PostgresStore> for Reads {
     }
 }
 
-/// What a handler had prepared does not fit any more: it is run again at once, and that is no failure of its message.
+/// What a handler had prepared does not fit any more: it is run again at once, and that is no
+/// failure of its message.
 pub async fn handler_whose_statement_went_stale_runs_again_at_once() {
     let table = Table::<Postgres>::create().await;
     let one = PostgresStore::connect_with(&table.url, |pool| pool.max_connections(1)).await.expect("connect");

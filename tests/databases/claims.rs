@@ -55,7 +55,8 @@ pub async fn two_scopes_one_id_two_effects<K: Kind>() {
     assert_eq!(table.effects().await, (2, 1));
 }
 
-/// Two deliveries of one message at once, by two pools; the first is in its handler when the second claims.
+/// Two deliveries of one message at once, by two pools; the first is in its handler when the second
+/// claims.
 async fn rivals<K: Kind>(fail_first: bool) -> (Vec<&'static str>, (i64, i64)) {
     let table = Table::<K>::create().await;
     let rival = table.again().await;
@@ -107,12 +108,14 @@ pub async fn exhausted_pool_is_an_error_in_time<K: Kind>() {
     assert!(store.claim(&[request("test", "b")]).await.expect("claim").session.is_some());
 }
 
-/// Two batches of the same messages in opposite orders: claimed in sorted order, one waits for the other and never both for each other.
+/// Two batches of the same messages in opposite orders: claimed in sorted order, one waits for the
+/// other and never both for each other.
 pub async fn opposite_orders_never_deadlock<K: Kind>() {
     let table = Table::<K>::create().await;
     let rival = table.again().await.store;
     for round in 0..30 {
-        // Every other round with stores that have met no copy yet: they claim large batches another way.
+        // Every other round with stores that have met no copy yet: they claim large batches another
+        // way.
         let fresh = |store: &SqlStore<K>| match round % 2 {
             0 => SqlStore::new(store.pool().clone()).with_table(&table.name).expect("name"),
             _ => store.clone(),
@@ -139,7 +142,8 @@ fn many(name: &str) -> Vec<ClaimRequest> {
     (0..100).map(|n| request("test", &format!("{name}-{n}"))).collect()
 }
 
-/// Large batches, with what is known in the middle of them: all that is new is claimed, and nothing else.
+/// Large batches, with what is known in the middle of them: all that is new is claimed, and nothing
+/// else.
 pub async fn large_batches_find_what_is_known<K: Kind>() {
     let table = Table::<K>::create().await;
     for round in 0..3 {
@@ -157,7 +161,8 @@ pub async fn large_batches_find_what_is_known<K: Kind>() {
     }
 }
 
-/// A rival holds one of a large batch: it is waited for, within the limit, and what became of it is seen.
+/// A rival holds one of a large batch: it is waited for, within the limit, and what became of it is
+/// seen.
 pub async fn large_batches_wait_for_rivals<K: Kind>() {
     let table = Table::<K>::create().await;
     let fresh = || SqlStore::new(table.store.pool().clone()).with_table(&table.name).expect("name");

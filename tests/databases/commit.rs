@@ -51,7 +51,8 @@ pub async fn handler_swallows_an_error_nothing_is_acked() {
     assert_eq!(table.effects().await, (1, 1));
 }
 
-/// Runs into a deadlock, for which the server rolls its transaction back, and goes on as if nothing had happened.
+/// Runs into a deadlock, for which the server rolls its transaction back, and goes on as if nothing
+/// had happened.
 struct DeadlockSwallower {
     insert: Insert,
     rows: String,

@@ -1,4 +1,5 @@
-//! The suite that anybody's store can be tried with, on the SQL stores: by transactions, by leases, in partitions, behind an `Arc`.
+//! The suite that anybody's store can be tried with, on the SQL stores: by transactions, by leases,
+//! in partitions, behind an `Arc`.
 
 use std::{num::NonZero, sync::Arc, time::Duration};
 

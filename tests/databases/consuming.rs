@@ -27,7 +27,8 @@ pub async fn effects(table: &Table<Postgres>) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(ids)).fetch_all(table.store.pool()).await.expect("effects")
 }
 
-/// Waits until all messages have taken effect, and stops the consumers. Each has one effect, and nothing is left in the queue of `client`.
+/// Waits until all messages have taken effect, and stops the consumers. Each has one effect, and
+/// nothing is left in the queue of `client`.
 pub async fn assert_one_effect_each<K: Kind>(
     messages: i64,
     table: &Table<K>,

@@ -1,5 +1,5 @@
-//! Consumers that die at a chosen point: the example `worker`, as a process of its own. Nothing is lost, and nothing takes effect twice that
-//! the store can prevent.
+//! Consumers that die at a chosen point: the example `worker`, as a process of its own. Nothing is
+//! lost, and nothing takes effect twice that the store can prevent.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -119,7 +119,8 @@ async fn dies_at<K: Kind>(guarding: Guarding, point: &'static str) {
     let (processed, duplicates) = match point {
         "commit" => (MESSAGES - effects, effects),
         "ack" => (MESSAGES - effects, 0),
-        // A lease leaves an effect behind that nobody has completed: that message takes effect again, and no other one.
+        // A lease leaves an effect behind that nobody has completed: that message takes effect
+        // again, and no other one.
         _ => (MESSAGES, 0),
     };
     let handled = || second.count("processed") + second.count("duplicate");

@@ -1,4 +1,5 @@
-//! The examples that run until they are stopped, as a user runs them: as processes, on a real broker and database.
+//! The examples that run until they are stopped, as a user runs them: as processes, on a real
+//! broker and database.
 
 use std::{
     collections::HashMap,

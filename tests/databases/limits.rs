@@ -29,7 +29,8 @@ fn limited(limit: u32) -> FieldTable {
     arguments
 }
 
-/// Down for longer than the limit would take, were anything given back; `DOWN_SECONDS` says how long.
+/// Down for longer than the limit would take, were anything given back; `DOWN_SECONDS` says how
+/// long.
 pub async fn database_that_is_down_loses_and_parks_nothing() {
     const MESSAGES: u64 = 5;
     let seconds = std::env::var("DOWN_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(20);
@@ -75,7 +76,8 @@ pub async fn database_that_is_down_loses_and_parks_nothing() {
     }
 }
 
-/// One message of 300 ends each process that handles it. It is parked; all others take effect once, and none is parked with it.
+/// One message of 300 ends each process that handles it. It is parked; all others take effect once,
+/// and none is parked with it.
 pub async fn message_that_ends_its_consumers_is_parked_and_no_other() {
     const MESSAGES: i64 = 300;
     const STARTS: u32 = 60;

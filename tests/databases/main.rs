@@ -1,5 +1,5 @@
-//! What the stores promise, on real servers. `make test` starts them; without `POSTGRES_URL`, `MYSQL_URL`, `REDIS_URL` and `AMQP_URL`
-//! these tests are listed as ignored.
+//! What the stores promise, on real servers. `make test` starts them; without `POSTGRES_URL`,
+//! `MYSQL_URL`, `REDIS_URL` and `AMQP_URL` these tests are listed as ignored.
 
 #![allow(
     dead_code,

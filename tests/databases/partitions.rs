@@ -1,4 +1,5 @@
-//! Partitions by the time inside the ID, at every time of a day and where calendars jump: the tests say what time it is.
+//! Partitions by the time inside the ID, at every time of a day and where calendars jump: the tests
+//! say what time it is.
 
 use std::{num::NonZero, time::Duration};
 
@@ -20,7 +21,8 @@ use super::{
 const HOUR: u64 = 3_600_000;
 const RETENTION: Duration = Duration::from_secs(3 * 3600);
 
-/// Where a day, a month, a year or a number ends, and where a time zone leaves an hour out or has it twice.
+/// Where a day, a month, a year or a number ends, and where a time zone leaves an hour out or has
+/// it twice.
 const EDGES: [(&str, &str); 14] = [
     ("2026-11-25 21:09:00Z", "UTC"),
     ("2024-02-28 23:59:59.999Z", "UTC"),
@@ -204,7 +206,8 @@ pub async fn identity_is_unique_everywhere() {
         assert_eq!(table.effects().await, (4, 4));
         let default = format!("{}_default", table.name);
         assert_eq!(partition_of(&table, &future).await, default, "of a clock that was ahead");
-        // The new partition takes it over, whichever process makes it: those of the new width, or those that are not stopped yet.
+        // The new partition takes it over, whichever process makes it: those of the new width, or
+        // those that are not stopped yet.
         let wide = moment.open(&table, 31).await;
         let racing = (0..6).map(|n| if n % 2 == 0 { &wide } else { &table.store });
         for purged in join_all(racing.map(|store| store.purge(100 * RETENTION, 10))).await {
@@ -222,7 +225,8 @@ pub async fn identity_is_unique_everywhere() {
     .await;
 }
 
-/// A message of the present is never in the default partition, which is purged row by row, and none is forgotten.
+/// A message of the present is never in the default partition, which is purged row by row, and none
+/// is forgotten.
 pub async fn the_present_has_one_whatever_the_width_was() {
     at_all_times(async |table, moment| {
         let mut known = Vec::new();
@@ -249,7 +253,8 @@ pub async fn the_present_has_one_whatever_the_width_was() {
     .await;
 }
 
-/// A handler with a transaction that stays open keeps a partition from being dropped, and nothing else: others claim meanwhile, and rows are purged.
+/// A handler with a transaction that stays open keeps a partition from being dropped, and nothing
+/// else: others claim meanwhile, and rows are purged.
 pub async fn slow_handler_stops_neither_claims_nor_the_purge() {
     let table = partitioned(&Postgres::url()).await;
     let (odd, past) = (MessageId::new("order-42").unwrap(), 100_000 * HOUR);

@@ -1,4 +1,5 @@
-//! Several processes on one table, one of them frozen. The test program starts itself as the other processes.
+//! Several processes on one table, one of them frozen. The test program starts itself as the other
+//! processes.
 
 use std::{
     io::{BufRead, BufReader, Read},

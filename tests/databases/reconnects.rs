@@ -1,4 +1,5 @@
-//! The broker dies, connections are cut and queues deleted under a consumer with several batches in hand.
+//! The broker dies, connections are cut and queues deleted under a consumer with several batches in
+//! hand.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -205,7 +206,8 @@ impl Holding {
     }
 }
 
-/// The handler finishes after its connection is lost: its ack goes nowhere, and the copy on the new channel is a duplicate.
+/// The handler finishes after its connection is lost: its ack goes nowhere, and the copy on the new
+/// channel is a duplicate.
 pub async fn connection_lost_under_a_handler_that_finishes_one_effect() {
     let holding = Holding::cut(Duration::from_secs(3600)).await;
     holding.consumer.until(ConsumerState::Reconnecting).await;

@@ -62,7 +62,8 @@ pub async fn purge_skips_what_others_hold<K: Kind>() {
     assert_eq!(table.store.purge(HOUR, 100).await.expect("purge"), 1);
 }
 
-/// One retention later, when the room of purged rows is taken by new ones, a purge reads few pages, whether or not it finds something.
+/// One retention later, when the room of purged rows is taken by new ones, a purge reads few pages,
+/// whether or not it finds something.
 pub async fn purge_reads_what_it_deletes_and_no_more() {
     const ROWS: u64 = 20_000;
     const STEP: u64 = ROWS / 10;

@@ -1,13 +1,15 @@
-//! One message from its publisher through the broker and a consumer into PostgreSQL, with the connections cut behind every frame, in each
-//! direction: one effect, and an empty queue.
+//! One message from its publisher through the broker and a consumer into PostgreSQL, with the
+//! connections cut behind every frame, in each direction: one effect, and an empty queue.
 //!
-//! Behind a frame is before the next one as well: what is cut off is what comes after. A cut before the first frame is left out; it is a
-//! server that cannot be reached.
+//! Behind a frame is before the next one as well: what is cut off is what comes after. A cut before
+//! the first frame is left out; it is a server that cannot be reached.
 //!
-//! Pairs of cuts are made, too. Those of two clients cut the first connection of each; those of one client cut its first connection, and then
-//! the one that it makes instead. `SWEEP=pairs` makes all pairs, which takes a while; otherwise some of them, the same ones each time.
-//! `SWEEP_LOG` names a file for the runs that are done; what is done there is not done again. `SWEEP_AT_ONCE=12` makes more at once,
-//! and `SWEEP_ONLY="Consumer-server-13 Database-client-3"` only the run of that name, wherever it is in the list.
+//! Pairs of cuts are made, too. Those of two clients cut the first connection of each; those of one
+//! client cut its first connection, and then the one that it makes instead. `SWEEP=pairs` makes all
+//! pairs, which takes a while; otherwise some of them, the same ones each time. `SWEEP_LOG` names a
+//! file for the runs that are done; what is done there is not done again. `SWEEP_AT_ONCE=12` makes
+//! more at once, and `SWEEP_ONLY="Consumer-server-13 Database-client-3"` only the run of that name,
+//! wherever it is in the list.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -41,7 +43,8 @@ use super::{
 
 /// Runs at once.
 const AT_ONCE: usize = 6;
-/// Pairs of cuts of each kind, of the three of one client and the three of two, if not all of them are made.
+/// Pairs of cuts of each kind, of the three of one client and the three of two, if not all of them
+/// are made.
 const PAIRS: usize = 10;
 /// The longest that one run may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -53,7 +56,8 @@ enum Whose {
     Database,
 }
 
-/// Behind this frame of that client's connection: of the first one, or, if it is the client's second cut, of the next one after the first cut.
+/// Behind this frame of that client's connection: of the first one, or, if it is the client's
+/// second cut, of the next one after the first cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cut {
     whose: Whose,

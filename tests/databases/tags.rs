@@ -1,4 +1,5 @@
-//! The broker's rule for settling, kept beside it: a delivery is settled once, and on the channel that delivered it.
+//! The broker's rule for settling, kept beside it: a delivery is settled once, and on the channel
+//! that delivered it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -121,7 +122,8 @@ impl Seen {
 
     fn settle(&mut self, place: (usize, u16), tag: u64, multiple: bool, ack: bool) {
         let open = self.open.entry(place).or_default();
-        // With `multiple`, all that are outstanding (AMQP 0-9-1, basic.nack); to give them back, and never to ack them.
+        // With `multiple`, all that are outstanding (AMQP 0-9-1, basic.nack); to give them back,
+        // and never to ack them.
         if (tag, multiple, ack) == (0, true, false) {
             open.clear();
             return;

@@ -80,7 +80,8 @@ async fn close_returns_although_a_hook_never_does() {
     drop(release);
 }
 
-/// The task that publishes is gone with its runtime: nothing hangs, and nothing looks open or confirmed.
+/// The task that publishes is gone with its runtime: nothing hangs, and nothing looks open or
+/// confirmed.
 #[test]
 fn publisher_says_closed_when_its_runtime_is_gone() {
     let runtime =

@@ -36,7 +36,8 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-/// Publishes messages that have a year, drops the calls and the publisher, and waits until nothing keeps them.
+/// Publishes messages that have a year, drops the calls and the publisher, and waits until nothing
+/// keeps them.
 async fn dropped_in(outage: Outage) {
     let kept = Arc::new(());
     let broker = ScriptedBroker::start().await;

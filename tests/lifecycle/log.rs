@@ -1,6 +1,7 @@
 //! What is logged, by all tests of this process; and a subscriber that panics on demand.
 //!
-//! One for the whole process: what `tracing` remembers of its call sites goes wrong when threads have subscribers of their own.
+//! One for the whole process: what `tracing` remembers of its call sites goes wrong when threads
+//! have subscribers of their own.
 
 use std::{
     io,

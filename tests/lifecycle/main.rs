@@ -1,4 +1,5 @@
-//! A publisher's life: how it starts, what it hands out, how it ends; against a broker that says exactly what a test tells it to.
+//! A publisher's life: how it starts, what it hands out, how it ends; against a broker that says
+//! exactly what a test tells it to.
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
 

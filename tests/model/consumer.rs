@@ -1,4 +1,5 @@
-//! Receiving: `consumer/runner.rs` takes, `idempotency/guard.rs` and `batch.rs` claim, handle and complete.
+//! Receiving: `consumer/runner.rs` takes, `idempotency/guard.rs` and `batch.rs` claim, handle and
+//! complete.
 
 use super::{
     mutants::Mutant,
@@ -46,7 +47,8 @@ impl Protocol {
                         if self.may_lose_channel(state, index) {
                             actions.push(Action::SettleLost(index, number));
                         }
-                        // A refused move changes nothing: it is tried again, and the message is not handled before.
+                        // A refused move changes nothing: it is tried again, and the message is not
+                        // handled before.
                         if !matches!(item.fate, Fate::Ack | Fate::MoveOn) {
                             actions.push(Action::PassRefused(index, number));
                         }
@@ -62,7 +64,8 @@ impl Protocol {
         }
     }
 
-    /// Whether a rival holds one of its IDs. A transaction waits for it; a lease is told that it is in progress.
+    /// Whether a rival holds one of its IDs. A transaction waits for it; a lease is told that it is
+    /// in progress.
     pub(super) fn waits(&self, state: &State, consumer: &Consumer, index: usize) -> bool {
         self.store == Store::Transactions
             && consumer.items.iter().any(|item| {
@@ -163,7 +166,8 @@ impl Protocol {
         }
     }
 
-    /// `IdempotencyStore::release`: a rollback, or a compare-and-delete on the token. While the store is away, a lease is left to run out.
+    /// `IdempotencyStore::release`: a rollback, or a compare-and-delete on the token. While the
+    /// store is away, a lease is left to run out.
     pub(super) fn release(&self, state: &mut State, index: usize) {
         for item in state.consumers[index].items.clone() {
             if let Fate::Acquired(token) = item.fate {

@@ -1,18 +1,22 @@
-//! The protocol as a model, checked exhaustively: every order of steps, and every choice of faults up to a budget.
+//! The protocol as a model, checked exhaustively: every order of steps, and every choice of faults
+//! up to a budget.
 //!
-//! `cargo test --test model`; with `-- --nocapture` it prints the number of states, and how each mutant goes wrong. `MODEL_FAULTS=4` allows one
-//! fault more than the three of the default run (two in the worlds with two messages): ten times the states and the time. Two
-//! consumers with a delivery limit stay at three, for that world did not end within eight minutes.
+//! `cargo test --test model`; with `-- --nocapture` it prints the number of states, and how each
+//! mutant goes wrong. `MODEL_FAULTS=4` allows one fault more than the three of the default run (two
+//! in the worlds with two messages): ten times the states and the time. Two consumers with a
+//! delivery limit stay at three, for that world did not end within eight minutes.
 //!
 //! # The delivery limit
 //!
-//! In worlds with a [`Limit`] the broker counts how often it has a copy back, and deletes it at one time too many, as quorum queues do. Only a
-//! channel that is lost, or a consumer that dies, gives anything back: what cannot be handled now is held. A copy whose count is within
-//! the margin of the limit is not handled but moved on. That saves every message as long as channels are not lost faster than a consumer
-//! gets round to anything: at most `margin + 1` in a row may take a copy away before a consumer has taken it up, that is, asked the store about
-//! it or had it moved on. So faults are bounded here: the environment loses no channel beyond that ([`Protocol::may_lose_channel`]). With one
-//! more the message is lost, which a test shows. Where the earlier count goes (a header of the moved copy) decides nothing, and
-//! is left out.
+//! In worlds with a [`Limit`] the broker counts how often it has a copy back, and deletes it at one
+//! time too many, as quorum queues do. Only a channel that is lost, or a consumer that dies, gives
+//! anything back: what cannot be handled now is held. A copy whose count is within the margin of
+//! the limit is not handled but moved on. That saves every message as long as channels are not lost
+//! faster than a consumer gets round to anything: at most `margin + 1` in a row may take a copy
+//! away before a consumer has taken it up, that is, asked the store about it or had it moved on. So
+//! faults are bounded here: the environment loses no channel beyond that
+//! ([`Protocol::may_lose_channel`]). With one more the message is lost, which a test shows. Where
+//! the earlier count goes (a header of the moved copy) decides nothing, and is left out.
 
 #![allow(unreachable_pub, missing_debug_implementations, clippy::expect_used, clippy::unwrap_used)]
 
@@ -111,7 +115,8 @@ fn delivery_limit_and_one_fault_more() {
     }
 }
 
-/// The margin is what keeps a message whose channels are lost again and again, and it keeps it no longer.
+/// The margin is what keeps a message whose channels are lost again and again, and it keeps it no
+/// longer.
 #[test]
 fn one_lost_channel_more_than_the_margin_allows_loses_a_message() {
     let limit = Some(Limit { losses: LIMIT.losses + 1, ..LIMIT });
@@ -139,7 +144,8 @@ fn every_mutant_is_caught() {
     }
 }
 
-/// Copies that come when all seems over are what frozen publishers leave behind, and nothing else here.
+/// Copies that come when all seems over are what frozen publishers leave behind, and nothing else
+/// here.
 #[test]
 fn only_late_attempts_catch_a_record_that_is_forgotten_too_soon() {
     let world = Protocol { late: false, ..Mutant::ForgottenOnceQuiet.world() };

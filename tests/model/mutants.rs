@@ -1,4 +1,5 @@
-//! Ways to get the protocol wrong. The model must catch each of them; some are what other libraries ship.
+//! Ways to get the protocol wrong. The model must catch each of them; some are what other libraries
+//! ship.
 
 use super::protocol::{LIMIT, Protocol, Store};
 
@@ -28,7 +29,8 @@ pub enum Mutant {
     NackTakenAsUnpublished,
     /// A publish that was on its way when the connection went counts as published.
     CutTakenAsConfirm,
-    /// A confirm that comes late is taken for the message that has its delivery tag on the new channel.
+    /// A confirm that comes late is taken for the message that has its delivery tag on the new
+    /// channel.
     LateConfirmTakenByTag,
     /// An error denies the publish whatever became of earlier attempts.
     UnknownTakenAsUnpublished,
@@ -54,7 +56,8 @@ pub enum Mutant {
     SettledOnAnotherChannel,
     /// While the store is away, messages are given back; the broker counts, and nobody looks.
     NackWhileStoreAway,
-    /// A message that was given back almost too often is published anew, and acked before that is confirmed.
+    /// A message that was given back almost too often is published anew, and acked before that is
+    /// confirmed.
     AckBeforeMovedOn,
     /// Nobody looks how often a message was given back.
     LimitNotWatched,

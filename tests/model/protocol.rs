@@ -26,8 +26,8 @@ pub struct Limit {
     pub returns: u8,
     /// A copy whose count is as near to that is moved on.
     pub margin: u8,
-    /// The environment's part: how many channels in a row may take a copy away before a consumer has taken it up. The protocol
-    /// can promise something up to `margin + 1`.
+    /// The environment's part: how many channels in a row may take a copy away before a consumer
+    /// has taken it up. The protocol can promise something up to `margin + 1`.
     pub losses: u8,
 }
 
@@ -56,18 +56,21 @@ pub enum Action {
     PublishBadly(Message, bool, Answer),
     /// `publisher/confirms.rs`, `job.rs`: the answer is judged.
     Judge(Message),
-    /// A fault: the publisher's process dies before it hears the answer, and publishes again after its restart.
+    /// A fault: the publisher's process dies before it hears the answer, and publishes again after
+    /// its restart.
     PublisherDies(Message),
-    /// A fault: the process freezes with an attempt under way that the broker has not seen, and its successor publishes the same message.
+    /// A fault: the process freezes with an attempt under way that the broker has not seen, and its
+    /// successor publishes the same message.
     PublisherFreezes(Message),
     /// The frozen process's attempt reaches the broker.
     ZombieArrives(usize),
-    /// A fault, `lane.rs`, `End::Retired` and `End::Lost`: confirms do not come in time, the channel is given up, and all that is in flight on it
-    /// is to be sent again.
+    /// A fault, `lane.rs`, `End::Retired` and `End::Lost`: confirms do not come in time, the
+    /// channel is given up, and all that is in flight on it is to be sent again.
     Retire,
     /// The broker's answer to an attempt that was given up arrives.
     LateAnswer(usize),
-    /// A fault, `confirms.rs`, `Window::sweep_deadlines`: the caller's time is up before the answer comes.
+    /// A fault, `confirms.rs`, `Window::sweep_deadlines`: the caller's time is up before the answer
+    /// comes.
     DeadlineComes(Message),
 
     /// `consumer/runner.rs`: takes what is there, up to the batch.
@@ -92,7 +95,8 @@ pub enum Action {
     Cut(usize),
     /// A fault: the process is killed, and starts again.
     Die(usize),
-    /// A fault: every connection ends, those of the publisher too; what is confirmed is still there.
+    /// A fault: every connection ends, those of the publisher too; what is confirmed is still
+    /// there.
     BrokerRestarts,
     /// A fault: every transaction that is open is rolled back, and the store answers nobody.
     StoreGoesAway,
@@ -104,7 +108,8 @@ pub enum Action {
     Unpark(u8),
     /// A lease runs out. Free for a dead holder; a fault for a live one, which is frozen then.
     Expire(Id),
-    /// A fault of sorts: the retention passes, and `IdempotencyStore::purge` forgets what was completed.
+    /// A fault of sorts: the retention passes, and `IdempotencyStore::purge` forgets what was
+    /// completed.
     Purge,
 }
 

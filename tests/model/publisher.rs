@@ -51,7 +51,8 @@ impl Protocol {
         actions.extend((0..state.zombies.len()).map(Action::ZombieArrives));
     }
 
-    /// `message/strategy.rs`: an ID is stamped once for all attempts; and of a deterministic strategy, for all processes.
+    /// `message/strategy.rs`: an ID is stamped once for all attempts; and of a deterministic
+    /// strategy, for all processes.
     fn id_of(&self, message: Message, publisher: &Publisher) -> Id {
         let changed = match self.mutant {
             Some(Mutant::NewIdOnRetry) => publisher.attempts > 1,
@@ -104,7 +105,8 @@ impl Protocol {
         state.next_tag = 0;
     }
 
-    /// An attempt that was given up has neither a window nor a channel any more: `Lane::run` drops both with its generation.
+    /// An attempt that was given up has neither a window nor a channel any more: `Lane::run` drops
+    /// both with its generation.
     pub(super) fn late_answer(&self, state: &mut State, index: usize) {
         let late = state.late.remove(index);
         if late.generation != state.generation && !self.mutant(Mutant::LateConfirmTakenByTag) {
@@ -117,7 +119,8 @@ impl Protocol {
         }
     }
 
-    /// `Job::give_up_waiting`: the caller has its error; the attempt stays in flight, and its confirm has no reader.
+    /// `Job::give_up_waiting`: the caller has its error; the attempt stays in flight, and its
+    /// confirm has no reader.
     pub(super) fn deadline_comes(&self, state: &mut State, message: Message) {
         let publisher = &mut state.publishers[message];
         publisher.answer = None;

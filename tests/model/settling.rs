@@ -90,7 +90,8 @@ impl Protocol {
         if attached {
             state.copies.retain(|other| other.number != copy.number || other.place != Place::Unacked(index));
         } else if self.mutant(Mutant::SettledOnAnotherChannel) {
-            // There the tag means what the broker has sent ahead: what was at the front of the queue.
+            // There the tag means what the broker has sent ahead: what was at the front of the
+            // queue.
             if let Some(at) = state.copies.iter().position(|other| other.place == Place::Ready) {
                 state.copies.remove(at);
                 state.broken(Broken::ForeignTag);
@@ -98,7 +99,8 @@ impl Protocol {
         }
     }
 
-    /// The session is dead: `complete` cannot do anything, and its error does not tell a lost commit from one that was never made.
+    /// The session is dead: `complete` cannot do anything, and its error does not tell a lost
+    /// commit from one that was never made.
     pub(super) fn lose_transaction(&self, state: &mut State, index: usize) {
         if matches!(state.consumers[index].phase, Phase::Claimed | Phase::Handled | Phase::HalfCommitted) {
             self.complete(state, index, false, false);
@@ -126,7 +128,8 @@ impl State {
         }
     }
 
-    /// When all is settled or held: the next of those that are handled alone, or what is held once more, or nothing.
+    /// When all is settled or held: the next of those that are handled alone, or what is held once
+    /// more, or nothing.
     pub(super) fn next(&mut self, index: usize) {
         let consumer = &mut self.consumers[index];
         if consumer.items.iter().any(|item| !matches!(item.fate, Fate::Settled | Fate::Hold)) {

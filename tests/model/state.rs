@@ -16,13 +16,15 @@ pub struct State {
     pub records: Vec<Record>,
     /// Committed effects of each message.
     pub effects: Vec<u8>,
-    /// The publishing channel's generation: all messages of the publisher are sent on one channel at a time.
+    /// The publishing channel's generation: all messages of the publisher are sent on one channel
+    /// at a time.
     pub generation: u8,
     /// The delivery tag of the next attempt in this generation.
     pub next_tag: u8,
     /// Answers to attempts that were given up, still on their way.
     pub late: Vec<Late>,
-    /// Attempts of a frozen publisher, whose successor is at work: they reach the broker some time, under these IDs.
+    /// Attempts of a frozen publisher, whose successor is at work: they reach the broker some time,
+    /// under these IDs.
     pub zombies: Vec<(Message, Id)>,
     /// Faults that may still happen.
     pub faults: u8,
@@ -106,7 +108,8 @@ pub struct Copy {
     pub losses: u8,
     /// The header `x-idempotency-failures`.
     pub failures: u8,
-    /// The header `x-idempotency-unparked`: within the retention, it was known not to have taken effect.
+    /// The header `x-idempotency-unparked`: within the retention, it was known not to have taken
+    /// effect.
     pub vouched: bool,
 }
 
@@ -117,7 +120,8 @@ pub enum Place {
     Unacked(usize),
     /// In a delay queue.
     Delayed,
-    /// In the parking queue; whether its handler had failed within the retention, so that it had not taken effect.
+    /// In the parking queue; whether its handler had failed within the retention, so that it had
+    /// not taken effect.
     Parked(bool),
 }
 

@@ -1,5 +1,6 @@
-//! What is particular to the Redis store, against real servers: a single one (`REDIS_URL`), a cluster (`REDIS_CLUSTER_URL`, comma
-//! separated), and private ones. `make test` starts them; without them these tests are listed as ignored.
+//! What is particular to the Redis store, against real servers: a single one (`REDIS_URL`), a
+//! cluster (`REDIS_CLUSTER_URL`, comma separated), and private ones. `make test` starts them;
+//! without them these tests are listed as ignored.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::unused_async)]
 #[cfg(all(feature = "redis", feature = "testing"))]

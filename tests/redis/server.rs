@@ -51,7 +51,8 @@ impl Server {
     }
 }
 
-/// A way to a server that loses an answer: when it is armed, the next script is run and the connection cut before its answer.
+/// A way to a server that loses an answer: when it is armed, the next script is run and the
+/// connection cut before its answer.
 pub(crate) struct Lossy {
     pub(crate) url: String,
     armed: Arc<AtomicBool>,

@@ -32,7 +32,8 @@ pub async fn consumer_joins_and_leaves_one_effect_each() {
     let first = ledger.consume(proxy.url(), &queue, handler.clone());
     eventually("a third is done", async || (ledger.rows().await.0 >= MESSAGES / 3).then_some(())).await;
     let second = ledger.consume(&broker(), &queue, handler.clone());
-    // The first one loses its connection with a prefetch window in hand, comes back, and then leaves for good.
+    // The first one loses its connection with a prefetch window in hand, comes back, and then
+    // leaves for good.
     proxy.cut_all();
     eventually("two thirds are done", async || (ledger.rows().await.0 >= MESSAGES * 2 / 3).then_some(()))
         .await;

@@ -16,7 +16,8 @@ use super::support::{
     node::Node,
 };
 
-/// What the tests that kill a node stand on: a queue that is declared right before is there again, with what was confirmed.
+/// What the tests that kill a node stand on: a queue that is declared right before is there again,
+/// with what was confirmed.
 pub async fn what_is_synced_outlives_a_kill() {
     let node = Node::start().await;
     for _ in 0..3 {

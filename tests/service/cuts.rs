@@ -20,7 +20,8 @@ async fn publish_once(proxy: &Proxy, queue: &str) -> Option<u32> {
     let publisher = match builder.connect().await {
         Ok(publisher) => publisher,
         Err(error) => {
-            // lapin 4.12.3 does not notice an end right after the broker's start or tune; our limit does.
+            // lapin 4.12.3 does not notice an end right after the broker's start or tune; our limit
+            // does.
             let expected = [ConnectErrorKind::Unreachable, ConnectErrorKind::TimedOut];
             assert!(expected.contains(&error.kind()), "{error:?}");
             return None;
@@ -84,7 +85,8 @@ pub async fn at_every_frame_both_directions() {
             }
         }
     }
-    // Client: publish, header, body. Broker: ack. Each before and after; and what the last frame of the handshake allows.
+    // Client: publish, header, body. Broker: ack. Each before and after; and what the last frame of
+    // the handshake allows.
     assert!(published >= 9, "{published}");
     client.delete(&queue).await;
 }

@@ -30,7 +30,8 @@ impl<S: IdempotencyStore> IdempotentHandler<S> for Picky {
     }
 }
 
-/// RabbitMQ 4.3 holds what failed, and counts it; an older one is refused rather than rejected into for ever.
+/// RabbitMQ 4.3 holds what failed, and counts it; an older one is refused rather than rejected into
+/// for ever.
 pub async fn delayed_retries_of_the_broker_are_used_where_it_has_them() {
     let client = Client::connect(&broker()).await;
     let queue = unique("delayed-retries");

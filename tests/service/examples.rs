@@ -47,7 +47,8 @@ fn scratch(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique(name))
 }
 
-/// The scenario of the README: right with the guard, and wrong without it, or it would prove nothing.
+/// The scenario of the README: right with the guard, and wrong without it, or it would prove
+/// nothing.
 pub async fn payments_are_right_with_the_guard_and_wrong_without() {
     let guarded = example("payments", &["--count", "300"], "");
     let text = String::from_utf8_lossy(&guarded.stdout);
@@ -115,7 +116,8 @@ pub async fn jsonl_unroutable_lines_come_back() {
     assert_eq!(std::fs::read_to_string(&failed).expect("failed"), "{\"a\":1}\n{\"a\":2}\n");
 }
 
-/// The run that the example itself asks for: what failed, again, from the file that what fails is written to.
+/// The run that the example itself asks for: what failed, again, from the file that what fails is
+/// written to.
 pub async fn jsonl_never_truncates_what_it_reads() {
     let folder = scratch("again");
     std::fs::create_dir_all(&folder).expect("folder");
@@ -218,7 +220,8 @@ pub async fn jsonl_is_utf_8_and_keys_are_not_empty() {
     client.delete(&queue).await;
 }
 
-/// What cannot be parked is held for a while each time: no hot loop, and nothing that a delivery limit would count.
+/// What cannot be parked is held for a while each time: no hot loop, and nothing that a delivery
+/// limit would count.
 pub async fn loop_of_ones_own_holds_what_it_cannot_park() {
     const QUEUE: &str = "payments.debit";
     const PARKED: &str = "payments.debit.parked";

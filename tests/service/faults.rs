@@ -1,5 +1,5 @@
-//! The broker dies, freezes, blocks and refuses while messages are in flight: every call is answered, nothing confirmed is
-//! lost, and what was in flight is published again under its ID.
+//! The broker dies, freezes, blocks and refuses while messages are in flight: every call is
+//! answered, nothing confirmed is lost, and what was in flight is published again under its ID.
 
 use std::time::Duration;
 
@@ -80,7 +80,8 @@ pub async fn memory_alarm_set_and_cleared() {
     assert_eq!(timeout(DEADLINE, blocked).await.expect("in time").expect("watch").blocked, 1);
     load.end();
 
-    // Another publisher's call under the alarm: answered at its deadline, and the message is not out.
+    // Another publisher's call under the alarm: answered at its deadline, and the message is not
+    // out.
     let other = connect(node.url()).await;
     other
         .publish_idempotent(load::message(&queue, OTHERS).deadline(Duration::from_secs(1)))
@@ -129,7 +130,8 @@ pub async fn queue_deleted_with_10000_in_flight() {
     let verdicts = load.verdicts(PATIENCE).await;
     verdicts.assert_all_published();
     assert_eq!(publisher.status().reconnects, 0);
-    // What was confirmed before went with the queue. What was returned was published again, once it was there.
+    // What was confirmed before went with the queue. What was returned was published again, once it
+    // was there.
     let copies = drain(&client, &queue).await;
     for (n, receipt) in verdicts.0.iter().flatten().enumerate() {
         if receipt.attempts() > 1 {
@@ -139,7 +141,8 @@ pub async fn queue_deleted_with_10000_in_flight() {
     client.delete(&queue).await;
 }
 
-/// A publish to a missing exchange makes the broker close its channel (404), with everything that is in flight there.
+/// A publish to a missing exchange makes the broker close its channel (404), with everything that
+/// is in flight there.
 pub async fn channel_closed_by_the_broker_fails_only_the_message_at_fault() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("channel-closed").await;
@@ -179,7 +182,8 @@ pub async fn connection_closed_by_the_operator() {
     assert!(verdicts.most_attempts() <= 2, "once each");
     let status = publisher.status();
     assert_eq!((status.reconnects, status.state), (1, PublisherState::Connected));
-    // The reason, or what the next publish on the closed channel was told: whichever the lane saw first.
+    // The reason, or what the next publish on the closed channel was told: whichever the lane saw
+    // first.
     assert!(status.last_error.is_some());
     verdicts.assert_kept(&drain(&Client::connect(node.url()).await, &queue).await);
 }

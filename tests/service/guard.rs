@@ -275,7 +275,8 @@ pub async fn panicking_handler_counts_as_a_failed_attempt() {
     client.delete(&queue).await;
 }
 
-/// A key source that panics makes its message one without a usable ID; an observer that panics changes nothing.
+/// A key source that panics makes its message one without a usable ID; an observer that panics
+/// changes nothing.
 pub async fn panics_in_a_key_source_and_an_observer_end_no_consumer() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("panicking").await;

@@ -17,8 +17,8 @@ use super::support::{DEADLINE, amqp::Client, broker, load::drain, unique};
 
 const MESSAGES: usize = 500;
 
-/// Publishes good messages to `queue`, all of them concurrently, but what `bad` gives for a place. Gives the errors of the bad
-/// ones; the good ones are published once each or more.
+/// Publishes good messages to `queue`, all of them concurrently, but what `bad` gives for a place.
+/// Gives the errors of the bad ones; the good ones are published once each or more.
 async fn among_many(
     queue: &str,
     client: &Client,
@@ -60,15 +60,16 @@ async fn among_many(
     errors
 }
 
-/// RabbitMQ cuts what it says of an exchange at 255: 3.10 in the middle of a character; 4.3 at a character, which can be too long for
-/// the frame all the same, and then it closes the connection.
+/// RabbitMQ cuts what it says of an exchange at 255: 3.10 in the middle of a character; 4.3 at a
+/// character, which can be too long for the frame all the same, and then it closes the connection.
 pub async fn message_whose_refusal_is_cut_off_fails_alone() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("unreadable").await;
     let bad = |n| (n == 250).then(|| OutgoingMessage::to("é".repeat(120), "key").body("bad"));
     let errors = among_many(&queue, &client, bad).await;
     assert_eq!(errors.len(), 1);
-    // It was in flight with others when the first channel ended: nobody knows what became of that attempt.
+    // It was in flight with others when the first channel ended: nobody knows what became of that
+    // attempt.
     match errors[0].kind() {
         PublishErrorKind::Unroutable => assert_eq!(errors[0].reply_code(), Some(404)),
         kind => {
@@ -94,8 +95,8 @@ pub async fn messages_to_missing_exchanges_fail_each_for_itself() {
     }
 }
 
-/// RabbitMQ nacks a message that one queue rejects, and the others have it.
-/// Of one kind the broker does not say which it was, so all are suspects when it names the exchange of the other.
+/// RabbitMQ nacks a message that one queue rejects, and the others have it. Of one kind the broker
+/// does not say which it was, so all are suspects when it names the exchange of the other.
 pub async fn bad_messages_of_two_kinds_fail_each_for_its_own_reason() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("two-kinds").await;

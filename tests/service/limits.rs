@@ -1,4 +1,5 @@
-//! The delivery limit of quorum queues: what is not a message's own failure never spends it, and what comes near it is published anew.
+//! The delivery limit of quorum queues: what is not a message's own failure never spends it, and
+//! what comes near it is published anew.
 
 use std::{
     sync::{
@@ -117,7 +118,8 @@ impl<S: IdempotencyStore> IdempotentHandler<S> for Noting {
     }
 }
 
-/// For as long as so many claims take, of one message or of the store itself; `AWAY_CLAIMS` says another number.
+/// For as long as so many claims take, of one message or of the store itself; `AWAY_CLAIMS` says
+/// another number.
 fn claims() -> u32 {
     std::env::var("AWAY_CLAIMS").ok().and_then(|claims| claims.parse().ok()).unwrap_or(12)
 }
@@ -255,7 +257,8 @@ pub async fn message_near_the_limit_is_published_anew() {
     }
 }
 
-/// A handler that always fails, where its messages cannot be delayed: as many runs as are allowed, and then it is parked.
+/// A handler that always fails, where its messages cannot be delayed: as many runs as are allowed,
+/// and then it is parked.
 pub async fn failing_message_that_cannot_be_delayed_is_parked_after_its_attempts() {
     let mut kinds = vec![FieldTable::default()];
     kinds.extend(LIMITS.map(limited));

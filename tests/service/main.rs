@@ -1,4 +1,5 @@
-//! The promises, against a real broker. `make test` starts one; without `AMQP_URL` these tests are listed as ignored.
+//! The promises, against a real broker. `make test` starts one; without `AMQP_URL` these tests are
+//! listed as ignored.
 
 #![allow(
     unreachable_pub,

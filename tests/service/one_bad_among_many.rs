@@ -1,4 +1,5 @@
-//! One message of many is bad, each in another way: it is the one that is named, and no other is touched.
+//! One message of many is bad, each in another way: it is the one that is named, and no other is
+//! touched.
 
 use std::sync::{Arc, Mutex};
 
@@ -60,7 +61,8 @@ fn id(id: &[u8]) -> (u8, Vec<u8>) {
     (MESSAGE_ID, short(id))
 }
 
-/// As large as the frame allows: what is left is for the class, the length of the body, the flags and the ID.
+/// As large as the frame allows: what is left is for the class, the length of the body, the flags
+/// and the ID.
 fn frame_filling(around: usize) -> usize {
     131_072 - 8 - 14 - short(b"bad").len() - around
 }
@@ -271,7 +273,8 @@ async fn fanout(client: &Client, queue: &str) -> String {
     exchange
 }
 
-/// What is parked, over a connection of this crate: lapin by itself gives up over what a quorum queue adds to a full frame.
+/// What is parked, over a connection of this crate: lapin by itself gives up over what a quorum
+/// queue adds to a full frame.
 async fn look(url: &str, parking: &str) -> Vec<IncomingMessage> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let noting = Arc::clone(&seen);

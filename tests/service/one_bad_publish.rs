@@ -1,4 +1,5 @@
-//! One message of many cannot be published, each in another way: it is the one that fails, and all others are confirmed and there.
+//! One message of many cannot be published, each in another way: it is the one that fails, and all
+//! others are confirmed and there.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -283,7 +283,8 @@ pub async fn credentials_come_from_a_provider_at_every_connect() {
     assert_eq!(twice.connect().await.expect_err("twice").kind(), ConnectErrorKind::InvalidUri);
 }
 
-/// Full, then drained: backoff, then Ok. Never drained: `Nacked` at the deadline. A batch: only the nacked ones fail.
+/// Full, then drained: backoff, then Ok. Never drained: `Nacked` at the deadline. A batch: only the
+/// nacked ones fail.
 pub async fn nacked_messages_wait_for_room_and_fail_alone() {
     let client = Client::connect(&broker()).await;
     let mut arguments = FieldTable::default();

@@ -126,7 +126,8 @@ pub async fn message_stays_when_it_cannot_be_parked() {
     client.delete(&queue).await;
 }
 
-/// The parking queue is full, or is not there and not ours to declare, for more tries than the broker would let a message come back.
+/// The parking queue is full, or is not there and not ours to declare, for more tries than the
+/// broker would let a message come back.
 pub async fn message_without_an_id_stays_until_it_can_be_parked() {
     let one = async |(limit, full): (i64, bool)| {
         let (client, parking) = (Client::connect(&broker()).await, unique("parking"));
@@ -175,7 +176,8 @@ pub async fn message_without_an_id_stays_until_it_can_be_parked() {
     join_all([(2, true), (2, false), (5, true), (5, false)].map(one)).await;
 }
 
-/// A queue that lived on one node would be gone with it, and no consumer could start without its parking queue.
+/// A queue that lived on one node would be gone with it, and no consumer could start without its
+/// parking queue.
 pub async fn parking_outlives_the_node_that_it_began_on() {
     let cluster = Cluster::start(3).await;
     let (first, second) = (cluster.urls()[0], cluster.urls()[1]);

@@ -43,7 +43,8 @@ pub async fn every_one_of_100000_gets_its_own_verdict_quorum() {
     }
 }
 
-/// Pipelined, every tenth unroutable: exactly those fail, and exactly the others are in the queue (I5).
+/// Pipelined, every tenth unroutable: exactly those fail, and exactly the others are in the queue
+/// (I5).
 async fn every_message_gets_its_own_verdict(client: &Client, queue: &str) {
     let publisher = publisher().await;
     let messages = (0..PIPELINED).map(|n| {

@@ -33,7 +33,8 @@ pub(super) struct Seen {
     pub(super) message: IncomingMessage,
 }
 
-/// Debits as `Debit` does, after as many failures as it is told; each with its own delay, if it is told one.
+/// Debits as `Debit` does, after as many failures as it is told; each with its own delay, if it is
+/// told one.
 #[derive(Clone)]
 pub(super) struct Flaky {
     debit: Debit,

@@ -1,4 +1,5 @@
-//! What a broker takes back: lost connections, consumer timeouts, and consumers that may not declare or publish.
+//! What a broker takes back: lost connections, consumer timeouts, and consumers that may not
+//! declare or publish.
 
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,8 @@ async fn powerless(node: &Node) -> String {
     node.url().replace("guest:guest@", "powerless:secret@")
 }
 
-/// Neither delay queues nor a parking queue can be declared. What fails is held, and what is to be parked waits until somebody declares the queue.
+/// Neither delay queues nor a parking queue can be declared. What fails is held, and what is to be
+/// parked waits until somebody declares the queue.
 pub async fn consumer_that_may_not_declare_loses_nothing() {
     let node = Node::start().await;
     let url = powerless(&node).await;
@@ -96,7 +98,8 @@ pub async fn memory_alarm_loses_and_parks_nothing_that_did_not_fail() {
     }
 }
 
-/// Lost again and again, by an operator, on the way, and with the node; `LOST_CONNECTIONS` says how often.
+/// Lost again and again, by an operator, on the way, and with the node; `LOST_CONNECTIONS` says how
+/// often.
 pub async fn lost_connections_lose_double_and_park_nothing() {
     const MESSAGES: i64 = 1000;
     let times = std::env::var("LOST_CONNECTIONS").ok().and_then(|times| times.parse().ok()).unwrap_or(40);
@@ -145,7 +148,8 @@ pub async fn lost_connections_lose_double_and_park_nothing() {
     assert_eq!(client.ready(&queue).await + client.ready(&format!("{queue}.parked")).await, 0, "{status:?}");
 }
 
-/// The broker takes back what is held for longer than its consumer timeout. Handlers are slower than that.
+/// The broker takes back what is held for longer than its consumer timeout. Handlers are slower
+/// than that.
 pub async fn consumer_timeout_loses_and_doubles_nothing() {
     const MESSAGES: i64 = 12;
     let node = Node::start().await;
@@ -220,7 +224,8 @@ pub async fn graceful_stops_bring_nothing_under_suspicion() {
     }
     let kept = eventually("it is there", async || client.get(&queue).await).await;
     assert_eq!(header(&kept, "x-idempotency-suspected"), None);
-    // Where the broker counts what a stop gives back it is published anew before that weighs, with what is left of its delay. 4.3 does not count it.
+    // Where the broker counts what a stop gives back it is published anew before that weighs, with
+    // what is left of its delay. 4.3 does not count it.
     if header(&kept, "x-idempotency-deliveries").is_some() {
         assert!(header(&kept, "x-idempotency-not-before").is_some());
         assert!(handler.seen().len() < 9, "it does not run at each start: {}", handler.seen().len());
@@ -259,7 +264,8 @@ pub async fn suspect_that_is_held_holds_nobody_up() {
     delete(&client, &queue, &[]).await;
 }
 
-/// A publisher filled the frame, and a quorum queue puts its count on top of that: more than the broker and lapin had agreed upon.
+/// A publisher filled the frame, and a quorum queue puts its count on top of that: more than the
+/// broker and lapin had agreed upon.
 pub async fn message_that_fills_the_frame_comes_back_and_is_handled() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue_with("full-frame", limited(20)).await;
@@ -286,7 +292,8 @@ pub async fn message_that_fills_the_frame_comes_back_and_is_handled() {
     delete(&client, &queue, &[]).await;
 }
 
-/// Whoever copies all headers of a message into another one, or makes some up: that one is handled, and tried as often as any.
+/// Whoever copies all headers of a message into another one, or makes some up: that one is handled,
+/// and tried as often as any.
 pub async fn headers_of_strangers_are_not_obeyed() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("strangers").await;

@@ -80,7 +80,8 @@ pub async fn start_reacts_to_shutdown() {
     eventually("the store is asked", async || asked.load(SeqCst).then_some(())).await;
     consumer.stop().await;
 
-    // A broker that freezes at each frame of the start has its own; the last of them is the answer to basic.consume.
+    // A broker that freezes at each frame of the start has its own; the last of them is the answer
+    // to basic.consume.
     for frozen_at in 0.. {
         let proxy = Proxy::start(&broker()).await;
         let frozen = Arc::new(AtomicBool::new(false));
@@ -112,7 +113,8 @@ pub async fn start_reacts_to_shutdown() {
     client.delete(&queue).await;
 }
 
-/// Kubernetes kills after half a minute. With nothing but defaults: a handler that never ends, a broker that answers no more, and a connection for parking that is frozen too.
+/// Kubernetes kills after half a minute. With nothing but defaults: a handler that never ends, a
+/// broker that answers no more, and a connection for parking that is frozen too.
 pub async fn shutdown_takes_less_than_half_a_minute_whatever_hangs() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("stop-in-time").await;
@@ -138,7 +140,8 @@ pub async fn shutdown_takes_less_than_half_a_minute_whatever_hangs() {
     client.delete(&parking).await;
 }
 
-/// Paused from the start, then let go, then paused with a handler at work; stopped while it is paused.
+/// Paused from the start, then let go, then paused with a handler at work; stopped while it is
+/// paused.
 pub async fn paused_consumer_takes_nothing_and_loses_nothing() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("paused").await;

@@ -94,7 +94,8 @@ pub async fn prefetch_is_bounded_by_bytes() {
     client.delete(&format!("{queue}.parked")).await;
 }
 
-/// Whatever it was waiting for when it was dropped: a subscription without anybody behind it would swallow messages.
+/// Whatever it was waiting for when it was dropped: a subscription without anybody behind it would
+/// swallow messages.
 pub async fn dropped_consumer_leaves_no_subscription() {
     const FRAMES: usize = 16;
     let ledger = &Ledger::create().await;
@@ -131,7 +132,8 @@ pub async fn dropped_consumer_leaves_no_subscription() {
     assert!(left.is_empty(), "a subscription is left when it is dropped at these frames: {left:?}");
 }
 
-/// The broker refused nothing: the connection was cut, or frozen, in the middle of the first subscription.
+/// The broker refused nothing: the connection was cut, or frozen, in the middle of the first
+/// subscription.
 pub async fn connection_lost_while_it_subscribes_is_no_refusal() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("lost-at-first").await;

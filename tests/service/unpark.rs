@@ -61,8 +61,8 @@ fn ago(seconds: u64) -> u64 {
     now.as_secs() - seconds
 }
 
-/// A handler that failed says that the message had not taken effect by then. That holds for as long as the store remembers, and then
-/// somebody has to vouch for it.
+/// A handler that failed says that the message had not taken effect by then. That holds for as long
+/// as the store remembers, and then somebody has to vouch for it.
 pub async fn unparked_message_is_handled_as_long_as_its_effect_is_known() {
     const HOUR: u64 = 3600;
     let client = Client::connect(&broker()).await;
@@ -132,7 +132,8 @@ pub async fn unpark_moves_what_is_chosen_and_loses_nothing() {
     assert!(unpark().run().await.is_err(), "no such queue");
 }
 
-/// What is looked at and left is never used up, in the parking queue that a consumer declares and in an existing one with a limit.
+/// What is looked at and left is never used up, in the parking queue that a consumer declares and
+/// in an existing one with a limit.
 pub async fn looking_at_parked_messages_never_uses_them_up() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("looked-at").await;

@@ -1,4 +1,5 @@
-//! A work queue is declared as is best for the broker that is there, and what is there already is left alone. On any version from 3.10 on.
+//! A work queue is declared as is best for the broker that is there, and what is there already is
+//! left alone. On any version from 3.10 on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -100,7 +101,8 @@ async fn get(client: &Client, queue: &str) -> Option<BasicGetMessage> {
     client.channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("get")
 }
 
-/// What comes back more often than the limit is in the parking queue, all of it, and can be brought back.
+/// What comes back more often than the limit is in the parking queue, all of it, and can be brought
+/// back.
 pub async fn what_the_broker_takes_out_is_parked() {
     const MESSAGES: u32 = 50;
     let (queue, work) = work_queue("taken-out");

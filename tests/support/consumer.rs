@@ -36,7 +36,8 @@ impl Running {
         Self { monitor, stop, task, outcomes }
     }
 
-    /// Waits until so many deliveries are decided, and gives their outcomes. They are acked when `stop` returns.
+    /// Waits until so many deliveries are decided, and gives their outcomes. They are acked when
+    /// `stop` returns.
     pub async fn decided(&self, count: usize) -> Vec<&'static str> {
         eventually("the deliveries are decided", async || {
             let outcomes = self.outcomes.lock().expect("outcomes").clone();

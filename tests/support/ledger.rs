@@ -1,4 +1,5 @@
-//! Accounts and a ledger in SQLite, and the handler that debits them. The ledger has no unique key: a second effect shows.
+//! Accounts and a ledger in SQLite, and the handler that debits them. The ledger has no unique key:
+//! a second effect shows.
 
 use std::{
     sync::{

@@ -96,8 +96,8 @@ impl Verdicts {
         self.0.iter().flatten().filter(|receipt| receipt.attempts() > 1).count()
     }
 
-    /// Everything that was confirmed is there; nothing was sent more often than its receipt says, nor twice in one attempt;
-    /// what was refused for certain is not there.
+    /// Everything that was confirmed is there; nothing was sent more often than its receipt says,
+    /// nor twice in one attempt; what was refused for certain is not there.
     pub fn assert_kept(&self, copies: &Copies) {
         for (n, verdict) in self.0.iter().enumerate() {
             let attempts = copies.get(&id(n)).map(Vec::as_slice).unwrap_or_default();

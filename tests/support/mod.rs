@@ -1,4 +1,5 @@
-//! What the tests stand on: real brokers, a proxy that reads AMQP frames, a ledger in a real database.
+//! What the tests stand on: real brokers, a proxy that reads AMQP frames, a ledger in a real
+//! database.
 
 pub mod amqp;
 pub mod consumer;

@@ -41,9 +41,10 @@ impl Node {
         settings.lines().find_map(|line| line.strip_prefix("NODE=")).expect("NODE").to_owned()
     }
 
-    /// Puts what was declared on disk. Without it, a node that is killed right after a queue was declared can start again
-    /// without the queue, or without what is in it: Mnesia writes its log a while later (Khepri, which keeps the metadata
-    /// of 4.2 and later, before it answers), and Ra the names of the quorum queues, in tables of `dets`.
+    /// Puts what was declared on disk. Without it, a node that is killed right after a queue was
+    /// declared can start again without the queue, or without what is in it: Mnesia writes its log
+    /// a while later (Khepri, which keeps the metadata of 4.2 and later, before it answers), and Ra
+    /// the names of the quorum queues, in tables of `dets`.
     pub async fn sync(&self) {
         const SYNC: &str = "[ok = dets:sync(Table) || Table <- dets:all()], \
              case catch rabbit_khepri:is_enabled() of \
@@ -71,8 +72,8 @@ impl Node {
         self.answers.store(true, Ordering::SeqCst);
     }
 
-    /// The same ports and data again. If all nodes of a cluster are down, start them at the same time: each waits
-    /// for those that outlived it.
+    /// The same ports and data again. If all nodes of a cluster are down, start them at the same
+    /// time: each waits for those that outlived it.
     pub async fn start_again(&self) {
         assert_eq!(run("start", &self.dir, &[]).await, self.url);
         self.answers.store(true, Ordering::SeqCst);
@@ -95,7 +96,8 @@ impl Node {
         .await;
     }
 
-    /// Closes its clients' connections, as an operator would: 320, `CONNECTION_FORCED`, with `reason`.
+    /// Closes its clients' connections, as an operator would: 320, `CONNECTION_FORCED`, with
+    /// `reason`.
     pub async fn close_connections(&self, reason: &str) {
         // --global: of all virtual hosts, not of all nodes.
         self.ctl(&["close_all_connections", "--global", reason]).await;
@@ -142,9 +144,11 @@ impl Cluster {
         self.nodes.iter().map(Node::url).collect()
     }
 
-    /// Which node leads a quorum queue: one that is neither killed nor frozen, and all others of this sort agree.
+    /// Which node leads a quorum queue: one that is neither killed nor frozen, and all others of
+    /// this sort agree.
     pub async fn leader_of(&self, queue: &str) -> usize {
-        // list_queues would ask the frozen nodes too, and wait for them; this asks what each node has in memory.
+        // list_queues would ask the frozen nodes too, and wait for them; this asks what each node
+        // has in memory.
         eventually("the queue has a leader", async || {
             let names: Vec<_> = self.nodes.iter().map(Node::name).collect();
             let answering = || (0..names.len()).filter(|&n| self.nodes[n].answers.load(Ordering::SeqCst));

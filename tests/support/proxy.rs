@@ -1,4 +1,5 @@
-//! A TCP proxy that reads AMQP frames, and drops them, cuts or freezes the connection where a test says so.
+//! A TCP proxy that reads AMQP frames, and drops them, cuts or freezes the connection where a test
+//! says so.
 
 use std::{
     io,
@@ -75,7 +76,8 @@ impl Frame<'_> {
     }
 }
 
-/// A rule that does something to the n-th frame of one kind, from 0, whatever its connection, and passes all others.
+/// A rule that does something to the n-th frame of one kind, from 0, whatever its connection, and
+/// passes all others.
 pub fn nth(
     n: usize,
     from: From,
@@ -224,7 +226,8 @@ async fn pump(
         }
         sink.write_all(&frame).await?;
         if action == Action::CutAfter {
-            // A socket that is closed with something unread in it sends a reset, which would overtake the frame.
+            // A socket that is closed with something unread in it sends a reset, which would
+            // overtake the frame.
             sink.shutdown().await?;
             return Ok(());
         }

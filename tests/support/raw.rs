@@ -138,7 +138,8 @@ pub fn table(members: &[(&[u8], u8, Vec<u8>)]) -> Vec<u8> {
     long(&members)
 }
 
-/// Tables (`F`) or lists (`A`), one in the other, all of them in `bytes` bytes at the most. Each costs six or five.
+/// Tables (`F`) or lists (`A`), one in the other, all of them in `bytes` bytes at the most. Each
+/// costs six or five.
 pub fn nested(kind: u8, bytes: usize) -> Vec<u8> {
     let each = if kind == b'F' { 6 } else { 5 };
     let levels = bytes / each - 1;

@@ -9,7 +9,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// `postgres`, `mysql` (`MariaDB` if there is one), `redis` or `redis-cluster`, with arguments for the server.
+    /// `postgres`, `mysql` (`MariaDB` if there is one), `redis` or `redis-cluster`, with arguments
+    /// for the server.
     pub async fn start(kind: &'static str, arguments: &[&str]) -> Self {
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("{kind}.{}", uuid::Uuid::new_v4().simple()));

@@ -1,4 +1,5 @@
-//! Tests that need servers: listed as ignored where there are none, so that nothing looks green that did not run.
+//! Tests that need servers: listed as ignored where there are none, so that nothing looks green
+//! that did not run.
 
 use std::future::Future;
 

@@ -1,14 +1,16 @@
 //! What lapin cannot read without harm is made readable, at the same length.
 //!
-//! Whoever may publish chooses these bytes, and the broker hands them on as they are. lapin parses tables recursively, so that one nested
-//! some thousand deep overflows the stack of its thread and ends the process; and it gives up the connection over a short string that is
-//! not UTF-8. Both would come again with the next delivery.
+//! Whoever may publish chooses these bytes, and the broker hands them on as they are. lapin parses
+//! tables recursively, so that one nested some thousand deep overflows the stack of its thread and
+//! ends the process; and it gives up the connection over a short string that is not UTF-8. Both
+//! would come again with the next delivery.
 
-/// How deep tables and lists are left as such. Our publisher's limit is 16; others have no use for more than a few.
+/// How deep tables and lists are left as such. Our publisher's limit is 16; others have no use for
+/// more than a few.
 pub(super) const DEPTH: usize = 64;
 
-/// For each byte of a short string that belongs to no character: SUBSTITUTE. No message ID may hold it, so that what had another ID
-/// is not taken for this one.
+/// For each byte of a short string that belongs to no character: SUBSTITUTE. No message ID may hold
+/// it, so that what had another ID is not taken for this one.
 const SUBSTITUTE: u8 = 0x1a;
 
 const BASIC: u16 = 60;
@@ -30,14 +32,16 @@ pub(super) fn content_header(payload: &mut [u8]) -> Changed {
     walk.changed
 }
 
-/// Makes the payload of a method readable: of those that carry what a publisher chose, or a text that a broker cut short.
+/// Makes the payload of a method readable: of those that carry what a publisher chose, or a text
+/// that a broker cut short.
 pub(super) fn method(payload: &mut [u8]) -> Changed {
     let mut walk = Walk::new(payload);
     let _ = walk.method();
     walk.changed
 }
 
-/// The largest frame that the broker offers, if this is the method by which it does (connection.tune).
+/// The largest frame that the broker offers, if this is the method by which it does
+/// (connection.tune).
 pub(super) fn tuned(payload: &[u8]) -> Option<u32> {
     let [0, 10, 0, 30, _, _, frame_max @ ..] = payload else { return None };
     Some(u32::from_be_bytes(frame_max.get(..4)?.try_into().ok()?))
@@ -326,7 +330,8 @@ mod tests {
         assert_eq!(method(&mut other), Changed::default());
     }
 
-    /// Whatever the bytes: no panic, the same length, and nothing that is left for lapin is too deep.
+    /// Whatever the bytes: no panic, the same length, and nothing that is left for lapin is too
+    /// deep.
     #[test]
     fn no_bytes_overflow_the_parser_or_change_their_length() {
         let mut random = fastrand::Rng::with_seed(1);

@@ -37,7 +37,8 @@ const AROUND: usize = HEAD + 1;
 /// What is read at once, at the least.
 const READ: usize = 64 * 1024;
 
-/// Methods and content headers are held until they are complete. None that is legitimate comes near this.
+/// Methods and content headers are held until they are complete. None that is legitimate comes near
+/// this.
 const LONGEST: usize = 64 * 1024 * 1024;
 
 /// tokio, but for the type of the stream.
@@ -90,7 +91,8 @@ impl Reactor for Screening {
     }
 }
 
-/// Passes frames on: methods and content headers when they are complete and readable, all others as they come.
+/// Passes frames on: methods and content headers when they are complete and readable, all others as
+/// they come.
 #[derive(Debug)]
 pub(super) struct Screened<S> {
     inner: S,
@@ -110,7 +112,8 @@ impl<S> Screened<S> {
         Self { inner, buffer: Vec::new(), given: 0, cleared: 0, read: 0, passing: 0, frame_max }
     }
 
-    /// As lapin agrees upon it: the smaller one of two, where 0 is none (AMQP 0-9-1, connection.tune).
+    /// As lapin agrees upon it: the smaller one of two, where 0 is none (AMQP 0-9-1,
+    /// connection.tune).
     fn tuned(&mut self, broker: u32) {
         self.frame_max = match (self.frame_max, broker) {
             (0, limit) | (limit, 0) => limit,

@@ -1,17 +1,20 @@
 //! A content header that the broker made larger than a frame may be.
 //!
-//! It counts deliveries and deaths in headers, and puts them on top of what a publisher has filled a frame with. lapin gives up the connection over such a frame, at each
-//! delivery of that message again.
+//! It counts deliveries and deaths in headers, and puts them on top of what a publisher has filled
+//! a frame with. lapin gives up the connection over such a frame, at each delivery of that message
+//! again.
 
 use super::frames::length_of;
 
-/// What the broker adds, the least useful first. The delivery limit of a queue is compared with the last one.
+/// What the broker adds, the least useful first. The delivery limit of a queue is compared with the
+/// last one.
 const ADDED: [&[u8]; 5] =
     [b"x-first-death-", b"x-last-death-", b"x-death", b"x-acquired-count", b"x-delivery-count"];
 
 const HEADERS: u16 = 1 << 13;
 
-/// Takes what the broker adds out of the payload of a content header, until it is shorter by `over` bytes or there is nothing more to take. Gives by how many bytes it is.
+/// Takes what the broker adds out of the payload of a content header, until it is shorter by `over`
+/// bytes or there is nothing more to take. Gives by how many bytes it is.
 pub(super) fn shrink(payload: &mut [u8], over: usize) -> usize {
     let mut taken = 0;
     for name in ADDED {

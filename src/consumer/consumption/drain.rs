@@ -29,8 +29,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
                 monitor.enter(ConsumerState::Reconnecting);
             }
         }
-        // Handlers that run are let finish: what they commit needs no second run. On a lost connection their acks go
-        // nowhere, and are not waited for.
+        // Handlers that run are let finish: what they commit needs no second run. On a lost
+        // connection their acks go nowhere, and are not waited for.
         let drained = timeout_at(limit, async {
             loop {
                 let done = tokio::select! {
@@ -47,7 +47,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
                 self.settling.ack(self.session.channel(), self.buffer.acks.handled(tags));
             }
             if shutting_down {
-                // What goes back is counted, up to RabbitMQ 4.2. The next process would take that for a death.
+                // What goes back is counted, up to RabbitMQ 4.2. The next process would take that
+                // for a death.
                 let _ = self.look();
                 self.buffer.spare(Instant::now());
                 self.set_aside();

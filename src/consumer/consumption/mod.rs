@@ -39,7 +39,8 @@ const FAR: Duration = Duration::from_hours(24 * 365);
 pub(crate) struct Carried {
     pub(super) attempts: FailureCounts,
     pub(super) prefetch: Prefetch,
-    /// How many subscriptions were lost that this process survived: the broker has counted each of them against all that it had delivered.
+    /// How many subscriptions were lost that this process survived: the broker has counted each of
+    /// them against all that it had delivered.
     pub(super) survived: u32,
 }
 
@@ -49,7 +50,8 @@ pub(super) enum End {
     Lost(Lost),
 }
 
-/// One subscription, and all that is done about what it delivers. Settles only on the channel that delivered.
+/// One subscription, and all that is done about what it delivers. Settles only on the channel that
+/// delivered.
 pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     context: &'a ConsumerContext<S, H>,
     carried: &'a mut Carried,
@@ -155,8 +157,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                     }
                 }
                 _ = aging.tick() => self.buffer.age(Instant::now()),
-                // While nobody is idle each delivery would wake us for nothing. But there is no other way to learn that the subscription is lost, and what
-                // waits in lapin is not judged.
+                // While nobody is idle each delivery would wake us for nothing. But there is no
+                // other way to learn that the subscription is lost, and what waits in lapin is not
+                // judged.
                 _ = looking.tick(), if !idle => {
                     if let Err(reason) = self.look() {
                         break End::Lost(reason);
@@ -202,8 +205,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.buffer.adapt(&mut self.session, options, prefetch, attempts).await?;
         let suspect_is_due = self.buffer.suspect_is_due();
         self.set_aside();
-        // Who is idle takes what is there. Beside others that work, only a full batch is worth a commit of its own: what comes
-        // meanwhile makes the next batch larger.
+        // Who is idle takes what is there. Beside others that work, only a full batch is worth a
+        // commit of its own: what comes meanwhile makes the next batch larger.
         while self.is_idle()
             && !suspect_is_due
             && self.buffer.len() > 0
@@ -212,7 +215,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             let batch = self.buffer.take(self.size.now());
             self.work(batch);
         }
-        // With nothing else in hand, and nothing on its way: whatever ends this process would take it along.
+        // With nothing else in hand, and nothing on its way: whatever ends this process would take
+        // it along.
         if self.buffer.has_suspects()
             && self.is_idle()
             && self.working.is_empty()
@@ -291,8 +295,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         }
     }
 
-    /// A message for which the store could not be asked keeps its place, and the store is probed. If it happens again to the same one alone though the probe was answered, it is
-    /// the message that the store refuses, and it must not hold up the others.
+    /// A message for which the store could not be asked keeps its place, and the store is probed.
+    /// If it happens again to the same one alone though the probe was answered, it is the message
+    /// that the store refuses, and it must not hold up the others.
     fn refused(&mut self, mut unsettled: Unsettled, together_with: usize) -> Option<Unsettled> {
         if together_with > 1 {
             return Some(unsettled);
@@ -333,7 +338,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         }
     }
 
-    /// Whether the outcomes of a batch say that the store could not be asked. Then nothing is taken until it answers a probe.
+    /// Whether the outcomes of a batch say that the store could not be asked. Then nothing is taken
+    /// until it answers a probe.
     fn judge_store(&mut self, handled: &[(Unsettled, Outcome)]) -> bool {
         let error = handled.iter().find_map(|(_, outcome)| match outcome {
             Outcome::StoreUnavailable { error } => Some(error),

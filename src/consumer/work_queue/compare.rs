@@ -1,7 +1,8 @@
 //! Declares, and finds out in what a queue differs that is there already.
 //!
-//! AMQP has no way to ask. But a broker that refuses a declaration names the first argument in which it differs, so declaring again with what is known by then
-//! names the next one, until the declaration passes.
+//! AMQP has no way to ask. But a broker that refuses a declaration names the first argument in
+//! which it differs, so declaring again with what is known by then names the next one, until the
+//! declaration passes.
 
 use std::{future::Future, time::Duration};
 
@@ -31,8 +32,8 @@ const PRECONDITION_FAILED: u16 = 406;
 /// More than a queue has arguments.
 const MOST_QUESTIONS: usize = 100;
 
-/// An argument of streams with a value that is none. A queue that is there is not compared in it, and one that is there no more is not declared with it: a question
-/// never creates a queue.
+/// An argument of streams with a value that is none. A queue that is there is not compared in it,
+/// and one that is there no more is not declared with it: a question never creates a queue.
 const NEVER_VALID: (&str, &str) = ("x-max-age", "never");
 
 /// What the broker says to a declaration.
@@ -88,7 +89,8 @@ impl Declaring<'_> {
         }
     }
 
-    /// Finds out in what the queue differs, beginning with the answer to the recommended declaration.
+    /// Finds out in what the queue differs, beginning with the answer to the recommended
+    /// declaration.
     async fn compare(&self, wanted: &Declaration, first: String) -> Result<Found, DeclareError> {
         let mut trial = Trial::of(wanted);
         let mut text = first;

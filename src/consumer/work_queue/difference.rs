@@ -25,7 +25,8 @@ impl fmt::Display for Current {
     }
 }
 
-/// A setting in which a queue that is there differs from the recommendation. Prints as a line for humans.
+/// A setting in which a queue that is there differs from the recommendation. Prints as a line for
+/// humans.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
@@ -33,7 +34,8 @@ pub struct Difference {
     pub queue: String,
     /// An argument such as `x-delivery-limit`, or `durable` or `auto_delete`.
     pub setting: String,
-    /// What it is, as text: `none` if it is not set, and `another` if the broker's answer is too long to say it.
+    /// What it is, as text: `none` if it is not set, and `another` if the broker's answer is too
+    /// long to say it.
     pub current: String,
     /// What it should be, as text: `none` if it should not be set.
     pub recommended: String,
@@ -63,7 +65,8 @@ impl Difference {
             (_, None) => Current::Unset,
         };
         let effect = effect(wanted.role, setting, current, version);
-        // A policy has no say where there is an argument, but for limits, of which the lower one counts.
+        // A policy has no say where there is an argument, but for limits, of which the lower one
+        // counts.
         let unless = match current {
             Current::Unset if by_policy(setting) => ", unless a policy says otherwise",
             _ => "",

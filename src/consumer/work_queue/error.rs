@@ -42,7 +42,8 @@ pub enum DeclareError {
         /// What the broker says.
         reason: String,
     },
-    /// The broker refused for another reason, such as a limit of queues, or a queue that belongs to another connection.
+    /// The broker refused for another reason, such as a limit of queues, or a queue that belongs to
+    /// another connection.
     #[error("the broker refused to declare {queue:?}: {reason}")]
     Refused {
         /// The queue that was being declared.

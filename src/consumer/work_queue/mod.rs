@@ -21,11 +21,13 @@ use crate::amqp::{self, ClosedOnDrop, ConnectOptions, InvalidUri, ServerVersion,
 /// As long as AMQP can say a name.
 const NAME_BYTES: usize = 255;
 
-/// Declares a queue to consume from, and its parking queue, as it is best for the broker that is there (`RabbitMQ` 3.10 or later).
+/// Declares a queue to consume from, and its parking queue, as it is best for the broker that is
+/// there (`RabbitMQ` 3.10 or later).
 ///
-/// `<queue>` becomes a quorum queue. What the broker itself takes out of it, such as a message that came back more often than the
-/// [delivery limit](Self::delivery_limit), is not deleted, but dead-lettered at least once to `<queue>.parked`: a quorum queue without a limit, in which a consumer
-/// parks its messages, too. [`Unpark`](super::Unpark) brings both back.
+/// `<queue>` becomes a quorum queue. What the broker itself takes out of it, such as a message that
+/// came back more often than the [delivery limit](Self::delivery_limit), is not deleted, but
+/// dead-lettered at least once to `<queue>.parked`: a quorum queue without a limit, in which a
+/// consumer parks its messages, too. [`Unpark`](super::Unpark) brings both back.
 ///
 /// | | `<queue>` | `<queue>.parked` |
 /// |---|---|---|
@@ -35,7 +37,8 @@ const NAME_BYTES: usize = 255;
 /// | `x-dead-letter-strategy` | `at-least-once` | |
 /// | `x-overflow` | `reject-publish`, which `at-least-once` needs | |
 ///
-/// Declaring again is fine. A queue that is there and differs is left as it is, since a queue cannot be changed, and the differences are in the result:
+/// Declaring again is fine. A queue that is there and differs is left as it is, since a queue
+/// cannot be changed, and the differences are in the result:
 ///
 /// ```no_run
 /// # async fn declare() -> Result<(), lapin_idempotent::consumer::DeclareError> {
@@ -71,9 +74,11 @@ pub struct DeclaredQueue {
     pub parking_created: bool,
     /// The version of the node that answered.
     pub version: ServerVersion,
-    /// In what existing queues differ from the recommendation. AMQP tells of their arguments only: what a policy sets besides is not seen.
+    /// In what existing queues differ from the recommendation. AMQP tells of their arguments only:
+    /// what a policy sets besides is not seen.
     pub differences: Vec<Difference>,
-    /// Whether `differences` are all of them. Not if the broker's answers could not be understood: names of more than about a hundred bytes do not fit into them.
+    /// Whether `differences` are all of them. Not if the broker's answers could not be understood:
+    /// names of more than about a hundred bytes do not fit into them.
     pub complete: bool,
 }
 
@@ -87,7 +92,8 @@ impl DeclaredQueue {
 impl WorkQueue {
     /// Declares `queue`, and `<queue>.parked`.
     ///
-    /// URI parameters are those of [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
+    /// URI parameters are those of
+    /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
     pub fn new(uri: impl AsRef<str>, queue: impl Into<String>) -> Self {
         Self::for_cluster([uri.as_ref()], queue)
     }
@@ -99,24 +105,29 @@ impl WorkQueue {
 
     connection_settings!();
 
-    /// How often a message may come back before the broker takes it out and parks it. Default 20; `None`: as often as it will.
+    /// How often a message may come back before the broker takes it out and parks it. Default 20;
+    /// `None`: as often as it will.
     ///
-    /// It is a last resort, for other consumers than this crate's, and for messages that take their consumers down. Up to 4.2 all returns count, those of a lost connection for each
-    /// message that it held; from 4.3 on `basic.nack` does not. Tell it to the consumer, too: [`ConsumerBuilder::delivery_limit`](super::ConsumerBuilder::delivery_limit).
+    /// It is a last resort, for other consumers than this crate's, and for messages that take their
+    /// consumers down. Up to 4.2 all returns count, those of a lost connection for each message
+    /// that it held; from 4.3 on `basic.nack` does not. Tell it to the consumer, too:
+    /// [`ConsumerBuilder::delivery_limit`](super::ConsumerBuilder::delivery_limit).
     pub fn delivery_limit(mut self, returns: impl Into<Option<u32>>) -> Self {
         self.options.delivery_limit = returns.into();
         self
     }
 
-    /// Lets the broker hold messages back that come back with `basic.reject`: for `min` times the number of their failures, up to `max`. From 1 ms to
-    /// 49 days. Needs 4.3 (`x-delayed-retry-type` = `failed`).
+    /// Lets the broker hold messages back that come back with `basic.reject`: for `min` times the
+    /// number of their failures, up to `max`. From 1 ms to 49 days. Needs 4.3
+    /// (`x-delayed-retry-type` = `failed`).
     pub fn delayed_retry(mut self, min: Duration, max: Duration) -> Self {
         self.options.delayed_retry = Some((min, max.max(min)));
         self
     }
 
-    /// How long a consumer may hold a message of this queue before the broker takes it back. Default: what the broker is set to, 30 minutes by default.
-    /// Needs 3.12 (`x-consumer-timeout`). That an existing queue differs in it is told from 4.3.2 on.
+    /// How long a consumer may hold a message of this queue before the broker takes it back.
+    /// Default: what the broker is set to, 30 minutes by default. Needs 3.12
+    /// (`x-consumer-timeout`). That an existing queue differs in it is told from 4.3.2 on.
     pub fn consumer_timeout(mut self, limit: Duration) -> Self {
         self.options.consumer_timeout = Some(limit);
         self
@@ -124,16 +135,18 @@ impl WorkQueue {
 
     /// Declares both queues.
     ///
-    /// The broker logs one connection that its client closed unexpectedly: that is how it is asked for its version.
+    /// The broker logs one connection that its client closed unexpectedly: that is how it is asked
+    /// for its version.
     ///
     /// # Errors
     ///
-    /// A [`DeclareError`] if there is no connection, the broker is too old for what was asked for, the name is too long, or the user lacks a right. A
-    /// queue that differs is none.
+    /// A [`DeclareError`] if there is no connection, the broker is too old for what was asked for,
+    /// the name is too long, or the user lacks a right. A queue that differs is none.
     ///
     /// # Cancellation
     ///
-    /// Closes the connection. Neither, one or both queues may have been declared; declaring again is fine.
+    /// Closes the connection. Neither, one or both queues may have been declared; declaring again
+    /// is fine.
     ///
     /// # Panics
     ///

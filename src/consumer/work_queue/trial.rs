@@ -55,7 +55,8 @@ impl Trial {
                 self.found.settings.push((TYPE.to_owned(), Current::Is(classic)));
                 return true;
             }
-            // Two values are compared without their types, and an answer is cut after 255 bytes. Left out, it is told with its type, and in a shorter answer.
+            // Two values are compared without their types, and an answer is cut after 255 bytes.
+            // Left out, it is told with its type, and in a shorter answer.
             (_, _) if self.declaration.arguments.remove(setting).is_some() => {
                 self.left_out = Some(setting.to_owned());
                 return true;
@@ -85,8 +86,9 @@ impl Trial {
     }
 }
 
-/// Which setting differs, and what the queue has, by the broker's text:
-/// `PRECONDITION_FAILED - inequivalent arg 'x-overflow' for queue 'q' in vhost '/': received none but current is the value 'drop-head' of type 'longstr'`.
+/// Which setting differs, and what the queue has, by the broker's text: `PRECONDITION_FAILED -
+/// inequivalent arg 'x-overflow' for queue 'q' in vhost '/': received none but current is the value
+/// 'drop-head' of type 'longstr'`.
 pub(super) fn inequivalent(text: &str) -> Option<(String, Current)> {
     let (_, rest) = text.split_once("inequivalent arg '")?;
     let (setting, rest) = rest.split_once("' for ")?;

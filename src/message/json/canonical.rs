@@ -1,8 +1,10 @@
-//! Canonical JSON (RFC 8785), and JSON pointers (RFC 6901) into it, strict where two messages could become one.
+//! Canonical JSON (RFC 8785), and JSON pointers (RFC 6901) into it, strict where two messages could
+//! become one.
 //!
-//! RFC 8785 renders every number as an IEEE double and lets parsers pick one of several members with the same name. As an
-//! identity that is dangerous: two IDs above 2^53 would be one message, and one of them would be lost. So a number whose
-//! canonical form is another number is refused here, and so is a repeated name.
+//! RFC 8785 renders every number as an IEEE double and lets parsers pick one of several members
+//! with the same name. As an identity that is dangerous: two IDs above 2^53 would be one message,
+//! and one of them would be lost. So a number whose canonical form is another number is refused
+//! here, and so is a repeated name.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -37,8 +39,8 @@ pub(crate) fn canonical(text: &[u8]) -> Result<Vec<u8>, CanonicalError> {
     canonical_of(checked(text)?)
 }
 
-/// The canonical form of the value at a pointer; `None` if there is no value, or one that says nothing: `null`, or an empty string,
-/// object or array.
+/// The canonical form of the value at a pointer; `None` if there is no value, or one that says
+/// nothing: `null`, or an empty string, object or array.
 pub(crate) fn canonical_at(text: &[u8], pointer: &str) -> Result<Option<Vec<u8>>, CanonicalError> {
     let mut value = checked(text)?;
     for name in pointer.split('/').skip(1) {
@@ -86,8 +88,8 @@ fn write<'a>(
             }
             out.push(b']');
         }
-        // Without escapes it is what RFC 8785 asks for. With them serde_json unescapes and escapes as the RFC does: the
-        // short forms, and \u00xx for other control characters.
+        // Without escapes it is what RFC 8785 asks for. With them serde_json unescapes and escapes
+        // as the RFC does: the short forms, and \u00xx for other control characters.
         [b'"', ..] if first.contains('\\') => serde_json::to_writer(out, &unescaped(first)?)?,
         [b'-' | b'0'..=b'9', ..] => match number::canonical(first, &mut ryu_js::Buffer::new()) {
             Some(number) => out.extend_from_slice(number.as_bytes()),
@@ -168,9 +170,11 @@ fn unescaped(token: &str) -> Result<Cow<'_, str>, CanonicalError> {
     }
 }
 
-/// The brackets and scalars of a JSON text whose syntax is right, so that commas and colons say nothing more.
+/// The brackets and scalars of a JSON text whose syntax is right, so that commas and colons say
+/// nothing more.
 ///
-/// Not a walk over `serde_json::Value`: what that makes of numbers depends on features that any crate in the build can set.
+/// Not a walk over `serde_json::Value`: what that makes of numbers depends on features that any
+/// crate in the build can set.
 struct Tokens<'a>(&'a str);
 
 impl<'a> Iterator for Tokens<'a> {

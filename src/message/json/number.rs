@@ -2,17 +2,19 @@
 
 use ryu_js::Buffer;
 
-/// How RFC 8785 (section 3.2.2.3) writes a number, as ECMAScript does; `None` if the double it is read as is another number.
+/// How RFC 8785 (section 3.2.2.3) writes a number, as ECMAScript does; `None` if the double it is
+/// read as is another number.
 ///
-/// The test is of exact decimal values, so no two numbers that differ are ever written alike. It takes time in proportion
-/// to the token's length, whatever its exponent says.
+/// The test is of exact decimal values, so no two numbers that differ are ever written alike. It
+/// takes time in proportion to the token's length, whatever its exponent says.
 pub(super) fn canonical<'a>(token: &str, buffer: &'a mut Buffer) -> Option<&'a str> {
     let double = token.parse::<f64>().ok().filter(|double| double.is_finite())?;
     let written: &str = buffer.format_finite(double);
     (written == token || Decimal::of(written) == Decimal::of(token)).then_some(written)
 }
 
-/// The exact value of a JSON number: 0.`digits` times ten to the `point`, without leading or trailing zeros.
+/// The exact value of a JSON number: 0.`digits` times ten to the `point`, without leading or
+/// trailing zeros.
 #[derive(PartialEq, Eq)]
 struct Decimal {
     negative: bool,
@@ -119,9 +121,11 @@ mod tests {
             "1e-400",
             "1e99999999999999999999",
             "1e-99999999999999999999",
-            // A tie: the double is ...935.25, for which ECMAScript writes the even one of the two digits.
+            // A tie: the double is ...935.25, for which ECMAScript writes the even one of the two
+            // digits.
             "-1169360338846935.3",
-            // A double to the last bit, but so are its neighbours, and RFC 8785 writes 18446744073709552000 for all of them.
+            // A double to the last bit, but so are its neighbours, and RFC 8785 writes
+            // 18446744073709552000 for all of them.
             "18446744073709551616",
         ] {
             assert_eq!(text(inexact), None, "{inexact}");

@@ -1,4 +1,5 @@
-//! Properties of IDs that are made of JSON: every way to write a value gives one ID, and every other value another.
+//! Properties of IDs that are made of JSON: every way to write a value gives one ID, and every
+//! other value another.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -31,7 +32,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The same value in other words: members in reverse, white space between tokens, every string escaped throughout.
+/// The same value in other words: members in reverse, white space between tokens, every string
+/// escaped throughout.
 fn reworded(value: &Value) -> String {
     let escaped = |text: &str| {
         let units: Vec<String> = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
@@ -103,7 +105,8 @@ fn changed(value: &Value) -> Vec<Value> {
 }
 
 proptest! {
-    /// Neither order, white space nor spelling counts; the value at a pointer to everything is the whole.
+    /// Neither order, white space nor spelling counts; the value at a pointer to everything is the
+    /// whole.
     #[test]
     fn one_json_value_has_one_id(value in any_json()) {
         let (plain, other) = (value.to_string(), reworded(&value));

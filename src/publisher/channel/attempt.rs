@@ -29,7 +29,8 @@ impl Written {
 
 /// Counts an attempt, unless nobody waits for the message any more.
 ///
-/// `headers`: how many bytes of them the broker's frames hold, where that is less than was asked for.
+/// `headers`: how many bytes of them the broker's frames hold, where that is less than was asked
+/// for.
 pub(super) fn admit(
     mut job: Job,
     unconfirmed: &mut Unconfirmed,
@@ -74,11 +75,11 @@ pub(super) fn show(hook: &AttemptHook, job: &Job, result: Result<(), PublishErro
     }
 }
 
-/// One attempt: the frames are queued in this future's first poll, `written` learns when they have left, and it ends with the
-/// confirm.
+/// One attempt: the frames are queued in this future's first poll, `written` learns when they have
+/// left, and it ends with the confirm.
 ///
-/// Written out, not an `async fn`, which would keep its arguments a second time: the future is moved once a message, and it
-/// is large.
+/// Written out, not an `async fn`, which would keep its arguments a second time: the future is
+/// moved once a message, and it is large.
 #[inline(always)] // as for `PublishSet::push`
 #[allow(clippy::inline_always)]
 pub(super) fn publish(

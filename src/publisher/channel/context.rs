@@ -22,7 +22,8 @@ pub(crate) struct WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// How often deadlines are looked at: fine enough for the shortest of them, coarse enough to cost nothing.
+    /// How often deadlines are looked at: fine enough for the shortest of them, coarse enough to
+    /// cost nothing.
     pub(crate) fn resolution(&self) -> Duration {
         let finest = self.confirm_timeout.min(self.retry.total()) / 20;
         finest.clamp(Duration::from_millis(5), Duration::from_millis(100))

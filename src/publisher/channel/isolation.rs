@@ -1,10 +1,12 @@
 //! Which of many messages ended a channel.
 //!
-//! The broker ends a channel, or a whole connection, over one message and does not say which. Everything that was in flight
-//! is then a suspect. Suspects are sent in groups, and nothing beside them: half of them first; a group that ends its channel
-//! is followed by half of what is left of it, one that is answered by one of twice its size. A suspect that was answered is
-//! none any more. So one culprit among `n` is found with about `log2(n)` channels, and `k` of them with no more than `k`
-//! channels beyond that for each time that they are far apart; one at a time would take `n` round trips.
+//! The broker ends a channel, or a whole connection, over one message and does not say which.
+//! Everything that was in flight is then a suspect. Suspects are sent in groups, and nothing beside
+//! them: half of them first; a group that ends its channel is followed by half of what is left of
+//! it, one that is answered by one of twice its size. A suspect that was answered is none any more.
+//! So one culprit among `n` is found with about `log2(n)` channels, and `k` of them with no more
+//! than `k` channels beyond that for each time that they are far apart; one at a time would take
+//! `n` round trips.
 
 /// How many suspects go into the next group.
 #[derive(Debug, Default)]
@@ -39,11 +41,12 @@ impl Isolation {
     }
 }
 
-/// The exchange that the broker names when it closes a channel over a message: `no exchange 'e' in vhost '/'`, `access to
-/// exchange 'e' in vhost '/' refused`, `access to topic 'k' in exchange 'e' in vhost '/' refused`.
+/// The exchange that the broker names when it closes a channel over a message: `no exchange 'e' in
+/// vhost '/'`, `access to exchange 'e' in vhost '/' refused`, `access to topic 'k' in exchange 'e'
+/// in vhost '/' refused`.
 ///
-/// Whoever chose the name could have chosen one that reads like this sentence, so what is found is a hint: it is only
-/// followed if a message in flight has that exchange.
+/// Whoever chose the name could have chosen one that reads like this sentence, so what is found is
+/// a hint: it is only followed if a message in flight has that exchange.
 pub(crate) fn named_exchange(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("exchange '")?;
     let (name, _) = rest.rsplit_once("' in vhost '")?;
@@ -58,7 +61,8 @@ mod tests {
 
     use super::*;
 
-    /// Sends all of `count` messages; those in `culprits` end the channel. Gives who was named, and how many channels ended.
+    /// Sends all of `count` messages; those in `culprits` end the channel. Gives who was named, and
+    /// how many channels ended.
     fn isolate(count: usize, culprits: &BTreeSet<usize>) -> (BTreeSet<usize>, usize) {
         let mut suspects: VecDeque<usize> = (0..count).collect();
         let mut isolation = Isolation::default();

@@ -14,7 +14,8 @@ use crate::publisher::{
     retry::RetryPolicy,
 };
 
-/// How often a connection must end while one message is in flight alone before that is taken for its doing.
+/// How often a connection must end while one message is in flight alone before that is taken for
+/// its doing.
 const FATAL: u32 = 3;
 
 /// Why no further attempt is made with a message.
@@ -38,7 +39,8 @@ pub(crate) struct Job {
     uncertain: bool,
     /// It was in flight when a channel ended over one message.
     suspect: bool,
-    /// How often a connection ended while it was in flight alone, and how much the worker had heard when that was so first.
+    /// How often a connection ended while it was in flight alone, and how much the worker had heard
+    /// when that was so first.
     alone: (u32, u64),
     /// How often it was nacked, in which generation of its worker.
     nacks: (u64, u32),
@@ -123,8 +125,8 @@ impl Job {
         self.suspect = true;
     }
 
-    /// A connection ended while it was in flight alone, when its worker had `heard` so many answers. Whether that is its
-    /// doing: it happened three times, while others were answered.
+    /// A connection ended while it was in flight alone, when its worker had `heard` so many
+    /// answers. Whether that is its doing: it happened three times, while others were answered.
     pub(crate) fn ended_alone(&mut self, heard: u64) -> bool {
         if self.alone.0 == 0 {
             self.alone.1 = heard;
@@ -193,8 +195,8 @@ impl Job {
         self.payload.exchange()
     }
 
-    /// Whether the policy allows another attempt. Those that were in vain because of another message do not count, unless
-    /// only one is wanted.
+    /// Whether the policy allows another attempt. Those that were in vain because of another
+    /// message do not count, unless only one is wanted.
     fn may_retry(&self, kind: PublishErrorKind, policy: &RetryPolicy) -> bool {
         let counted =
             if policy.is_single() { self.attempts } else { self.attempts.saturating_sub(self.excused) };
@@ -213,7 +215,8 @@ impl Job {
                 return Next::Done;
             }
             Verdict::Nacked => {
-                // Other queues may have it: one that is full nacks what a fanout has brought to the rest.
+                // Other queues may have it: one that is full nacks what a fanout has brought to the
+                // rest.
                 self.uncertain = true;
                 (PublishErrorKind::Nacked, None)
             }
@@ -240,7 +243,8 @@ impl Job {
         self.retry_after(delay, now)
     }
 
-    /// An attempt that could only begin after the deadline is none: waiting for it would help nobody.
+    /// An attempt that could only begin after the deadline is none: waiting for it would help
+    /// nobody.
     pub(crate) fn retry_after(self, delay: Duration, now: Instant) -> Next {
         if let Some(due) = now.checked_add(delay).filter(|due| *due < self.deadline) {
             Next::RetryAt(due, self)
@@ -268,7 +272,8 @@ impl Job {
         Some(self)
     }
 
-    /// The deadline came while an attempt is unanswered. The attempt stays in flight, its confirm is still owned.
+    /// The deadline came while an attempt is unanswered. The attempt stays in flight, its confirm
+    /// is still owned.
     pub(crate) fn give_up_waiting(&mut self, now: Instant) {
         self.uncertain = true;
         self.last = Some((PublishErrorKind::TimedOut, None));

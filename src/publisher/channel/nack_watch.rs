@@ -14,9 +14,10 @@ const TRIAL: Duration = Duration::from_secs(3);
 
 /// Counts generations, and tells when one is worn.
 ///
-/// A nack is the queue's word: it is full, or its leader is moving. But a channel of RabbitMQ that has first published to a quorum
-/// queue while its leader was dead can go on to nack everything for that queue, although a new leader is long there (seen on
-/// 3.10.8, for as long as the channel lived). A new channel looks the leader up again.
+/// A nack is the queue's word: it is full, or its leader is moving. But a channel of RabbitMQ that
+/// has first published to a quorum queue while its leader was dead can go on to nack everything for
+/// that queue, although a new leader is long there (seen on 3.10.8, for as long as the channel
+/// lived). A new channel looks the leader up again.
 #[derive(Debug, Default)]
 pub(crate) struct NackWatch {
     number: u64,
@@ -50,7 +51,8 @@ impl NackWatch {
         self.heard
     }
 
-    /// Its connection ended. Gives how many did so one after the other without a single answer; 0 if this one had some.
+    /// Its connection ended. Gives how many did so one after the other without a single answer; 0
+    /// if this one had some.
     pub(crate) fn lost(&mut self) -> u32 {
         self.fruitless = if self.heard == self.heard_before { self.fruitless.saturating_add(1) } else { 0 };
         self.fruitless

@@ -43,7 +43,8 @@ impl JobReceiver {
         taken
     }
 
-    /// Takes over the next of those that are still here once this is closed; `None` when there will be no more.
+    /// Takes over the next of those that are still here once this is closed; `None` when there will
+    /// be no more.
     pub(crate) async fn recv(&mut self) -> Option<Job> {
         self.jobs.recv().await
     }
@@ -89,8 +90,9 @@ impl JobSender {
 }
 
 impl Dispatcher {
-    /// Hands a job to the worker with the fewest: a slow one gets less, and one that was just answered gets the next ones, all at
-    /// once. A worker that has no channel gets none while another has.
+    /// Hands a job to the worker with the fewest: a slow one gets less, and one that was just
+    /// answered gets the next ones, all at once. A worker that has no channel gets none while
+    /// another has.
     pub(crate) fn send(&self, job: Job) {
         let queue = match self.queues.as_slice() {
             [only] => only,
@@ -105,7 +107,8 @@ impl Dispatcher {
         }
     }
 
-    /// Takes over a job from a worker that has no connection, if another has one; gives it back if not.
+    /// Takes over a job from a worker that has no connection, if another has one; gives it back if
+    /// not.
     pub(crate) fn adopt(&self, job: Job, from: usize) -> Option<Job> {
         match self.lightest(|worker| worker != from && self.monitor.is_up(worker)) {
             Some(queue) => queue.enter(job),

@@ -19,8 +19,8 @@ use futures_util::{
 /// How many boxes are kept for futures to come.
 const KEPT: usize = 4096;
 
-/// Futures in progress. Their memory is used again: a publish of lapin's takes one and a half kilobytes, which is more than
-/// an allocator hands out quickly.
+/// Futures in progress. Their memory is used again: a publish of lapin's takes one and a half
+/// kilobytes, which is more than an allocator hands out quickly.
 pub(crate) struct PublishSet<F> {
     futures: FuturesUnordered<Placed<F>>,
     boxes: Vec<Pin<Box<F>>>,
@@ -66,9 +66,9 @@ impl<F: Future> PublishSet<F> {
 
 /// Collects rounds.
 ///
-/// A `FuturesUnordered` may say `Pending` although more is ready: to let others run, or because a future is being
-/// put on its queue at that moment. It then wakes its waker. So a round is over when the set said `Pending` and
-/// nothing woke it since that poll began.
+/// A `FuturesUnordered` may say `Pending` although more is ready: to let others run, or because a
+/// future is being put on its queue at that moment. It then wakes its waker. So a round is over
+/// when the set said `Pending` and nothing woke it since that poll began.
 pub(crate) struct ReadySet {
     signal: Arc<Signal>,
     waker: Waker,

@@ -20,7 +20,8 @@ pub(crate) type Reply = Result<Confirmed, Failure>;
 
 /// Knows when everything is answered that was handed over before some moment.
 ///
-/// Messages belong to the period that they were handed over in. Each flush begins another one, and waits for those before it.
+/// Messages belong to the period that they were handed over in. Each flush begins another one, and
+/// waits for those before it.
 #[derive(Default)]
 pub(crate) struct HandedOver(Mutex<Periods>);
 
@@ -49,7 +50,8 @@ impl HandedOver {
         (Answer { sender, _period: Arc::clone(&periods.current) }, reply)
     }
 
-    /// Pending until everything is answered that was handed over before. Dropped, it leaves nothing behind.
+    /// Pending until everything is answered that was handed over before. Dropped, it leaves nothing
+    /// behind.
     pub(crate) async fn flush(&self) {
         for mut unanswered in self.unanswered() {
             while unanswered.changed().await.is_ok() {}

@@ -22,22 +22,26 @@ use crate::{
 
 mod partitions;
 
-/// Remembers identities in a PostgreSQL table, in the transaction that the handler writes its effects in. See [`SqlStore`] for
-/// what is guaranteed.
+/// Remembers identities in a PostgreSQL table, in the transaction that the handler writes its
+/// effects in. See [`SqlStore`] for what is guaranteed.
 ///
-/// A commit is as durable as the server's `synchronous_commit` makes it: with `off`, the last commits before a crash of the server are lost after
-/// their messages were acked. Leave it on.
+/// A commit is as durable as the server's `synchronous_commit` makes it: with `off`, the last
+/// commits before a crash of the server are lost after their messages were acked. Leave it on.
 ///
-/// Behind PgBouncer in transaction mode it needs version 1.21 or later with `max_prepared_statements` above 0 (and `extra_float_digits` among
-/// `ignore_startup_parameters`, as the driver sends it); where prepared statements get lost, a consumer does not start. With `pool_mode = session` any version does.
+/// Behind PgBouncer in transaction mode it needs version 1.21 or later with
+/// `max_prepared_statements` above 0 (and `extra_float_digits` among `ignore_startup_parameters`,
+/// as the driver sends it); where prepared statements get lost, a consumer does not start. With
+/// `pool_mode = session` any version does.
 ///
-/// A batch of 32 or more identities is inserted in the expectation that all are new. One that is not leaves an error 23505 in the server's log, and the
-/// batch is claimed again with care, as are the next 32.
+/// A batch of 32 or more identities is inserted in the expectation that all are new. One that is
+/// not leaves an error 23505 in the server's log, and the batch is claimed again with care, as are
+/// the next 32.
 pub type PostgresStore = SqlStore<Postgres>;
 
 /// The session of a [`PostgresStore`]: the transaction that the handler writes its effects in.
 ///
-/// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are fine.
+/// Run statements on `&mut **tx`. Do not commit or roll back; nested transactions (savepoints) are
+/// fine.
 pub type PostgresTransaction = Transaction<'static, Postgres>;
 
 const WORDS: Syntax = Syntax {
@@ -112,9 +116,10 @@ impl SqlDatabase for Postgres {
 
 impl Dialect for Postgres {
     const QUOTE: char = '"';
-    // COMMIT answers "ROLLBACK", and the driver Ok, in a transaction that an error aborted; SELECT fails there with 25P02, and what
-    // follows is not run. A setting that is local to the transaction shows whether it is still the one we began; it is NULL in a session that
-    // never had it, which a pooler may have put in our place.
+    // COMMIT answers "ROLLBACK", and the driver Ok, in a transaction that an error aborted; SELECT
+    // fails there with 25P02, and what follows is not run. A setting that is local to the
+    // transaction shows whether it is still the one we began; it is NULL in a session that never
+    // had it, which a pooler may have put in our place.
     const COMMIT: &'static str = "SELECT 1 / (coalesce(current_setting('lapin_idempotent.transaction', true), '') = 'open')::int; \
                                   COMMIT; BEGIN";
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
@@ -252,7 +257,8 @@ impl Dialect for Postgres {
         }
     }
 
-    /// Uses a prepared statement again after somebody else took the server session that a pooler would give next.
+    /// Uses a prepared statement again after somebody else took the server session that a pooler
+    /// would give next.
     async fn keeps_prepared(pool: &Pool<Self>) -> Result<(), sqlx::Error> {
         if pool.options().get_max_connections() < 2 {
             return Ok(());
@@ -269,7 +275,8 @@ impl Dialect for Postgres {
     }
 
     async fn create(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
-        // IF NOT EXISTS is no protection from a second session that creates the same table at the same time.
+        // IF NOT EXISTS is no protection from a second session that creates the same table at the
+        // same time.
         let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
         let mut transaction = begun(pool, locked).await?;
         sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
@@ -296,7 +303,8 @@ fn by_code(code: &str, routine: Option<&str>) -> Cause {
         "25006" => Cause::ReadOnly,
         // A column's type was changed: "cached plan must not change result type".
         "0A000" if routine == Some("RevalidateCachedQuery") => Cause::Stale,
-        // invalid_sql_statement_name, duplicate_prepared_statement: a pooler gave us another session.
+        // invalid_sql_statement_name, duplicate_prepared_statement: a pooler gave us another
+        // session.
         "26000" | "42P05" => Cause::Stale,
         // The server shuts down, our backend was terminated; 25P03: it was idle for too long.
         "25P03" => Cause::Unavailable,
@@ -304,7 +312,8 @@ fn by_code(code: &str, routine: Option<&str>) -> Cause {
         "42501" => Cause::Row,
         _ => match code.get(..2).unwrap_or_default() {
             "08" | "53" | "57" | "58" | "XX" => Cause::Unavailable,
-            // data exception, integrity constraint, triggered action or change, WITH CHECK OPTION, program limit, RAISE
+            // data exception, integrity constraint, triggered action or change, WITH CHECK OPTION,
+            // program limit, RAISE
             "22" | "23" | "09" | "27" | "44" | "54" | "P0" => Cause::Row,
             _ => Cause::Refused,
         },
@@ -331,18 +340,20 @@ fn bound<'q>(
 const LOCK: i64 = 0x6c61_7069_6e69_6431;
 
 impl PostgresStore {
-    /// Keeps the identities in partitions by the time inside their message IDs, so that retention drops whole partitions instead of deleting
-    /// rows: for many messages with UUIDv7 or ULID as IDs. Call it before [`create_schema`](Self::create_schema); a table
-    /// that is there already is not changed into a partitioned one.
+    /// Keeps the identities in partitions by the time inside their message IDs, so that retention
+    /// drops whole partitions instead of deleting rows: for many messages with UUIDv7 or ULID as
+    /// IDs. Call it before [`create_schema`](Self::create_schema); a table that is there already is
+    /// not changed into a partitioned one.
     ///
-    /// Each partition spans `hours`; the sweeper makes the next ones ahead and drops those in which everything is older than the
-    /// retention (by the time of processing, so a late message keeps its partition). IDs without a time, and IDs whose time no partition
-    /// covers, are in the default partition, from which rows are deleted. A purge drops all partitions that are due, whatever its limit, and
-    /// counts their rows by the server's statistics. Uniqueness holds over all partitions, because the ID decides
-    /// which one it is in.
+    /// Each partition spans `hours`; the sweeper makes the next ones ahead and drops those in which
+    /// everything is older than the retention (by the time of processing, so a late message keeps
+    /// its partition). IDs without a time, and IDs whose time no partition covers, are in the
+    /// default partition, from which rows are deleted. A purge drops all partitions that are due,
+    /// whatever its limit, and counts their rows by the server's statistics. Uniqueness holds over
+    /// all partitions, because the ID decides which one it is in.
     ///
-    /// The hours may be changed later, and processes with different ones may work side by side: the partitions that are there stay as they
-    /// are, and new ones fill the gaps between them.
+    /// The hours may be changed later, and processes with different ones may work side by side: the
+    /// partitions that are there stay as they are, and new ones fill the gaps between them.
     #[must_use]
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
         let statements = Postgres::statements(self.table().clone(), Some(u32::from(hours.get())));

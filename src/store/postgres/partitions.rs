@@ -1,7 +1,8 @@
 //! Partitions by the time inside the message ID.
 //!
-//! The partition of an ID is a function of the ID, so "unique in its partition" is "unique". A partition is dropped when its time range is
-//! older than the retention *and* nothing in it was processed since: a late message puts a young row into an old partition.
+//! The partition of an ID is a function of the ID, so "unique in its partition" is "unique". A
+//! partition is dropped when its time range is older than the retention *and* nothing in it was
+//! processed since: a late message puts a young row into an old partition.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,14 +15,16 @@ use crate::{
     store::sql::{Cause, Dialect},
 };
 
-/// The first wait for the lock on the whole table; each one after it is twice as long. It is got while no transaction has the table open, and all claims queue up
-/// behind whoever waits for it.
+/// The first wait for the lock on the whole table; each one after it is twice as long. It is got
+/// while no transaction has the table open, and all claims queue up behind whoever waits for it.
 const BRIEF: Duration = Duration::from_millis(100);
 
-/// How often that lock is asked for in one purge: the last wait is 1.6 seconds, which is less than the time that claims wait.
+/// How often that lock is asked for in one purge: the last wait is 1.6 seconds, which is less than
+/// the time that claims wait.
 const TRIES: u32 = 5;
 
-/// The time inside an ID in milliseconds since 1970; -1, which only the default partition takes, for an ID without one.
+/// The time inside an ID in milliseconds since 1970; -1, which only the default partition takes,
+/// for an ID without one.
 pub(super) fn id_time(id: &MessageId) -> i64 {
     let since = id.time().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(-1)
@@ -68,22 +71,24 @@ impl Span {
     }
 }
 
-/// The spans that should exist at a time: the one it is in, the one before for clocks that are behind, and two ahead.
+/// The spans that should exist at a time: the one it is in, the one before for clocks that are
+/// behind, and two ahead.
 fn wanted(now: i64, hours: u32) -> impl Iterator<Item = Span> {
     let width = i64::from(hours) * 3600;
     let first = now.div_euclid(width) - 1;
     (first..first + 4).map(move |n| Span { start: n * width, end: (n + 1) * width })
 }
 
-/// What is missing of them. Partitions of another width, from before it was changed, stay; those that are made now fill the gaps between.
+/// What is missing of them. Partitions of another width, from before it was changed, stay; those
+/// that are made now fill the gaps between.
 fn missing(now: i64, hours: u32, existing: &[Span], horizon: i64) -> Vec<Span> {
     let gaps = wanted(now, hours).flat_map(|span| span.without(existing));
     // Not one that would be dropped again at once.
     gaps.filter(|gap| gap.end >= horizon).collect()
 }
 
-/// Creates the partitions that will be needed, and drops those that are not; returns how many rows went with them, by the
-/// server's statistics.
+/// Creates the partitions that will be needed, and drops those that are not; returns how many rows
+/// went with them, by the server's statistics.
 pub(super) async fn maintain(
     pool: &PgPool,
     statements: &Statements,
@@ -197,7 +202,8 @@ async fn create(
     transaction.commit().await
 }
 
-/// Makes a partition, and moves what the default one holds of its span: an attached partition must find nothing of its own there.
+/// Makes a partition, and moves what the default one holds of its span: an attached partition must
+/// find nothing of its own there.
 fn creation(statements: &Statements, span: Span) -> String {
     let partition = span.partition_of(&statements.table).quoted('"');
     let (table, default) = (&statements.quoted, default_of(&statements.table).quoted('"'));
@@ -254,7 +260,8 @@ async fn was_processed_since(
     processed.fetch_one(connection).await
 }
 
-/// Drops a partition that was found to be old, unless something in it was processed since. That is asked of an index: all claims wait meanwhile.
+/// Drops a partition that was found to be old, unless something in it was processed since. That is
+/// asked of an index: all claims wait meanwhile.
 async fn drop_if_old(
     pool: &PgPool,
     statements: &Statements,
@@ -264,7 +271,8 @@ async fn drop_if_old(
 ) -> Result<bool, sqlx::Error> {
     let partition = span.partition_of(&statements.table).quoted('"');
     let mut transaction = begun(pool, Postgres::begin(limits)).await?;
-    // The lock of the whole table first, as DROP takes it: claims that are under way end, and none begins.
+    // The lock of the whole table first, as DROP takes it: claims that are under way end, and none
+    // begins.
     let lock = format!(
         "SELECT pg_advisory_xact_lock({LOCK}); LOCK TABLE {} IN ACCESS EXCLUSIVE MODE; LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE",
         statements.quoted
@@ -275,7 +283,8 @@ async fn drop_if_old(
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => return Ok(false),
         locked => locked?,
     };
-    // A lease that was renewed since had not run out before; one that is taken over counts as processed.
+    // A lease that was renewed since had not run out before; one that is taken over counts as
+    // processed.
     if was_processed_since(&mut transaction, &partition, retention).await? {
         transaction.rollback().await?;
         return Ok(false);
@@ -303,7 +312,8 @@ mod tests {
 
     const WIDTHS: [u32; 8] = [1, 2, 5, 24, 31, 168, 744, 65_535];
 
-    /// Each half hour of two days, and a second to either side of it: a day ends, a month, a year, and February of a leap year.
+    /// Each half hour of two days, and a second to either side of it: a day ends, a month, a year,
+    /// and February of a leap year.
     fn starts() -> impl Iterator<Item = i64> {
         let days = [1_795_564_800_i64, 1_709_164_800, 1_798_675_200, 1_774_742_400, 1_792_886_400];
         let halves = days.into_iter().flat_map(|day| (0..96).map(move |half| day + half * 1800));

@@ -1,5 +1,5 @@
-//! URLs of Redis servers, with checks of our own: what would be ignored is refused, and no text holds the URL, which may carry a
-//! password.
+//! URLs of Redis servers, with checks of our own: what would be ignored is refused, and no text
+//! holds the URL, which may carry a password.
 
 use redis::{ConnectionInfo, IntoConnectionInfo};
 use url::Url;

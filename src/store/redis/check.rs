@@ -7,7 +7,8 @@ use redis::{Value, cmd, from_redis_value};
 use super::{address::refused, connection::SharedConnection, error::Failure};
 use crate::idempotency::{StoreError, StoreErrorKind};
 
-/// Scripts may ask for the time before they write, since what they did is replicated and not they themselves.
+/// Scripts may ask for the time before they write, since what they did is replicated and not they
+/// themselves.
 const OLDEST: u32 = 5;
 
 /// Asks every node.

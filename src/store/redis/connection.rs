@@ -1,4 +1,5 @@
-//! The way to the server or servers: opened when it is needed, opened again when it broke, and never waited for without end.
+//! The way to the server or servers: opened when it is needed, opened again when it broke, and
+//! never waited for without end.
 
 use std::time::Duration;
 
@@ -59,7 +60,8 @@ struct Current {
     generation: u64,
 }
 
-/// For how long a script that failed is tried again. Every script may be run twice: the second run finds what the first one did.
+/// For how long a script that failed is tried again. Every script may be run twice: the second run
+/// finds what the first one did.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
     /// Once, if the connection broke: it may have been idle and cut off.
@@ -127,7 +129,8 @@ impl SharedConnection {
         matches!(self.opener, Opener::Cluster(_) | Opener::Given(Live::Cluster(_)))
     }
 
-    /// Runs scripts, all at once, and answers in their order; one that fails fails alone. Ends within `limit`.
+    /// Runs scripts, all at once, and answers in their order; one that fails fails alone. Ends
+    /// within `limit`.
     pub(super) async fn run(
         &self,
         calls: &[Call],
@@ -246,7 +249,8 @@ impl SharedConnection {
 
     /// Sends a command to every node, replicas included; answers with their names.
     ///
-    /// A replica that is down must not keep a consumer from starting: then the primaries alone are asked.
+    /// A replica that is down must not keep a consumer from starting: then the primaries alone are
+    /// asked.
     pub(super) async fn everywhere(
         &self,
         command: &Cmd,
@@ -315,8 +319,8 @@ impl SharedConnection {
         }
     }
 
-    /// Lets the next call open a new connection: one that broke stays broken, and one whose peer vanished does not notice for a
-    /// quarter of an hour. A cluster's mends itself, node by node.
+    /// Lets the next call open a new connection: one that broke stays broken, and one whose peer
+    /// vanished does not notice for a quarter of an hour. A cluster's mends itself, node by node.
     async fn retire(&self, generation: u64, deadline: Deadline) {
         // Who holds the lock for long is opening a new one already.
         let Some(mut current) = deadline.wait(self.current.lock()).await else { return };
@@ -338,8 +342,9 @@ impl Opener {
                 client.get_async_connection_with_config(&unlimited()).await.map(Live::Multiplexed)
             }
             Self::Cluster(client) => {
-                // It asks several nodes, one after the other, also in the background, where there is no other deadline: a node that
-                // is silent must leave some time for those that answer.
+                // It asks several nodes, one after the other, also in the background, where there
+                // is no other deadline: a node that is silent must leave some time for those that
+                // answer.
                 let each = limit / 3;
                 let config = ClusterConfig::new().set_connection_timeout(each).set_response_timeout(each);
                 client.get_async_connection_with_config(config).await.map(Live::Cluster)

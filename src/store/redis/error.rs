@@ -34,8 +34,9 @@ impl Secrets {
 
     /// An error's text, unless a secret is in it or may be.
     ///
-    /// Servers and proxies that do not know a command quote its arguments, and `AUTH` is a command. They cut them short, too, so
-    /// that the secret itself need not be found. redis' own sources are left out of the error for that reason.
+    /// Servers and proxies that do not know a command quote its arguments, and `AUTH` is a command.
+    /// They cut them short, too, so that the secret itself need not be found. redis' own sources
+    /// are left out of the error for that reason.
     fn text(&self, error: &RedisError) -> String {
         let text = error.to_string();
         let quotes = text.contains("args beginning with");
@@ -132,7 +133,8 @@ fn kind(error: &RedisError) -> StoreErrorKind {
     }
 }
 
-/// The server became a replica, or lost its primary: it is behind the same name as the one that took its place.
+/// The server became a replica, or lost its primary: it is behind the same name as the one that
+/// took its place.
 fn not_the_primary(error: &RedisError) -> bool {
     let detail = error.detail().unwrap_or_default();
     match error.kind() {
@@ -144,7 +146,8 @@ fn not_the_primary(error: &RedisError) -> bool {
     }
 }
 
-/// Before Redis 7 the error of a command inside of a script has no code of its own: `Error running script (..): @user_script:1: -OOM ..`.
+/// Before Redis 7 the error of a command inside of a script has no code of its own: `Error running
+/// script (..): @user_script:1: -OOM ..`.
 fn inside_of_a_script(detail: &str, code: &str) -> bool {
     detail.contains(&format!("-{code} "))
 }

@@ -28,7 +28,8 @@ impl Inspect for RedisStore {
         }
     }
 
-    /// Walks over all keys of all primaries, whatever they are; while a cluster moves slots it may miss some.
+    /// Walks over all keys of all primaries, whatever they are; while a cluster moves slots it may
+    /// miss some.
     async fn count(&self, scope: &Scope) -> Result<u64, StoreError> {
         // A key that is written during the walk may be seen twice.
         let mut completed = HashSet::new();

@@ -30,45 +30,56 @@ use crate::{
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_RETENTION: Duration = DAY.saturating_mul(7);
-/// Milliseconds since 1970 that are added to it are still exact in a script, whose numbers are doubles.
+/// Milliseconds since 1970 that are added to it are still exact in a script, whose numbers are
+/// doubles.
 const LONGEST: Duration = DAY.saturating_mul(36_500);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_PREFIX: &str = "lapin-idempotent";
 
-/// Remembers identities in Redis or Valkey: one server, one that Sentinel looks after, or a cluster.
+/// Remembers identities in Redis or Valkey: one server, one that Sentinel looks after, or a
+/// cluster.
 ///
 /// # What is guaranteed, and where it stops
 ///
-/// The session is a [`Lease`]. The effect is **not** committed together with the identity: a process that dies between the two leaves
-/// an effect whose message is handled again, once the lease has run out. An effect in a database is better guarded by a store of
-/// that database; an effect elsewhere should take [`Lease::token`] or the message ID as its own idempotency key.
+/// The session is a [`Lease`]. The effect is **not** committed together with the identity: a
+/// process that dies between the two leaves an effect whose message is handled again, once the
+/// lease has run out. An effect in a database is better guarded by a store of that database; an
+/// effect elsewhere should take [`Lease::token`] or the message ID as its own idempotency key.
 ///
-/// Claiming, completing, renewing and releasing are each one script on one key, so that nothing comes between: of several claims on an
-/// identity one is acquired, and a stale lease changes nothing. Times are the server's. The token of a later lease is greater,
-/// also after the identity was forgotten, unless the server's clock was set back meanwhile.
+/// Claiming, completing, renewing and releasing are each one script on one key, so that nothing
+/// comes between: of several claims on an identity one is acquired, and a stale lease changes
+/// nothing. Times are the server's. The token of a later lease is greater, also after the identity
+/// was forgotten, unless the server's clock was set back meanwhile.
 ///
-/// Redis forgets what was completed longer ago than the [`retention`](Self::retention), by itself; there is nothing to purge.
+/// Redis forgets what was completed longer ago than the [`retention`](Self::retention), by itself;
+/// there is nothing to purge.
 ///
 /// # What Redis can lose
 ///
 /// An identity that Redis loses is new again, and its effect is repeated:
 ///
-/// - **A failover.** Replication is asynchronous: a replica that is promoted may lack the latest claims and completions. `WAIT`
-///   makes that rarer but no promise, and is not used. `min-replicas-to-write 1` bounds the loss when a primary is cut off.
-/// - **A crash.** Use `appendonly yes`. With `appendfsync everysec`, the default, the last second may be lost; with `always` nothing
-///   that was answered is, at the price of a disk sync per round trip. With snapshots only, or with nothing, much more is.
-/// - **Eviction.** A server that runs full must refuse: `maxmemory-policy noeviction`. [`check`](IdempotencyStore::check) insists on it.
-///   A full server refuses claims ([`StoreErrorKind::Full`]); what was claimed before is still completed.
+/// - **A failover.** Replication is asynchronous: a replica that is promoted may lack the latest
+///   claims and completions. `WAIT` makes that rarer but no promise, and is not used.
+///   `min-replicas-to-write 1` bounds the loss when a primary is cut off.
+/// - **A crash.** Use `appendonly yes`. With `appendfsync everysec`, the default, the last second
+///   may be lost; with `always` nothing that was answered is, at the price of a disk sync per round
+///   trip. With snapshots only, or with nothing, much more is.
+/// - **Eviction.** A server that runs full must refuse: `maxmemory-policy noeviction`.
+///   [`check`](IdempotencyStore::check) insists on it. A full server refuses claims
+///   ([`StoreErrorKind::Full`]); what was claimed before is still completed.
 ///
 /// # Calls
 ///
-/// No call takes longer than the [`timeout`](Self::timeout), connecting included. A connection that broke is opened again by the next
-/// call. What was sent and not answered is sent again: every script may run twice. Completing is tried until the time is up, as the
-/// effect is done by then; if it may have been executed and no answer came, the error is [`StoreErrorKind::OutcomeUnknown`].
+/// No call takes longer than the [`timeout`](Self::timeout), connecting included. A connection that
+/// broke is opened again by the next call. What was sent and not answered is sent again: every
+/// script may run twice. Completing is tried until the time is up, as the effect is done by then;
+/// if it may have been executed and no answer came, the error is
+/// [`StoreErrorKind::OutcomeUnknown`].
 ///
-/// Needs Redis 5 or later, or Valkey, and the rights to `EVALSHA`, `EVAL`, `HMGET`, `HSET`, `HDEL`, `PEXPIRE`, `TIME` and `INFO`.
-/// With the feature `tls`, `rediss://` trusts the system's certificates; a program in which rustls has more than one crypto provider
-/// must have installed one.
+/// Needs Redis 5 or later, or Valkey, and the rights to `EVALSHA`, `EVAL`, `HMGET`, `HSET`, `HDEL`,
+/// `PEXPIRE`, `TIME` and `INFO`. With the feature `tls`, `rediss://` trusts the system's
+/// certificates; a program in which rustls has more than one crypto provider must have installed
+/// one.
 ///
 /// Clones share their connection. A store belongs to the Tokio runtime that first used it.
 ///
@@ -97,15 +108,16 @@ impl RedisStore {
     /// # Errors
     ///
     /// [`StoreErrorKind::Configuration`] for a URL that is refused, a login that fails, and what
-    /// [`check`](IdempotencyStore::check) objects to; [`StoreErrorKind::Unavailable`] if the server cannot be reached. No error holds
-    /// the password.
+    /// [`check`](IdempotencyStore::check) objects to; [`StoreErrorKind::Unavailable`] if the server
+    /// cannot be reached. No error holds the password.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         let store = Self::open(url)?;
         store.check().await?;
         Ok(store)
     }
 
-    /// Connects to a cluster by the URLs of some of its nodes, and checks them all. Users and passwords must be the same.
+    /// Connects to a cluster by the URLs of some of its nodes, and checks them all. Users and
+    /// passwords must be the same.
     ///
     /// # Errors
     ///
@@ -125,7 +137,8 @@ impl RedisStore {
         Ok(Self::over(SharedConnection::to_node(url)?))
     }
 
-    /// Like [`connect_cluster`](Self::connect_cluster), but connects with the first call, and checks nothing.
+    /// Like [`connect_cluster`](Self::connect_cluster), but connects with the first call, and
+    /// checks nothing.
     ///
     /// # Errors
     ///
@@ -150,11 +163,13 @@ impl RedisStore {
         }
     }
 
-    /// How long a lease runs unless it is renewed; it is, while the handler runs. Default: 30 seconds.
+    /// How long a lease runs unless it is renewed; it is, while the handler runs. Default: 30
+    /// seconds.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Configuration`] if it is shorter than a millisecond, or longer than the retention.
+    /// [`StoreErrorKind::Configuration`] if it is shorter than a millisecond, or longer than the
+    /// retention.
     pub fn lease(mut self, lease: Duration) -> Result<Self, StoreError> {
         if lease < Duration::from_millis(1) {
             return Err(refused("a lease must run for a millisecond at least"));
@@ -163,13 +178,15 @@ impl RedisStore {
         self.fits()
     }
 
-    /// How long Redis remembers what was completed: choose it longer than any copy of a message can still arrive. Default: seven days.
+    /// How long Redis remembers what was completed: choose it longer than any copy of a message can
+    /// still arrive. Default: seven days.
     ///
     /// It holds for what is completed from now on.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Configuration`] if it is shorter than the lease, or longer than a hundred years.
+    /// [`StoreErrorKind::Configuration`] if it is shorter than the lease, or longer than a hundred
+    /// years.
     pub fn retention(mut self, retention: Duration) -> Result<Self, StoreError> {
         if retention > LONGEST {
             return Err(refused("the retention must not be longer than a hundred years"));
@@ -198,7 +215,8 @@ impl RedisStore {
         Ok(self)
     }
 
-    /// What the keys begin with: 1 to 64 characters of visible ASCII, no braces. Default: `lapin-idempotent`.
+    /// What the keys begin with: 1 to 64 characters of visible ASCII, no braces. Default:
+    /// `lapin-idempotent`.
     ///
     /// # Errors
     ///
@@ -212,15 +230,17 @@ impl RedisStore {
         Ok(self)
     }
 
-    /// Accepts a server that may evict identities, or does not tell. **Each that it evicts can take effect again.**
+    /// Accepts a server that may evict identities, or does not tell. **Each that it evicts can take
+    /// effect again.**
     #[must_use]
     pub fn allow_eviction(mut self) -> Self {
         self.eviction_allowed = true;
         self
     }
 
-    /// Up to the message ID. The scope's length tells where it ends, whatever is in it. A cluster takes what stands between the first
-    /// braces for the part that decides on the node; there is nothing, so it is all of the key, whatever braces follow.
+    /// Up to the message ID. The scope's length tells where it ends, whatever is in it. A cluster
+    /// takes what stands between the first braces for the part that decides on the node; there is
+    /// nothing, so it is all of the key, whatever braces follow.
     fn start_of_key(&self, scope: &Scope) -> String {
         let scope = scope.as_str();
         format!("{}{{}}:{}:{scope}:", self.prefix, scope.len())
@@ -318,11 +338,13 @@ impl IdempotencyStore for RedisStore {
         done(&self.ask(call, Again::Once).await?)
     }
 
-    /// Does nothing and returns 0: Redis forgets by itself, after the retention that the identity was completed with.
+    /// Does nothing and returns 0: Redis forgets by itself, after the retention that the identity
+    /// was completed with.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Configuration`] if `retention` is longer than the store's own: identities would be forgotten too early (I7).
+    /// [`StoreErrorKind::Configuration`] if `retention` is longer than the store's own: identities
+    /// would be forgotten too early (I7).
     async fn purge(&self, retention: Duration, _: u32) -> Result<u64, StoreError> {
         if retention > self.retention {
             return Err(refused(format!(
@@ -337,7 +359,8 @@ impl IdempotencyStore for RedisStore {
         Some(self.retention)
     }
 
-    /// Not in a cluster: there each call is sent to its own node, and a silent node must hold up nobody else.
+    /// Not in a cluster: there each call is sent to its own node, and a silent node must hold up
+    /// nobody else.
     fn pipelines(&self) -> bool {
         !self.link.is_cluster()
     }
@@ -350,8 +373,8 @@ impl IdempotencyStore for RedisStore {
         }))
     }
 
-    /// Asks every node for its version and its `maxmemory-policy`, and tries whether scripts may run. Replicas are asked, too; one that
-    /// cannot be reached is passed over.
+    /// Asks every node for its version and its `maxmemory-policy`, and tries whether scripts may
+    /// run. Replicas are asked, too; one that cannot be reached is passed over.
     async fn check(&self) -> Result<(), StoreError> {
         check::check(&self.link, self.timeout, self.eviction_allowed).await?;
         // Not a key of any identity: those have a colon after the braces.

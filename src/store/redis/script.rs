@@ -68,7 +68,8 @@ impl Call {
         self.command("EVALSHA", &self.script.hash)
     }
 
-    /// The long form, which makes the script known to the one server that has the key, wherever it has moved.
+    /// The long form, which makes the script known to the one server that has the key, wherever it
+    /// has moved.
     pub(super) fn by_text(&self) -> Cmd {
         self.command("EVAL", self.script.text)
     }

@@ -21,12 +21,14 @@ pub(super) struct Sentinels {
 }
 
 impl RedisStore {
-    /// Connects to the primary that Redis Sentinel names, and checks it. `primary` is its URL with the name of the service for a
-    /// host and without a port, `redis://:password@mymaster/0`; the sentinels have URLs of their own, `redis://sentinel-1:26379`.
+    /// Connects to the primary that Redis Sentinel names, and checks it. `primary` is its URL with
+    /// the name of the service for a host and without a port, `redis://:password@mymaster/0`; the
+    /// sentinels have URLs of their own, `redis://sentinel-1:26379`.
     ///
-    /// The sentinels are asked again whenever a connection broke, or led to a server that is a primary no more. Until they have
-    /// agreed on another one, calls fail as [`Unavailable`](crate::idempotency::StoreErrorKind::Unavailable). **A failover loses
-    /// what was not replicated yet**, and such effects can be repeated.
+    /// The sentinels are asked again whenever a connection broke, or led to a server that is a
+    /// primary no more. Until they have agreed on another one, calls fail as
+    /// [`Unavailable`](crate::idempotency::StoreErrorKind::Unavailable). **A failover loses what
+    /// was not replicated yet**, and such effects can be repeated.
     ///
     /// # Errors
     ///
@@ -40,11 +42,13 @@ impl RedisStore {
         Ok(store)
     }
 
-    /// Like [`connect_sentinel`](Self::connect_sentinel), but connects with the first call, and checks nothing.
+    /// Like [`connect_sentinel`](Self::connect_sentinel), but connects with the first call, and
+    /// checks nothing.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Configuration`](crate::idempotency::StoreErrorKind::Configuration) for URLs that are refused.
+    /// [`StoreErrorKind::Configuration`](crate::idempotency::StoreErrorKind::Configuration) for
+    /// URLs that are refused.
     pub fn open_sentinel<'a>(
         sentinels: impl IntoIterator<Item = &'a str>,
         primary: &str,
@@ -76,7 +80,8 @@ fn parse<'a>(
 }
 
 impl Sentinels {
-    /// They are asked in random order: one that is silent takes all the time of a call, but not of the next.
+    /// They are asked in random order: one that is silent takes all the time of a call, but not of
+    /// the next.
     pub(super) fn client(&self) -> redis::RedisResult<SentinelClient> {
         let mut nodes = self.nodes.clone();
         fastrand::shuffle(&mut nodes);

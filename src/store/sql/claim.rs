@@ -16,7 +16,8 @@ pub(super) const ROWS: usize = 1024;
 /// A claim could not be made.
 pub(super) enum NotClaimed {
     Failed(sqlx::Error),
-    /// A row was there and is gone: purged, or taken by a rival. Asked again, the answer will be another.
+    /// A row was there and is gone: purged, or taken by a rival. Asked again, the answer will be
+    /// another.
     Moved,
 }
 
@@ -32,7 +33,8 @@ pub(super) struct Answer {
     pub(super) token: i64,
 }
 
-/// Claims all requests, in sorted order so that two batches never wait for each other in a circle; answers in the order asked.
+/// Claims all requests, in sorted order so that two batches never wait for each other in a circle;
+/// answers in the order asked.
 pub(super) async fn claim_all<DB: SqlDatabase>(
     connection: &mut DB::Connection,
     statements: &Statements,

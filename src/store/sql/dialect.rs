@@ -26,16 +26,19 @@ const TRUSTED: Duration = Duration::from_secs(1);
 pub trait Dialect: Database + HasStatementCache + Sized {
     /// The quotation mark of names.
     const QUOTE: char;
-    /// Commits if the transaction is still the one that [`begin`](Self::begin) opened and can be committed, and fails otherwise. Leaves an empty
-    /// transaction open where the driver's ROLLBACK would complain without one.
+    /// Commits if the transaction is still the one that [`begin`](Self::begin) opened and can be
+    /// committed, and fails otherwise. Leaves an empty transaction open where the driver's ROLLBACK
+    /// would complain without one.
     const COMMIT: &'static str;
     /// Undoes the transaction; the same remark.
     const ROLLBACK: &'static str;
-    /// Whether transactions exclude each other, so that the wait for the store's one connection is a wait for a rival.
+    /// Whether transactions exclude each other, so that the wait for the store's one connection is
+    /// a wait for a rival.
     const ONE_WRITER: bool;
     /// To be run after one of them failed, before the driver's ROLLBACK.
     const AFTER_FAILURE: Option<&'static str>;
-    /// Whether [`insert_new`](Self::insert_new) is there, and cheaper than [`insert`](Self::insert).
+    /// Whether [`insert_new`](Self::insert_new) is there, and cheaper than
+    /// [`insert`](Self::insert).
     const OPTIMISTIC: bool = false;
 
     /// The columns of a table (1st value) in a schema (2nd value, may be empty).
@@ -47,7 +50,8 @@ pub trait Dialect: Database + HasStatementCache + Sized {
 
     /// Ends its own connection on the server, so that no pool keeps it.
     const LEAVE: Option<&'static str> = None;
-    /// Whether a statement that was prepared before can fail because something changed since, and has to be prepared anew.
+    /// Whether a statement that was prepared before can fail because something changed since, and
+    /// has to be prepared anew.
     const GOES_STALE: bool = false;
 
     /// Opens a transaction with the limits set, and marks it as ours.
@@ -56,7 +60,8 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// What a pool of the store's own is like.
     fn pool(limits: &Limits) -> PoolOptions<Self> {
         let pool = PoolOptions::new().max_connections(limits.connections).acquire_timeout(limits.acquire);
-        // The pool tries a connection when it comes back; to try it again at once would be a round trip of each transaction.
+        // The pool tries a connection when it comes back; to try it again at once would be a round
+        // trip of each transaction.
         pool.test_before_acquire(false).before_acquire(|connection: &mut Self::Connection, met| {
             Box::pin(async move {
                 if met.idle_for >= TRUSTED {
@@ -76,7 +81,8 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// What an error of the server means.
     fn cause(error: &dyn DatabaseError) -> Cause;
 
-    /// Inserts what is not there yet; `true` for each row that was new. With a lease, the rows are in progress.
+    /// Inserts what is not there yet; `true` for each row that was new. With a lease, the rows are
+    /// in progress.
     ///
     /// Waits for rivals that have inserted one of them and not yet committed.
     fn insert(
@@ -86,8 +92,8 @@ pub trait Dialect: Database + HasStatementCache + Sized {
         lease: Option<NewLease>,
     ) -> impl Future<Output = Result<Vec<bool>, sqlx::Error>> + Send;
 
-    /// Inserts rows of which none is there, and fails with [`Cause::Duplicate`] if one is: then the transaction is lost. Waits for rivals
-    /// like [`insert`](Self::insert).
+    /// Inserts rows of which none is there, and fails with [`Cause::Duplicate`] if one is: then the
+    /// transaction is lost. Waits for rivals like [`insert`](Self::insert).
     fn insert_new(
         connection: &mut Self::Connection,
         statements: &Statements,
@@ -197,7 +203,8 @@ pub struct Found {
     /// Microseconds since 1970.
     pub(in crate::store) processed_at: i64,
     pub(in crate::store) token: Option<i64>,
-    /// Microseconds that the lease still runs, negative if it ran out; `None` if the identity is completed.
+    /// Microseconds that the lease still runs, negative if it ran out; `None` if the identity is
+    /// completed.
     pub(in crate::store) remaining: Option<i64>,
 }
 
@@ -242,7 +249,8 @@ pub enum Cause {
     ReadOnly,
     /// The statement was prepared before, and has to be prepared anew.
     Stale,
-    /// Perhaps only this row: a constraint, a trigger, a policy, an encoding, a column that is too short.
+    /// Perhaps only this row: a constraint, a trigger, a policy, an encoding, a column that is too
+    /// short.
     Row,
     /// The statement was refused; nothing of it was done.
     Refused,

@@ -1,6 +1,7 @@
 //! Running statements with the driver of one database.
 
-/// The parts of [`Dialect`](super::Dialect) that are the same words for every driver, whose types have nothing in common.
+/// The parts of [`Dialect`](super::Dialect) that are the same words for every driver, whose types
+/// have nothing in common.
 macro_rules! runs_statements {
     ($text:expr) => {
         async fn execute(

@@ -47,18 +47,21 @@ pub(in crate::store) fn not_claimed<DB: Dialect>(error: sqlx::Error) -> StoreErr
 )]
 struct NotPrepared(#[source] sqlx::Error);
 
-/// An error of the commit. Only where the server itself refused it is it certain that nothing was committed.
+/// An error of the commit. Only where the server itself refused it is it certain that nothing was
+/// committed.
 pub(super) fn not_committed<DB: Dialect>(error: sqlx::Error) -> StoreError {
     let kind = match cause::<DB>(&error) {
         Some(Cause::Conflict | Cause::Busy) => StoreErrorKind::Conflict,
         Some(Cause::Duplicate | Cause::Refused | Cause::Row | Cause::Schema) => StoreErrorKind::RolledBack,
-        // The last two are not the handler's doing; that nothing was committed shows at the next claim.
+        // The last two are not the handler's doing; that nothing was committed shows at the next
+        // claim.
         Some(Cause::Unavailable | Cause::ReadOnly | Cause::Stale) | None => StoreErrorKind::OutcomeUnknown,
     };
     StoreError::new(kind, error)
 }
 
-/// Whether an error, or one that it was made from, is a conflict of transactions, or was a statement to be prepared anew (see `release`).
+/// Whether an error, or one that it was made from, is a conflict of transactions, or was a
+/// statement to be prepared anew (see `release`).
 pub(super) fn is_conflict<DB: Dialect>(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -24,19 +24,23 @@ use crate::{
     store::lease::{keep_alive, single},
 };
 
-/// Remembers identities in the table of a [`SqlStore`], under leases: for handlers whose effect is outside of the database, such as a call
-/// to another service.
+/// Remembers identities in the table of a [`SqlStore`], under leases: for handlers whose effect is
+/// outside of the database, such as a call to another service.
 ///
-/// The claim is a row of its own, committed at once, with a fencing token and a time at which it runs out; no transaction stays open while the
-/// handler works. The handler gets the [`Lease`], which is renewed at a third of its time while the handler runs, and is completed by
+/// The claim is a row of its own, committed at once, with a fencing token and a time at which it
+/// runs out; no transaction stays open while the handler works. The handler gets the [`Lease`],
+/// which is renewed at a third of its time while the handler runs, and is completed by
 /// compare-and-set on its token.
 ///
-/// What is guaranteed: at most one consumer holds an identity at a time as far as its lease has not run out, and what was completed is not
-/// handled again within the retention. Each change of a row is a transaction with the store's limits. The effect is *not* atomic with that: a process that dies between its call and `complete` makes
-/// the call again. Give the other service an idempotency key (the message ID), or the token, if it can refuse older ones.
+/// What is guaranteed: at most one consumer holds an identity at a time as far as its lease has not
+/// run out, and what was completed is not handled again within the retention. Each change of a row
+/// is a transaction with the store's limits. The effect is *not* atomic with that: a process that
+/// dies between its call and `complete` makes the call again. Give the other service an idempotency
+/// key (the message ID), or the token, if it can refuse older ones.
 ///
-/// Tokens of one identity grow with each lease, for as long as its row is there: released and completed rows keep them until
-/// they are purged. The first token is the time of the claiming process in microseconds.
+/// Tokens of one identity grow with each lease, for as long as its row is there: released and
+/// completed rows keep them until they are purged. The first token is the time of the claiming
+/// process in microseconds.
 ///
 /// It works on the same table as the transactions: each honours what the other completed.
 pub struct LeasedStore<DB: SqlDatabase> {
@@ -59,7 +63,8 @@ impl<DB: SqlDatabase> LeasedStore<DB> {
 
     async fn claim_leases(&self, requests: &[ClaimRequest]) -> Result<Vec<Claims<Lease>>, StoreError> {
         let lease = NewLease { token: first_token(), micros: micros(self.lease) };
-        // A transaction, for the sake of its limits: a rival's may hold the row for as long as its handler takes.
+        // A transaction, for the sake of its limits: a rival's may hold the row for as long as its
+        // handler takes.
         let transaction = self.store.begin().await?;
         let answers = match self.store.claim_in(transaction, requests, Some(lease)).await {
             Ok((transaction, answers)) => {
@@ -107,7 +112,8 @@ async fn change_row<DB: SqlDatabase>(
     Ok(DB::execute(connection, sql, &values).await? == 1)
 }
 
-/// Where the tokens of an identity begin: later than those of a row that was purged in the meantime.
+/// Where the tokens of an identity begin: later than those of a row that was purged in the
+/// meantime.
 fn first_token() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     micros(now)
@@ -143,8 +149,8 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
         self.store.answered(StoreErrorKind::OutcomeUnknown, completing).await
     }
 
-    /// In one transaction and, as long as all are ours, one statement; in sorted order, so that two of them never wait for each other in
-    /// a circle.
+    /// In one transaction and, as long as all are ours, one statement; in sorted order, so that two
+    /// of them never wait for each other in a circle.
     async fn complete_each(&self, sessions: Vec<Lease>) -> Vec<Result<(), StoreError>> {
         let completing = async {
             let mut leases: Vec<(usize, &Lease)> = sessions.iter().enumerate().collect();

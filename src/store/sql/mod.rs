@@ -1,7 +1,8 @@
 //! Identities and effects in one SQL transaction: what PostgreSQL, MySQL and SQLite share.
 //!
-//! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed), `session` (the transaction, its guarded commit), `leased` (claims without a transaction
-//! around the handler), `schema`, `inspect`. `dialect` is what a database has to say for itself.
+//! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
+//! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
+//! the handler), `schema`, `inspect`. `dialect` is what a database has to say for itself.
 
 mod claim;
 mod dialect;
@@ -36,7 +37,8 @@ pub(super) use self::{
 pub use self::{leased::LeasedStore, schema::SchemaMismatch, table::InvalidTableName};
 use crate::idempotency::{StoreError, StoreErrorKind};
 
-/// A database that a [`SqlStore`] can work with: `Postgres`, `MySql` or `Sqlite` of sqlx, each behind its feature.
+/// A database that a [`SqlStore`] can work with: `Postgres`, `MySql` or `Sqlite` of sqlx, each
+/// behind its feature.
 pub trait SqlDatabase: Dialect {
     #[doc(hidden)]
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;
@@ -44,21 +46,25 @@ pub trait SqlDatabase: Dialect {
 
 /// Remembers identities in a table, in the transaction that the handler writes its effects in.
 ///
-/// Use it by the names [`PostgresStore`](super::PostgresStore), [`MySqlStore`](super::MySqlStore) and
-/// [`SqliteStore`](super::SqliteStore).
+/// Use it by the names [`PostgresStore`](super::PostgresStore), [`MySqlStore`](super::MySqlStore)
+/// and [`SqliteStore`](super::SqliteStore).
 ///
-/// What is guaranteed: identity and effect are committed together or not at all, so the effect is committed at most once per (scope,
-/// message ID) within the retention, by however many consumers and processes work on the table. What the handler does outside of the
-/// transaction is not covered; for such handlers there is [`leased`](Self::leased).
+/// What is guaranteed: identity and effect are committed together or not at all, so the effect is
+/// committed at most once per (scope, message ID) within the retention, by however many consumers
+/// and processes work on the table. What the handler does outside of the transaction is not
+/// covered; for such handlers there is [`leased`](Self::leased).
 ///
-/// * A rival for the same identity waits until the first transaction ends, at most for the lock time-out, and is then told what became
-///   of it.
-/// * The commit is guarded: it fails if the handler swallowed an error that aborted the transaction, or ended the transaction by itself.
-/// * An unknown outcome of the commit (a connection that breaks around COMMIT) is a failure: the delivery comes again and finds out.
-/// * Deadlocks and serialization failures are told from other errors, also when the handler gets them, and the guard does the whole
-///   transaction again.
+/// * A rival for the same identity waits until the first transaction ends, at most for the lock
+///   time-out, and is then told what became of it.
+/// * The commit is guarded: it fails if the handler swallowed an error that aborted the
+///   transaction, or ended the transaction by itself.
+/// * An unknown outcome of the commit (a connection that breaks around COMMIT) is a failure: the
+///   delivery comes again and finds out.
+/// * Deadlocks and serialization failures are told from other errors, also when the handler gets
+///   them, and the guard does the whole transaction again.
 ///
-/// The age of an identity counts from the start of the transaction that claimed it, by the database's clock.
+/// The age of an identity counts from the start of the transaction that claimed it, by the
+/// database's clock.
 ///
 /// Clones share the pool. Cheap to clone.
 pub struct SqlStore<DB: SqlDatabase> {
@@ -70,13 +76,16 @@ pub struct SqlStore<DB: SqlDatabase> {
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
-    /// Opens a pool of ten connections (SQLite: one) and keeps the identities in the table `processed_messages`.
+    /// Opens a pool of ten connections (SQLite: one) and keeps the identities in the table
+    /// `processed_messages`.
     ///
-    /// Every message in hand, or batch of messages, holds a connection: see [`connect_with`](Self::connect_with) for more than ten workers.
+    /// Every message in hand, or batch of messages, holds a connection: see
+    /// [`connect_with`](Self::connect_with) for more than ten workers.
     ///
     /// # Errors
     ///
-    /// `Configuration` for a URL that cannot be used, `Unavailable` if the database cannot be reached. The URL is in no error.
+    /// `Configuration` for a URL that cannot be used, `Unavailable` if the database cannot be
+    /// reached. The URL is in no error.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::connect_with(url, |pool| pool).await
     }
@@ -105,11 +114,12 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Ok(Self::new(pool.map_err(failed::<DB>)?))
     }
 
-    /// A store over your own pool: its size and its limit for the wait for a connection are yours. The limits of a transaction are set by the
-    /// store.
+    /// A store over your own pool: its size and its limit for the wait for a connection are yours.
+    /// The limits of a transaction are set by the store.
     ///
-    /// Every message in hand holds a connection; with fewer connections than that, claims wait for one and fail as
-    /// `Unavailable` when the pool's limit is over. SQLite: set WAL, `synchronous=FULL` and a busy time-out.
+    /// Every message in hand holds a connection; with fewer connections than that, claims wait for
+    /// one and fail as `Unavailable` when the pool's limit is over. SQLite: set WAL,
+    /// `synchronous=FULL` and a busy time-out.
     pub fn new(pool: Pool<DB>) -> Self {
         Self::over(pool, DB::statements(TableName::default(), None), Limits::default())
     }
@@ -138,24 +148,24 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Ok(self.with_statements(statements))
     }
 
-    /// The longest wait for a lock that a rival holds, in our statements and the handler's. Default: 5 seconds; MySQL and MariaDB
-    /// count whole seconds.
+    /// The longest wait for a lock that a rival holds, in our statements and the handler's.
+    /// Default: 5 seconds; MySQL and MariaDB count whole seconds.
     #[must_use]
     pub fn lock_timeout(self, limit: Duration) -> Self {
         let limits = Limits { lock: limit, ..self.limits };
         self.limited(limits)
     }
 
-    /// The longest run of one statement, ours or the handler's. Default: 30 seconds. SQLite has no such limit; MySQL only for SELECT, MariaDB
-    /// for all.
+    /// The longest run of one statement, ours or the handler's. Default: 30 seconds. SQLite has no
+    /// such limit; MySQL only for SELECT, MariaDB for all.
     #[must_use]
     pub fn statement_timeout(self, limit: Duration) -> Self {
         let limits = Limits { statement: limit, ..self.limits };
         self.limited(limits)
     }
 
-    /// The longest pause between two statements of a handler: then the server ends the transaction, because its owner may be gone
-    /// with the locks. Default: 60 seconds. PostgreSQL and MariaDB.
+    /// The longest pause between two statements of a handler: then the server ends the transaction,
+    /// because its owner may be gone with the locks. Default: 60 seconds. PostgreSQL and MariaDB.
     #[must_use]
     pub fn idle_timeout(self, limit: Duration) -> Self {
         let limits = Limits { idle: limit, ..self.limits };
@@ -166,8 +176,9 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Self { limits, begin: DB::begin(&limits).into(), ..self }
     }
 
-    /// The same table for handlers whose effect is outside of the database: the session is a [`Lease`](crate::idempotency::Lease) instead of a
-    /// transaction, so that none stays open during the handler's call. See [`LeasedStore`].
+    /// The same table for handlers whose effect is outside of the database: the session is a
+    /// [`Lease`](crate::idempotency::Lease) instead of a transaction, so that none stays open
+    /// during the handler's call. See [`LeasedStore`].
     ///
     /// # Errors
     ///

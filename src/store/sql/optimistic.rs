@@ -1,8 +1,9 @@
 //! Claims of many identities that are all new, as they nearly always are.
 //!
-//! An INSERT that may skip rows looks for each of them first, and PostgreSQL takes 1.7 times as long for it as for one that fails at the
-//! first row that is there. So a large batch is inserted plainly, and once more with care if that fails. The unique key decides in both,
-//! and rivals wait for each other in both; only the time is at stake.
+//! An INSERT that may skip rows looks for each of them first, and PostgreSQL takes 1.7 times as
+//! long for it as for one that fails at the first row that is there. So a large batch is inserted
+//! plainly, and once more with care if that fails. The unique key decides in both, and rivals wait
+//! for each other in both; only the time is at stake.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -16,7 +17,8 @@ use crate::idempotency::ClaimRequest;
 /// A batch of fewer rows gains less than the round trips that a failure costs.
 const WORTH: usize = 32;
 
-/// How many claims must meet nothing that is known before one is made plainly again: where copies are common, few are made in vain.
+/// How many claims must meet nothing that is known before one is made plainly again: where copies
+/// are common, few are made in vain.
 const CARE: u32 = 32;
 
 /// Whether to expect that a batch is new.
@@ -40,7 +42,8 @@ impl OptimisticInsert {
     }
 }
 
-/// Inserts all, in sorted order so that two batches never wait for each other in a circle; fails at the first one that is there.
+/// Inserts all, in sorted order so that two batches never wait for each other in a circle; fails at
+/// the first one that is there.
 pub(super) async fn claim_new<DB: SqlDatabase>(
     connection: &mut DB::Connection,
     statements: &Statements,

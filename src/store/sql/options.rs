@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long a store lets a transaction wait for something. Set in every transaction that it opens, so that they hold for the
-/// handler's statements too.
+/// How long a store lets a transaction wait for something. Set in every transaction that it opens,
+/// so that they hold for the handler's statements too.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(
     not(any(feature = "postgres", feature = "mysql")),

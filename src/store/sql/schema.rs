@@ -1,4 +1,5 @@
-//! The table: created on request, printed for those who run their own migrations, checked at start-up.
+//! The table: created on request, printed for those who run their own migrations, checked at
+//! start-up.
 
 use super::{SqlDatabase, SqlStore, dialect::Value, error::failed, statements::COLUMNS};
 use crate::idempotency::{StoreError, StoreErrorKind};
@@ -25,15 +26,18 @@ impl SchemaMismatch {
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
-    /// The statements that create the table, for those who run their own migrations. They can be run again, and do nothing then.
+    /// The statements that create the table, for those who run their own migrations. They can be
+    /// run again, and do nothing then.
     pub fn schema_sql(&self) -> String {
         self.statements.schema.clone()
     }
 
-    /// Creates the table if it is missing. Safe to run again, and by several processes at once: where nothing is missing it only reads the catalog, and
-    /// takes no lock on the table. A schema that the table's name has must be there.
+    /// Creates the table if it is missing. Safe to run again, and by several processes at once:
+    /// where nothing is missing it only reads the catalog, and takes no lock on the table. A schema
+    /// that the table's name has must be there.
     ///
-    /// An index that [`check_schema`](Self::check_schema) warns of is not made here, as that would stop all claims on a large table meanwhile.
+    /// An index that [`check_schema`](Self::check_schema) warns of is not made here, as that would
+    /// stop all claims on a large table meanwhile.
     ///
     /// The crate never touches the table in which sqlx's migrator keeps its versions.
     ///
@@ -42,7 +46,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     /// `Unavailable`, with the database's reason, such as a missing right.
     pub async fn create_schema(&self) -> Result<(), StoreError> {
         let creating = async {
-            // Even CREATE INDEX IF NOT EXISTS waits for every transaction that has the table open, and all claims behind it.
+            // Even CREATE INDEX IF NOT EXISTS waits for every transaction that has the table open,
+            // and all claims behind it.
             if self.look().await?.is_complete() {
                 DB::tend(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)
             } else {
@@ -65,12 +70,14 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         })
     }
 
-    /// Looks whether the table is there with all its columns and its key. A consumer does this before it takes messages. Warns, with the SQL to run,
-    /// if there is no B-tree index that begins with `processed_at`, so that each purge would read the whole table.
+    /// Looks whether the table is there with all its columns and its key. A consumer does this
+    /// before it takes messages. Warns, with the SQL to run, if there is no B-tree index that
+    /// begins with `processed_at`, so that each purge would read the whole table.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Schema`], whose source is a [`SchemaMismatch`] that names what is missing and the SQL to run.
+    /// [`StoreErrorKind::Schema`], whose source is a [`SchemaMismatch`] that names what is missing
+    /// and the SQL to run.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
         let asking = async {
             DB::keeps_prepared(&self.pool).await.map_err(failed::<DB>)?;
@@ -112,7 +119,8 @@ impl Seen {
     }
 }
 
-/// Whether the primary key is what identity rests on. A partitioned table has the time of the ID in it too, which the ID decides.
+/// Whether the primary key is what identity rests on. A partitioned table has the time of the ID in
+/// it too, which the ID decides.
 fn has_key(key: &[String]) -> bool {
     let rest = |column: &String| column != "scope" && column != "message_id" && column != "id_time";
     key.len() >= 2 && !key.iter().any(rest)

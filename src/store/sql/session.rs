@@ -26,7 +26,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     pub(super) async fn begin(&self) -> Result<Transaction<'static, DB>, StoreError> {
         let begin = || begun(&self.pool, Arc::clone(&self.begin));
         match begin().await {
-            // A cancelled handler left a connection behind on which SQLite had ended the transaction by itself (see `end`).
+            // A cancelled handler left a connection behind on which SQLite had ended the
+            // transaction by itself (see `end`).
             Err(sqlx::Error::InvalidSavePointStatement) => {
                 self.pool.acquire().await.map_err(failed::<DB>)?.close().await.map_err(failed::<DB>)?;
                 begin().await.map_err(failed::<DB>)
@@ -35,7 +36,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         }
     }
 
-    /// Bounds what asks the server something, so that one that is frozen or unreachable is an error and not a hang.
+    /// Bounds what asks the server something, so that one that is frozen or unreachable is an error
+    /// and not a hang.
     pub(super) async fn answered<T>(
         &self,
         late: StoreErrorKind,
@@ -110,7 +112,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         self.begin_anew(transaction).await
     }
 
-    /// What an error of a claim means. Connections to a server that takes no writes are given up: the next ones may lead to the one that does.
+    /// What an error of a claim means. Connections to a server that takes no writes are given up:
+    /// the next ones may lead to the one that does.
     pub(super) async fn refused(
         &self,
         mut transaction: Transaction<'static, DB>,
@@ -119,7 +122,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         if cause::<DB>(&error) == Some(Cause::ReadOnly)
             && let Some(leave) = DB::LEAVE
         {
-            // Ends with an error. The driver has no way to close a connection whose transaction is open.
+            // Ends with an error. The driver has no way to close a connection whose transaction is
+            // open.
             let _ = raw::<DB>(&mut transaction, leave).await;
             for _ in 0..self.pool.num_idle() {
                 match self.pool.try_acquire() {
@@ -132,8 +136,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 }
 
-/// Begins a transaction, in a task of its own: if whoever wants it goes while the server begins it, the driver would not know of it, and would put the connection
-/// back into its pool as it is.
+/// Begins a transaction, in a task of its own: if whoever wants it goes while the server begins it,
+/// the driver would not know of it, and would put the connection back into its pool as it is.
 pub(in crate::store) async fn begun<DB: SqlDatabase>(
     pool: &Pool<DB>,
     statement: impl Into<Arc<str>>,
@@ -159,9 +163,10 @@ impl From<StoreError> for NotClaimedError {
 
 /// Ends a transaction with a statement of our own, and leaves its connection fit for the next one.
 ///
-/// The driver's commit answers `Ok` where the server rolled back: PostgreSQL does so when a statement had failed and nobody looked, MySQL when
-/// a deadlock had ended the transaction and later statements were committed one by one. Our statement fails then. Dropping
-/// the transaction makes the driver queue a ROLLBACK, which finds nothing to undo.
+/// The driver's commit answers `Ok` where the server rolled back: PostgreSQL does so when a
+/// statement had failed and nobody looked, MySQL when a deadlock had ended the transaction and
+/// later statements were committed one by one. Our statement fails then. Dropping the transaction
+/// makes the driver queue a ROLLBACK, which finds nothing to undo.
 pub(super) async fn end<DB: SqlDatabase>(
     mut transaction: Transaction<'static, DB>,
     statement: &'static str,

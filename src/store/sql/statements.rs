@@ -16,7 +16,8 @@ pub(in crate::store) struct Syntax {
     pub(in crate::store) until: fn(&str) -> String,
 }
 
-/// Everything that a store says to its database, except for claims, which each database has its own way to write.
+/// Everything that a store says to its database, except for claims, which each database has its own
+/// way to write.
 #[derive(Debug, Clone)]
 pub struct Statements {
     pub(in crate::store) table: TableName,
@@ -54,15 +55,16 @@ pub(super) const COLUMNS: [&str; 6] =
     ["scope", "message_id", "fingerprint", "processed_at", "token", "leased_until"];
 
 impl Statements {
-    /// The statements for a table; `insert` and its variants, `purge`, `schema` and `index` are left to the database.
+    /// The statements for a table; `insert` and its variants, `purge`, `schema` and `index` are
+    /// left to the database.
     pub(in crate::store) fn new<DB: Dialect>(table: TableName, syntax: &Syntax) -> Self {
         let t = table.quoted(DB::QUOTE);
         let Syntax { now, micros, until, .. } = syntax;
         let v = syntax.value;
         let later = |n: usize| (syntax.later)(&v(n));
         let identity = |n: usize| format!("scope = {} AND message_id = {}", v(n), v(n + 1));
-        // A lease is ours while the row has its token and is not completed, also after it ran out, until a rival takes it over with
-        // a greater token.
+        // A lease is ours while the row has its token and is not completed, also after it ran out,
+        // until a rival takes it over with a greater token.
         let held =
             |n: usize| format!("{} AND token = {} AND leased_until IS NOT NULL", identity(n), v(n + 2));
         Self {

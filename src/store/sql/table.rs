@@ -13,8 +13,9 @@ pub struct TableName {
 
 /// A name of a table or schema that does not match `[a-z_][a-z0-9_]{0,39}`.
 ///
-/// Names are quoted in every statement, so that reserved words may be used. They are at most 40 bytes long, because the names of indexes and
-/// partitions are made from them, and PostgreSQL cuts names after 63 bytes.
+/// Names are quoted in every statement, so that reserved words may be used. They are at most 40
+/// bytes long, because the names of indexes and partitions are made from them, and PostgreSQL cuts
+/// names after 63 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the name of a table or schema must match [a-z_][a-z0-9_]{{0,39}}: {}", .0)]
 pub struct InvalidTableName(String);

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-/// What a store can do, as far as the contract leaves it open: says which cases apply, and what they expect.
+/// What a store can do, as far as the contract leaves it open: says which cases apply, and what
+/// they expect.
 ///
-/// Start from [`transactional`](Self::transactional) or [`leased`](Self::leased), whichever the sessions are, and correct what differs:
+/// Start from [`transactional`](Self::transactional) or [`leased`](Self::leased), whichever the
+/// sessions are, and correct what differs:
 ///
 /// | | `transactional()` | `leased(..)` |
 /// |---|---|---|
@@ -49,7 +51,8 @@ impl Need {
 }
 
 impl Capabilities {
-    /// The session is a transaction: it ends with its connection, and what is written through it is committed with the identity.
+    /// The session is a transaction: it ends with its connection, and what is written through it is
+    /// committed with the identity.
     pub fn transactional() -> Self {
         let has = vec![Need::Transactions, Need::Batches, Need::Waits, Need::Concurrency, Need::Purges];
         Self { lease: None, has, limit: None }
@@ -57,8 +60,9 @@ impl Capabilities {
 
     /// The session is a lease that runs out after `lease` unless it is renewed.
     ///
-    /// Set the store up with a short one for the suite, which waits about fifteen times until one has run out. But a lease that runs
-    /// out while the machine is busy with something else fails a case, so not less than half a second.
+    /// Set the store up with a short one for the suite, which waits about fifteen times until one
+    /// has run out. But a lease that runs out while the machine is busy with something else fails a
+    /// case, so not less than half a second.
     pub fn leased(lease: Duration) -> Self {
         Self { lease: Some(lease), has: vec![Need::Leases, Need::Concurrency, Need::Purges], limit: None }
     }
@@ -68,27 +72,30 @@ impl Capabilities {
         self.with(Need::Batches, yes)
     }
 
-    /// Whether a claim on an identity that is in progress waits for the first session to end, or answers
-    /// [`Busy`](crate::idempotency::StoreErrorKind::Busy) after a while. If not, it is told at once that it is in progress.
+    /// Whether a claim on an identity that is in progress waits for the first session to end, or
+    /// answers [`Busy`](crate::idempotency::StoreErrorKind::Busy) after a while. If not, it is told
+    /// at once that it is in progress.
     pub fn waits(self, yes: bool) -> Self {
         self.with(Need::Waits, yes)
     }
 
-    /// The store has one open session at a time, as SQLite has one writer: any other claim, and a purge, waits or ends
-    /// [`Busy`](crate::idempotency::StoreErrorKind::Busy).
+    /// The store has one open session at a time, as SQLite has one writer: any other claim, and a
+    /// purge, waits or ends [`Busy`](crate::idempotency::StoreErrorKind::Busy).
     pub fn exclusive(self) -> Self {
         self.with(Need::Concurrency, false)
     }
 
-    /// Whether `purge` forgets. Say no for a store that expires identities by itself, and to spare what else is in the table.
+    /// Whether `purge` forgets. Say no for a store that expires identities by itself, and to spare
+    /// what else is in the table.
     pub fn purges(self, yes: bool) -> Self {
         self.with(Need::Purges, yes)
     }
 
-    /// The store refuses with [`Full`](crate::idempotency::StoreErrorKind::Full) when it is full, rather than forget.
+    /// The store refuses with [`Full`](crate::idempotency::StoreErrorKind::Full) when it is full,
+    /// rather than forget.
     ///
-    /// The last case then fills it, with at most 20,000 identities, and purges it: give the suite a store with room for 1,000 to
-    /// 10,000.
+    /// The last case then fills it, with at most 20,000 identities, and purges it: give the suite a
+    /// store with room for 1,000 to 10,000.
     pub fn bounded(self) -> Self {
         self.with(Need::Bound, true)
     }
@@ -120,7 +127,8 @@ impl Capabilities {
         self.limit.unwrap_or_else(|| Duration::from_secs(30).saturating_add(self.lease().saturating_mul(10)))
     }
 
-    /// How long to ask again for what must come about by itself: less than the limit, so that the failure says what came instead.
+    /// How long to ask again for what must come about by itself: less than the limit, so that the
+    /// failure says what came instead.
     pub(super) fn patience(&self) -> Duration {
         self.limit() / 3
     }

@@ -1,4 +1,5 @@
-//! What a case works with: two handles on one store, a scope of its own, and the questions that all cases ask.
+//! What a case works with: two handles on one store, a scope of its own, and the questions that all
+//! cases ask.
 
 use std::{
     error::Error,
@@ -133,7 +134,8 @@ impl<S: IdempotencyStore> Fixture<S> {
         &self.unique
     }
 
-    /// A request in the scope of this case. The fingerprint tells requests with different IDs apart.
+    /// A request in the scope of this case. The fingerprint tells requests with different IDs
+    /// apart.
     pub(super) fn request(&self, id: &str) -> ClaimRequest {
         self.request_in("", id)
     }

@@ -1,4 +1,5 @@
-//! Tries a store against its contract: [`IdempotencyStore`], and the invariants I1 to I4 and I7 of [`idempotency`](crate::idempotency).
+//! Tries a store against its contract: [`IdempotencyStore`], and the invariants I1 to I4 and I7 of
+//! [`idempotency`](crate::idempotency).
 //!
 //! ```
 //! use lapin_idempotent::{MemoryStore, testing::conformance::{self, Capabilities}};
@@ -13,21 +14,23 @@
 //! # }
 //! ```
 //!
-//! [`run_with_effects`] also checks that effect and identity are committed together, which is what a store with transactions is for;
-//! [`run_inspection`] checks an implementation of [`Inspect`].
+//! [`run_with_effects`] also checks that effect and identity are committed together, which is what
+//! a store with transactions is for; [`run_inspection`] checks an implementation of [`Inspect`].
 //!
 //! # What a run does to a store
 //!
-//! Cases run one after the other, with two handles each, in scopes that were never used before. So a run disturbs neither old data
-//! nor another run, **but for the cases of `purge`**: a purge knows no scopes, and forgets whatever is older than a fraction of a second.
-//! Give the suite a table or a database of its own, or turn these cases off with [`Capabilities::purges`].
+//! Cases run one after the other, with two handles each, in scopes that were never used before. So
+//! a run disturbs neither old data nor another run, **but for the cases of `purge`**: a purge knows
+//! no scopes, and forgets whatever is older than a fraction of a second. Give the suite a table or
+//! a database of its own, or turn these cases off with [`Capabilities::purges`].
 //!
 //! # Limits
 //!
-//! A case that does not end within its [time limit](Capabilities::time_limit) fails, and so does one in which the store panics; a store
-//! that blocks its thread, instead of waiting, stops the suite. Run it in a runtime with several threads
-//! (`#[tokio::test(flavor = "multi_thread")]`), so that the races are real ones. What the suite cannot try is a crash: that a commit
-//! survives the end of the process, or a power loss, is for tests of your own.
+//! A case that does not end within its [time limit](Capabilities::time_limit) fails, and so does
+//! one in which the store panics; a store that blocks its thread, instead of waiting, stops the
+//! suite. Run it in a runtime with several threads (`#[tokio::test(flavor = "multi_thread")]`), so
+//! that the races are real ones. What the suite cannot try is a crash: that a commit survives the
+//! end of the process, or a power loss, is for tests of your own.
 
 mod capabilities;
 mod cases;
@@ -61,18 +64,20 @@ pub trait Effects<S: IdempotencyStore>: Send + Sync + 'static {
         name: &str,
     ) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// How many effects with that name are committed. Asked while no session of the suite is open; may panic if it cannot tell.
+    /// How many effects with that name are committed. Asked while no session of the suite is open;
+    /// may panic if it cannot tell.
     fn count(&self, name: &str) -> impl Future<Output = u64> + Send;
 }
 
 /// Tries a store against the contract of [`IdempotencyStore`].
 ///
-/// Each call of `open` gives a handle on the same identities: a clone of the store, or better a new connection to its database. A
-/// panic of `open` fails the case.
+/// Each call of `open` gives a handle on the same identities: a clone of the store, or better a new
+/// connection to its database. A panic of `open` fails the case.
 ///
 /// # Cancellation
 ///
-/// Dropping the future drops the sessions of the case under way; what was completed until then stays in the store.
+/// Dropping the future drops the sessions of the case under way; what was completed until then
+/// stays in the store.
 pub async fn run<S, O, F>(open: O, capabilities: Capabilities) -> Report
 where
     S: IdempotencyStore,
@@ -100,7 +105,8 @@ where
     runner.report()
 }
 
-/// Tries an implementation of [`Inspect`]. [`run`] is to be passed, too: this takes for granted that claims work.
+/// Tries an implementation of [`Inspect`]. [`run`] is to be passed, too: this takes for granted
+/// that claims work.
 pub async fn run_inspection<S, O, F>(open: O, capabilities: Capabilities) -> Report
 where
     S: Inspect,

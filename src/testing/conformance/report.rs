@@ -15,8 +15,8 @@ pub struct Report {
 pub struct CaseReport {
     /// The case.
     pub name: &'static str,
-    /// What it is about: an invariant of [`idempotency`](crate::idempotency), or a number in the contract of
-    /// [`IdempotencyStore`](crate::IdempotencyStore).
+    /// What it is about: an invariant of [`idempotency`](crate::idempotency), or a number in the
+    /// contract of [`IdempotencyStore`](crate::IdempotencyStore).
     pub cites: &'static str,
     /// How it ended.
     pub verdict: Verdict,

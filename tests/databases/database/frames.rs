@@ -1,4 +1,5 @@
-//! A proxy between a client and PostgreSQL that cuts the first connection behind a chosen message, and then the next one.
+//! A proxy between a client and PostgreSQL that cuts the first connection behind a chosen message,
+//! and then the next one.
 
 use std::{
     io,
@@ -88,7 +89,8 @@ impl Drop for Frames {
     }
 }
 
-/// PostgreSQL's documentation, "Message Formats": a type, except for the client's first message, then a length that counts itself.
+/// PostgreSQL's documentation, "Message Formats": a type, except for the client's first message,
+/// then a length that counts itself.
 async fn pump(
     mut source: OwnedReadHalf,
     mut sink: OwnedWriteHalf,
@@ -109,7 +111,8 @@ async fn pump(
         if cut_behind == Some(number) {
             // Noted first: once it is cut, the client may connect again at once.
             cuts.fetch_add(1, Ordering::SeqCst);
-            // A socket that is closed with something unread in it sends a reset, which would overtake the message.
+            // A socket that is closed with something unread in it sends a reset, which would
+            // overtake the message.
             sink.shutdown().await?;
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! SQL databases: a table of identities beside a table of effects that has no unique key, so that a second effect shows.
+//! SQL databases: a table of identities beside a table of effects that has no unique key, so that a
+//! second effect shows.
 
 pub mod frames;
 #[path = "../../support/server.rs"]
@@ -89,7 +90,8 @@ pub fn short(name: &str) -> String {
     format!("{name}_{}", &uuid::Uuid::new_v4().simple().to_string()[..16])
 }
 
-/// A store on a table of its own, and the effects beside it. Dropping it leaves the tables; the server is the tests' own.
+/// A store on a table of its own, and the effects beside it. Dropping it leaves the tables; the
+/// server is the tests' own.
 pub struct Table<K: Kind> {
     pub url: String,
     pub store: SqlStore<K>,
@@ -112,7 +114,8 @@ impl<K: Kind> Table<K> {
     pub async fn create_on(url: &str) -> Self {
         let table = Self::open(url, &short("ids"), &short("effects")).await;
         table.store.create_schema().await.expect("schema");
-        // The driver of SQLite gives integers of its own type for count(*) only as i64, as the others do.
+        // The driver of SQLite gives integers of its own type for count(*) only as i64, as the
+        // others do.
         table.sql(&format!("CREATE TABLE {} (message_id VARCHAR(255) NOT NULL)", table.effects)).await;
         table
     }

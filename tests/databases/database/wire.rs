@@ -47,8 +47,9 @@ impl Wire {
         Self { port, fired, accepting }
     }
 
-    /// The same URL, through the proxy, and without TLS, which newer servers of MySQL's kind offer unasked. MySQL then wants
-    /// to have seen the user's password before: connect without the proxy first.
+    /// The same URL, through the proxy, and without TLS, which newer servers of MySQL's kind offer
+    /// unasked. MySQL then wants to have seen the user's password before: connect without the proxy
+    /// first.
     pub fn through(&self, url: &str) -> String {
         let mut url = url::Url::parse(url).expect("url");
         url.set_port(Some(self.port)).expect("port");
@@ -69,7 +70,8 @@ impl Drop for Wire {
     }
 }
 
-/// Both protocols send a statement as plain text in one packet, and nothing else of our tests says COMMIT.
+/// Both protocols send a statement as plain text in one packet, and nothing else of our tests says
+/// COMMIT.
 async fn pipe(mut client: TcpStream, mut server: TcpStream, cut: Cut, fired: &AtomicU32, armed: &AtomicBool) {
     let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
     loop {

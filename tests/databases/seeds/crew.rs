@@ -57,7 +57,8 @@ impl<'a> Crew<'a> {
         Self { node, members }
     }
 
-    /// Starts those again that have ended: a worker whose connection is cut before it consumes gives up.
+    /// Starts those again that have ended: a worker whose connection is cut before it consumes
+    /// gives up.
     pub fn supervise(&mut self) {
         for member in &mut self.members {
             if member.worker.has_ended() {

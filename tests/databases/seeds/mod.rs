@@ -1,5 +1,5 @@
-//! Random faults at sending, at delivery and at rebalancing: effects are exactly the messages. The same run without the guard shows what
-//! the faults are worth.
+//! Random faults at sending, at delivery and at rebalancing: effects are exactly the messages. The
+//! same run without the guard shows what the faults are worth.
 
 mod crew;
 mod plan;
@@ -51,7 +51,8 @@ async fn effects_are_exactly_the_messages(seeds: impl Iterator<Item = u64>) {
     }
 }
 
-/// Publishes and consumes all messages while faults happen: how many effects there are, and of how many messages.
+/// Publishes and consumes all messages while faults happen: how many effects there are, and of how
+/// many messages.
 async fn run(plan: &Plan, node: &Node, guarded: bool) -> (i64, i64) {
     let queue = Client::connect(node.url()).await.queue("seeds").await;
     if plan.kills_broker() {
@@ -102,7 +103,8 @@ async fn run(plan: &Plan, node: &Node, guarded: bool) -> (i64, i64) {
     table.effects().await
 }
 
-/// After so many messages, each in its turn, the connection is cut before the next confirm: what it would confirm is in the queue.
+/// After so many messages, each in its turn, the connection is cut before the next confirm: what it
+/// would confirm is in the queue.
 fn lose_confirms(proxy: &Proxy, after: Vec<usize>) {
     let (mut sent, mut lost) = (0, 0);
     proxy.rule(move |frame| {

@@ -1,31 +1,35 @@
 //! Which confirm belongs to which message, and what it proves.
 //!
-//! RabbitMQ *acks* an unroutable message, right after it has sent it back with `basic.return`. lapin does not match
-//! returns to publishes: it queues them, and hands the oldest one to whichever confirm completes next, walking an
-//! ack of several messages in the order of a hash map. With several messages in flight an unroutable one can therefore read
-//! `Ack(None)`, and a routed one `Ack(Some(another message))`. This module is the rule that makes sense of it.
+//! RabbitMQ *acks* an unroutable message, right after it has sent it back with `basic.return`.
+//! lapin does not match returns to publishes: it queues them, and hands the oldest one to whichever
+//! confirm completes next, walking an ack of several messages in the order of a hash map. With
+//! several messages in flight an unroutable one can therefore read `Ack(None)`, and a routed one
+//! `Ack(Some(another message))`. This module is the rule that makes sense of it.
 //!
 //! # Why it is sound
 //!
 //! Per channel, one task owns every confirm. Three facts hold:
 //!
 //! 1. The broker sends a message's return before the ack that covers the message.
-//! 2. lapin works in one thread, through one confirm after the other: it takes the oldest waiting return, if there is one,
-//!    stores the result, and wakes the confirm's future before it touches the next confirm.
-//! 3. A round (see `ready_set.rs`) polls until nothing more is ready, so that it holds every confirm that completed
-//!    before any confirm in it.
+//! 2. lapin works in one thread, through one confirm after the other: it takes the oldest waiting
+//!    return, if there is one, stores the result, and wakes the confirm's future before it touches
+//!    the next confirm.
+//! 3. A round (see `ready_set.rs`) polls until nothing more is ready, so that it holds every
+//!    confirm that completed before any confirm in it.
 //!
-//! When a confirm completes as `Ack(None)`, no return was waiting at that moment (2). If its own message was
-//! returned, the return had come before (1), so it was handed to a confirm that completed earlier, and that one
-//! is in this round or was in an earlier one (3). Hence: **first record all returns of the round, then judge**.
+//! When a confirm completes as `Ack(None)`, no return was waiting at that moment (2). If its own
+//! message was returned, the return had come before (1), so it was handed to a confirm that
+//! completed earlier, and that one is in this round or was in an earlier one (3). Hence: **first
+//! record all returns of the round, then judge**.
 //!
-//! `Ack(Some(other))` proves that `other` was returned, and says nothing of its own message, whose return may still
-//! be waiting behind. Such an answer is *held*: until its own return shows up; or until a confirm completes as `Ack(None)` in a
-//! later round, which proves that no return was waiting after it; or until nothing is left unanswered, as there are never more
-//! returns than confirms. Later *round*, because within one round the order of completion is not known.
+//! `Ack(Some(other))` proves that `other` was returned, and says nothing of its own message, whose
+//! return may still be waiting behind. Such an answer is *held*: until its own return shows up; or
+//! until a confirm completes as `Ack(None)` in a later round, which proves that no return was
+//! waiting after it; or until nothing is left unanswered, as there are never more returns than
+//! confirms. Later *round*, because within one round the order of completion is not known.
 //!
-//! A return that matches nothing in flight means that these facts do not hold; the channel is given up, and
-//! everything in flight counts as unknown.
+//! A return that matches nothing in flight means that these facts do not hold; the channel is given
+//! up, and everything in flight counts as unknown.
 
 use std::collections::HashMap;
 
@@ -93,7 +97,8 @@ impl Unconfirmed {
         self.slots.iter().next().is_some_and(|(_, first)| first.job.is_suspect())
     }
 
-    /// One of these ended the channel: those that `may` have done it are suspects. Gives how many they are.
+    /// One of these ended the channel: those that `may` have done it are suspects. Gives how many
+    /// they are.
     pub(crate) fn suspect(&mut self, may: impl Fn(&Job) -> bool) -> usize {
         let mut suspects = 0;
         for (_, in_flight) in &mut self.slots {
@@ -105,14 +110,16 @@ impl Unconfirmed {
         suspects
     }
 
-    /// Takes out one that `may` have done it: the only one, by the broker's word. Others can be suspects since an earlier channel.
+    /// Takes out one that `may` have done it: the only one, by the broker's word. Others can be
+    /// suspects since an earlier channel.
     pub(crate) fn take(&mut self, may: impl Fn(&Job) -> bool) -> Option<Job> {
         let slot = self.slots.iter().find(|(_, in_flight)| may(&in_flight.job)).map(|(slot, _)| slot)?;
         self.held.retain(|held| *held != slot);
         Some(self.slots.remove(slot).job)
     }
 
-    /// Judges one round of confirms: everything that was ready, until nothing more was. See the module's page.
+    /// Judges one round of confirms: everything that was ready, until nothing more was. See the
+    /// module's page.
     pub(crate) fn judge(
         &mut self,
         round: impl IntoIterator<Item = (usize, Confirmation)>,
@@ -186,7 +193,8 @@ impl Unconfirmed {
         }
         for (returned, mut matching) in by_id.into_values().flatten() {
             if matching.len() > 1 {
-                // Copies with other headers may have another route: the one is meant that has most of the returned ones.
+                // Copies with other headers may have another route: the one is meant that has most
+                // of the returned ones.
                 let headers = |slot: &usize| self.slots[*slot].job.headers_in(returned);
                 if let Some(most) = matching.iter().filter_map(headers).max() {
                     matching.retain(|slot| headers(slot) == Some(most));
@@ -213,7 +221,8 @@ impl Unconfirmed {
         verdict(in_flight.job, found);
     }
 
-    /// Answers the callers whose deadline has come. Their messages stay in flight: a confirm is never dropped.
+    /// Answers the callers whose deadline has come. Their messages stay in flight: a confirm is
+    /// never dropped.
     pub(crate) fn sweep_deadlines(&mut self, now: Instant) {
         for (_, in_flight) in &mut self.slots {
             if in_flight.job.is_overdue(now) {
@@ -222,7 +231,8 @@ impl Unconfirmed {
         }
     }
 
-    /// Starts the clocks of the confirms whose messages are written: all up to number `written` in the order of sending.
+    /// Starts the clocks of the confirms whose messages are written: all up to number `written` in
+    /// the order of sending.
     ///
     /// What still waits behind other frames for a slow link cannot be confirmed yet.
     pub(crate) fn start_clocks(&mut self, written: u64, now: Instant) {
@@ -233,7 +243,8 @@ impl Unconfirmed {
         }
     }
 
-    /// Whether some message has waited for its confirm for longer than `limit`, since it was written.
+    /// Whether some message has waited for its confirm for longer than `limit`, since it was
+    /// written.
     pub(crate) fn is_stuck(&self, now: Instant, limit: Duration) -> bool {
         let late = |in_flight: &InFlight| in_flight.written.is_some_and(|written| now - written > limit);
         self.slots.iter().any(|(_, in_flight)| in_flight.answer.is_none() && late(in_flight))
@@ -248,8 +259,8 @@ impl Unconfirmed {
         }
     }
 
-    /// Ends the set: everything in it with an unknown outcome, in the order in which it was sent, and since when it is
-    /// written.
+    /// Ends the set: everything in it with an unknown outcome, in the order in which it was sent,
+    /// and since when it is written.
     pub(crate) fn into_unknown(mut self) -> impl Iterator<Item = (Job, Option<Instant>)> {
         let mut left: Vec<InFlight> = self.slots.drain().collect();
         left.sort_unstable_by_key(|in_flight| in_flight.order);

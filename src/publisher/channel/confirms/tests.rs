@@ -189,7 +189,8 @@ fn a_channel_without_confirms_is_a_violation() {
     assert!(matches!(channel.unconfirmed.judge(round, &mut |_, _| ()), Err(Violation::NotInConfirmMode)));
 }
 
-/// A broker that returns at once and acks when it likes: one by one or many at a time, in any order that AMQP allows.
+/// A broker that returns at once and acks when it likes: one by one or many at a time, in any order
+/// that AMQP allows.
 #[test]
 fn no_order_of_returns_and_acks_is_misjudged() {
     for seed in 0..1_500 {

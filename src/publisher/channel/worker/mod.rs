@@ -1,7 +1,9 @@
-//! The task that owns a channel: it sends every message, owns every confirm and answers every caller.
+//! The task that owns a channel: it sends every message, owns every confirm and answers every
+//! caller.
 //!
-//! One task a channel is a condition of correctness, not a choice: lapin takes the delivery tag and queues the frames
-//! under two different locks, so two tasks on one channel can get each other's confirms.
+//! One task a channel is a condition of correctness, not a choice: lapin takes the delivery tag and
+//! queues the frames under two different locks, so two tasks on one channel can get each other's
+//! confirms.
 
 mod recovery;
 
@@ -209,7 +211,8 @@ impl ChannelWorker {
                 if unconfirmed.is_empty() {
                     return End::Worn;
                 }
-            // While blocked, lapin writes nothing at all: more frames would only pile up in its unbounded queue.
+            // While blocked, lapin writes nothing at all: more frames would only pile up in its
+            // unbounded queue.
             } else if !connection.status().blocked() {
                 let now = Instant::now();
                 while let Some(job) = self.ready.pop_front_if(|job| admits(unconfirmed, &self.isolation, job))
@@ -233,7 +236,8 @@ impl ChannelWorker {
                 biased;
                 () = poll_fn(|cx| rounds.poll(&mut publishing, &mut round, cx)), if !publishing.is_empty() => {
                     if round.len() < GREEDY && unconfirmed.len() > 4 * GREEDY {
-                        // Few of many: more confirms are on their way, and all are cheaper to answer together.
+                        // Few of many: more confirms are on their way, and all are cheaper to
+                        // answer together.
                         yield_now().await;
                         rounds.extend(&mut publishing, &mut round).await;
                     }
@@ -244,8 +248,8 @@ impl ChannelWorker {
                 taken = self.jobs.recv_many(&mut self.intake, INTAKE), if self.open => {
                     self.take_in(taken);
                     if taken < GREEDY && !unconfirmed.is_empty() {
-                        // Callers that were answered together publish their next messages one after the other. Let them, so
-                        // that one pass serves them all.
+                        // Callers that were answered together publish their next messages one after
+                        // the other. Let them, so that one pass serves them all.
                         yield_now().await;
                         while let Some(job) = self.jobs.try_recv() {
                             self.ready.push_back(job);
@@ -286,7 +290,8 @@ impl ChannelWorker {
         let confirmed = round.drain(..).filter_map(|(slot, result)| match result {
             Ok(confirmation) => Some((slot, confirmation)),
             Err(error) => {
-                // What the broker said tells more than that the channel is closed by now, which later publishes find.
+                // What the broker said tells more than that the channel is closed by now, which
+                // later publishes find.
                 if lost.as_ref().is_none_or(|lost| amqp::refusal(lost).is_none()) {
                     lost = Some(error);
                 }
@@ -331,7 +336,8 @@ impl ChannelWorker {
         // Permits first: a caller that is answered may publish its next message at once.
         permits.release(&mut released);
         monitor.confirmed(confirmed);
-        // Last first: who awaits many answers in order awaits the first of them, and is woken once for the whole round.
+        // Last first: who awaits many answers in order awaits the first of them, and is woken once
+        // for the whole round.
         while let Some((job, verdict)) = self.judged.pop() {
             if let Next::RetryAt(due, job) = job.judged(verdict, &options.retry, now) {
                 self.delayed.push(Delayed { due, job });

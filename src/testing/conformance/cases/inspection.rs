@@ -116,7 +116,8 @@ async fn forget_in_progress<S: Inspect>(fixture: Fixture<S>) -> Outcome {
         Ok(Err(error)) if passes(&error) => {}
         Ok(Err(unexpected)) => return Err(error("forget of what is in progress")(unexpected)),
         Err(_) => {
-            // It waits for the open transaction; what it finds when that has ended is in progress no more.
+            // It waits for the open transaction; what it finds when that has ended is in progress
+            // no more.
             let (completed, forgotten) = join(fixture.a.complete(session), forget).await;
             completed.map_err(error("complete, with an operator about to forget it"))?;
             return match forgotten {

@@ -34,7 +34,8 @@ struct Succession<T> {
 async fn successions<S: IdempotencyStore>(fixture: &Fixture<S>) -> Result<[Succession<S::Session>; 2], Stop> {
     let [first, second] = ["in progress", "completed"].map(|id| fixture.request(id));
     let stale = [fixture.acquire(&fixture.a, &first).await?, fixture.acquire(&fixture.a, &second).await?];
-    // A later message with that ID and another body, so that it shows whose fingerprint is remembered.
+    // A later message with that ID and another body, so that it shows whose fingerprint is
+    // remembered.
     let [first, second] = [first, second].map(|mut request| {
         request.fingerprint = Fingerprint::of(b"the successor's");
         request

@@ -87,7 +87,8 @@ async fn young<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
 }
 
 async fn only_older<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
-    // On a busy machine the young one may have grown old before it is looked at: then once more, with more time.
+    // On a busy machine the young one may have grown old before it is looked at: then once more,
+    // with more time.
     for (round, millis) in [500_u64, 2_000, 6_000].into_iter().enumerate() {
         let retention = Duration::from_millis(millis);
         let (old, young) =
@@ -143,7 +144,8 @@ async fn in_progress<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
         Ok(Err(error)) if passes(&error) => {}
         Ok(Err(unexpected)) => return Err(error("purge, beside an open session")(unexpected)),
         Err(_) => {
-            // It waits for the open transaction; what it finds when that has ended is in progress no more.
+            // It waits for the open transaction; what it finds when that has ended is in progress
+            // no more.
             let (completed, purged) = join(fixture.a.complete(session), purge).await;
             completed.map_err(error("complete, beside a purge that waits"))?;
             return match purged {

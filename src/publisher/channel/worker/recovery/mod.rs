@@ -1,4 +1,5 @@
-//! From one channel to the next: what becomes of what was in flight, and how the next one is opened.
+//! From one channel to the next: what becomes of what was in flight, and how the next one is
+//! opened.
 
 use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -29,8 +30,8 @@ use crate::{
 /// The reply code of a publish to an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 
-/// The longest pause between connections that end without an answer, and while many messages are suspected: there is an end
-/// to that, and others wait.
+/// The longest pause between connections that end without an answer, and while many messages are
+/// suspected: there is an end to that, and others wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 const ISOLATING: Duration = Duration::from_millis(500);
 
@@ -41,8 +42,9 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ChannelWorker {
-    /// One refused message ends the channel for all that are in flight. If it is known which it was, because it was alone
-    /// or has the exchange that the broker named alone, its caller is told, and `None` says that no other was concerned.
+    /// One refused message ends the channel for all that are in flight. If it is known which it
+    /// was, because it was alone or has the exchange that the broker named alone, its caller is
+    /// told, and `None` says that no other was concerned.
     pub(super) fn find_culprit(
         &mut self,
         reply: BrokerReply,
@@ -68,9 +70,9 @@ impl ChannelWorker {
         (!unconfirmed.is_empty()).then(|| "the broker closed the channel over another message".into())
     }
 
-    /// A connection that ends without an answer of the broker may have done so over one of the messages in flight, or
-    /// again over one that is suspected already. Gives whether those in flight were sent in
-    /// vain, and how long to pause before the next.
+    /// A connection that ends without an answer of the broker may have done so over one of the
+    /// messages in flight, or again over one that is suspected already. Gives whether those in
+    /// flight were sent in vain, and how long to pause before the next.
     pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (bool, Option<Duration>) {
         let fruitless = self.generation.lost();
         if fruitless == 0 && !unconfirmed.holds_suspects() {
@@ -83,8 +85,8 @@ impl ChannelWorker {
         (suspects > 1, pause)
     }
 
-    /// A channel that ends fails everything on it, not always in the order of cause and effect: waits for what the broker
-    /// said, if it said something.
+    /// A channel that ends fails everything on it, not always in the order of cause and effect:
+    /// waits for what the broker said, if it said something.
     pub(super) async fn find_reason<F>(
         &mut self,
         mut end: End,
@@ -110,8 +112,8 @@ impl ChannelWorker {
         end
     }
 
-    /// Puts what was in flight back in front, in the order in which it was sent: suspects behind the others. `in_vain`: the
-    /// attempt was, because of one of them.
+    /// Puts what was in flight back in front, in the order in which it was sent: suspects behind
+    /// the others. `in_vain`: the attempt was, because of one of them.
     pub(super) fn resend(&mut self, unconfirmed: Unconfirmed, source: BoxError, in_vain: bool) {
         let now = Instant::now();
         let heard = self.generation.heard();
@@ -138,7 +140,8 @@ impl ChannelWorker {
             match job.outcome_unknown(kind, source, &options.retry, now) {
                 Some(job) if lone && job.times_alone() > 1 => {
                     let delay = options.retry.delay(job.times_alone());
-                    // Others first: if they are answered in the meantime, it is known whose doing it is.
+                    // Others first: if they are answered in the meantime, it is known whose doing
+                    // it is.
                     if let Next::RetryAt(due, job) = job.retry_after(delay, now) {
                         self.delayed.push(Delayed { due, job });
                     }
@@ -154,7 +157,8 @@ impl ChannelWorker {
         self.answer(now);
     }
 
-    /// What is handed back when the publisher closes: not what its caller called off, or was told of already.
+    /// What is handed back when the publisher closes: not what its caller called off, or was told
+    /// of already.
     pub(super) fn leave(job: &Job, left: &mut Vec<Payload>) {
         if !job.is_abandoned() {
             left.push(job.payload().clone());
@@ -207,7 +211,8 @@ impl ChannelWorker {
         self.meanwhile(tokio::time::sleep(pause)).await;
     }
 
-    /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the worker is to end instead.
+    /// Awaits `step` while messages are taken in and deadlines are kept; `None` if the worker is to
+    /// end instead.
     pub(super) async fn meanwhile<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
         let mut step = pin!(step);
         let mut tick = interval(self.context.options.resolution());
