@@ -26,6 +26,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// minutes.
 const HEARTBEAT_SECONDS: u16 = 10;
 
+/// The most bytes that a connection may be named with.
+const LONGEST_CONNECTION_NAME: usize = 1024;
+
 /// RabbitMQ's default.
 const FRAME_MAX: u32 = 131_072;
 
@@ -68,6 +71,17 @@ impl ConnectOptions {
     pub(crate) fn smallest_frame(&self) -> usize {
         let own = |endpoint: &Endpoint| endpoint.amqp_uri().query.frame_max.unwrap_or(self.frame_max);
         self.endpoints.iter().map(own).min().unwrap_or(self.frame_max) as usize
+    }
+
+    /// Why these settings cannot work, whatever the broker says.
+    pub(crate) fn invalid_setting(&self) -> Option<&'static str> {
+        // The broker takes the connection's first frames only up to a few kilobytes.
+        let is_long = |name: &String| name.len() > LONGEST_CONNECTION_NAME;
+        let refused = [
+            ("connect_timeout is zero", self.timeout.is_zero()),
+            ("connection_name has more than 1,024 bytes", self.name.as_ref().is_some_and(is_long)),
+        ];
+        refused.into_iter().find(|(_, refused)| *refused).map(|(what, _)| what)
     }
 
     /// Refuses settings of which one would be ignored, and warns of a password that travels in the

@@ -346,8 +346,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         let mut connect =
             self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        if connect.timeout.is_zero() {
-            return Err(ConsumeError::new(ConsumeErrorKind::Invalid, "connect_timeout is zero"));
+        if let Some(what) = connect.invalid_setting() {
+            return Err(ConsumeError::new(ConsumeErrorKind::Invalid, what));
         }
         self.key.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
         self.options.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;

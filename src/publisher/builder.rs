@@ -273,7 +273,6 @@ impl PublisherBuilder {
         connect.check()?;
         let refused = [
             ("confirm_timeout is zero", self.worker.confirm_timeout.is_zero()),
-            ("connect_timeout is zero", connect.timeout.is_zero()),
             ("max_elapsed of the retry policy is zero", self.worker.retry.total().is_zero()),
             ("connections is above 1,000", self.connections > MAX_CONNECTIONS),
             (
@@ -281,7 +280,8 @@ impl PublisherBuilder {
                 self.channels.saturating_mul(self.connections) > MAX_CHANNELS,
             ),
         ];
-        if let Some((what, _)) = refused.into_iter().find(|(_, refused)| *refused) {
+        let refused = refused.into_iter().find(|(_, refused)| *refused).map(|(what, _)| what);
+        if let Some(what) = connect.invalid_setting().or(refused) {
             return Err(ConnectError::setup(ConnectErrorKind::Setting, what));
         }
         connect.name = connect.name.or_else(|| self.app_id.clone());

@@ -5,7 +5,6 @@ use std::{sync::Arc, time::SystemTime};
 use super::{error::PublishError, telemetry::ContextSource};
 use crate::{
     amqp::{ConnectError, ConnectErrorKind},
-    error::BoxError,
     message::{Headers, IdStrategy, InvalidMessage, MessageId, OutgoingMessage, Stamped},
 };
 
@@ -57,9 +56,13 @@ impl Stamper {
         trace: ContextSource,
         limits: Limits,
     ) -> Result<Self, ConnectError> {
-        if let Some(length) = app_id.as_ref().map(String::len).filter(|length| *length > 255) {
-            let source: BoxError = format!("the app_id has {length} bytes; AMQP allows 255").into();
-            return Err(ConnectError::setup(ConnectErrorKind::Protocol, source));
+        let refused = app_id.as_ref().and_then(|id| match id.len() {
+            256.. => Some(format!("the app_id has {} bytes; AMQP allows 255", id.len())),
+            _ if id.contains('\0') => Some("the app_id has a zero byte".to_owned()),
+            _ => None,
+        });
+        if let Some(what) = refused {
+            return Err(ConnectError::setup(ConnectErrorKind::Setting, what));
         }
         Ok(Self { strategy, app_id: app_id.map(Arc::from), trace, limits })
     }

@@ -58,7 +58,10 @@ async fn message_that_found_no_connection_was_not_published() {
 #[tokio::test]
 async fn settings_that_cannot_work_are_refused_by_name() {
     type Set = fn(PublisherBuilder) -> PublisherBuilder;
-    let refused: [(&str, Set); 7] = [
+    let refused: [(&str, Set); 10] = [
+        ("connection_name", |builder| builder.connection_name("n".repeat(1_025))),
+        ("app_id", |builder| builder.app_id("a".repeat(256))),
+        ("app_id", |builder| builder.app_id("a\0b")),
         ("confirm_timeout", |builder| builder.confirm_timeout(Duration::ZERO)),
         ("connect_timeout", |builder| builder.connect_timeout(Duration::ZERO)),
         ("max_elapsed", |builder| builder.retry(RetryPolicy::default().max_elapsed(Duration::ZERO))),
@@ -88,7 +91,8 @@ impl IdempotentHandler<MemoryStore> for Idle {
 async fn settings_of_a_consumer_that_cannot_work_are_refused_by_name() {
     type Set = fn(ConsumerBuilder<MemoryStore>) -> ConsumerBuilder<MemoryStore>;
     let long = "q".repeat(249);
-    let refused: [(&str, &str, Set); 6] = [
+    let refused: [(&str, &str, Set); 7] = [
+        ("connection_name", "queue", |builder| builder.connection_name("n".repeat(1_025))),
         ("connect_timeout", "queue", |builder| builder.connect_timeout(Duration::ZERO)),
         ("JSON pointer", "queue", |builder| builder.key(KeySource::json_pointers(["no-slash"]))),
         ("JSON pointer", "queue", |builder| builder.key(KeySource::json_pointers::<[&str; 0]>([]))),
