@@ -107,8 +107,14 @@ pub async fn purge_reads_what_it_deletes_and_no_more() {
     let pages = Postgres::number(store.pool(), &format!("SELECT pg_relation_size('{name}') / 8192")).await;
     let pages = pages.expect("size");
     assert!(pages > 200, "{pages} pages");
-    let (purged, nothing) = purge(1).await;
-    assert!(purged <= 2 && nothing < 30, "{purged} rows in {nothing} of {pages} pages");
+    // What was deleted is in the way as long as a transaction of another test may still see it.
+    eventually("a purge that reads next to nothing", async || {
+        table.sql(&format!("VACUUM {name}")).await;
+        let (purged, read) = purge(1).await;
+        assert!(purged <= 2, "{purged} rows");
+        (read < 30).then_some(())
+    })
+    .await;
 }
 
 pub async fn sweeper_keeps_the_young_and_stops_on_request<K: Kind>() {
