@@ -147,11 +147,21 @@ async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// Asks a server over a connection of its own.
+/// Asks a server over a connection of its own; again, if that breaks: a server ends its connections
+/// when it becomes a replica.
 async fn ask<T: redis::FromRedisValue>(url: &str, words: &[&str]) -> T {
     let client = redis::Client::open(url).expect("url");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("connect");
-    redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("answer")
+    let command = redis::cmd(words[0]).arg(&words[1..]).clone();
+    let answer = async || {
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        command.query_async(&mut connection).await
+    };
+    eventually("the server answers", async || match answer().await {
+        Ok(answer) => Some(answer),
+        Err(error) if error.is_io_error() => None,
+        Err(error) => panic!("{words:?}: {error}"),
+    })
+    .await
 }
 
 /// What an error and all its sources say, in both forms.
