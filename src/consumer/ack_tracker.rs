@@ -1,4 +1,4 @@
-//! Which deliveries of a channel may be acked at once.
+//! Which deliveries of a channel may be acked together.
 //!
 //! `basic.ack` with `multiple` settles every delivery up to a tag, so it must never reach past one
 //! that is not ready to be acked: a message that is still being handled, or one that is held to be

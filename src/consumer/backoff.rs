@@ -39,7 +39,8 @@ impl SubscriptionFailures {
         self.fruitless >= FRUITLESS
     }
 
-    /// How long to wait before the next one, varied so that consumers do not come back all at once.
+    /// How long to wait before the next one, varied so that consumers do not all come back
+    /// together.
     pub(super) fn pause(&mut self) -> Duration {
         self.failures += 1;
         let longest = Duration::from_secs(if self.failing() { 30 } else { 5 });

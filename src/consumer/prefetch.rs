@@ -38,7 +38,7 @@ pub(crate) struct Prefetch {
     now: u16,
     /// The largest body of late.
     size: usize,
-    /// How long a message takes, divided by how many are handled at once.
+    /// How long a message takes, divided by how many are handled concurrently.
     time: Duration,
 }
 

@@ -168,7 +168,7 @@ impl ConsumerMonitor {
         self.change(|status| status.held = deliveries);
     }
 
-    /// Counts a batch of outcomes at once.
+    /// Counts the outcomes of a batch.
     pub(super) fn decided<'a>(&self, outcomes: impl Iterator<Item = &'a Outcome>) {
         self.change(|status| {
             for outcome in outcomes {

@@ -23,7 +23,7 @@ use crate::{
     message::{IncomingMessage, reserved},
 };
 
-/// How many messages are on their way at once.
+/// How many messages are on their way together.
 const IN_FLIGHT: usize = 64;
 
 /// Publishes parked messages back to their queue, under the same ID, with a confirm, and then acks

@@ -56,7 +56,7 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// Claims every identity in a session of its own; answers in the order of `requests`.
     ///
     /// Stores of leases do it in one round trip. By default each is claimed with
-    /// [`claim`](Self::claim), all at once.
+    /// [`claim`](Self::claim), all together.
     fn claim_each(
         &self,
         requests: &[ClaimRequest],
@@ -112,7 +112,7 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 
     /// Whether [`claim_each`](Self::claim_each) and [`complete_each`](Self::complete_each) take
     /// about as long as one claim, and an identity that fails there fails alone. A consumer then
-    /// asks together for messages that it handles at once. The answer stays the same.
+    /// asks together for messages that it handles concurrently. The answer stays the same.
     fn pipelines(&self) -> bool {
         false
     }

@@ -105,7 +105,7 @@ impl PublisherBuilder {
         self
     }
 
-    /// How many messages may be unanswered at once, those that wait for a retry included; further
+    /// How many messages may be unanswered, those that wait for a retry included; further
     /// callers wait.
     ///
     /// Default 1,024; at least 1. A quarter of it costs little throughput and a good part of the

@@ -1,4 +1,4 @@
-//! The window of a publisher: how many messages, and how many bytes, may be unanswered at once.
+//! The window of a publisher: how many messages, and how many bytes, may be unanswered together.
 
 use std::{
     fmt,

@@ -34,7 +34,7 @@ const HEAD: usize = 7;
 /// With the octet that ends it.
 const AROUND: usize = HEAD + 1;
 
-/// What is read at once, at the least.
+/// How much is read in one go, at the least.
 const READ: usize = 64 * 1024;
 
 /// Methods and content headers are held until they are complete. None that is legitimate comes near

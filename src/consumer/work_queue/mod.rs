@@ -68,7 +68,7 @@ pub struct DeclaredQueue {
     pub queue: String,
     /// Its parking queue.
     pub parking: String,
-    /// Whether the queue was not there before. Of two that declare it at once, both may say so.
+    /// Whether the queue was not there before. Of two that declare it together, both may say so.
     pub created: bool,
     /// Whether the parking queue was not there before.
     pub parking_created: bool,

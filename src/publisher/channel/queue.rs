@@ -91,7 +91,7 @@ impl JobSender {
 
 impl Dispatcher {
     /// Hands a job to the worker with the fewest: a slow one gets less, and one that was just
-    /// answered gets the next ones, all at once. A worker that has no channel gets none while
+    /// answered gets all of the next ones. A worker that has no channel gets none while
     /// another has.
     pub(crate) fn send(&self, job: Job) {
         let queue = match self.queues.as_slice() {

@@ -129,7 +129,7 @@ impl SharedConnection {
         matches!(self.opener, Opener::Cluster(_) | Opener::Given(Live::Cluster(_)))
     }
 
-    /// Runs scripts, all at once, and answers in their order; one that fails fails alone. Ends
+    /// Runs scripts, all together, and answers in their order; one that fails fails alone. Ends
     /// within `limit`.
     pub(super) async fn run(
         &self,

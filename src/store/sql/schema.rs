@@ -32,7 +32,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         self.statements.schema.clone()
     }
 
-    /// Creates the table if it is missing. Safe to run again, and by several processes at once:
+    /// Creates the table if it is missing. Safe to run again, and by several processes together:
     /// where nothing is missing it only reads the catalog, and takes no lock on the table. A schema
     /// that the table's name has must be there.
     ///

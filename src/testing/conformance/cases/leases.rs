@@ -30,7 +30,7 @@ struct Succession<T> {
     fresh: T,
 }
 
-/// Two successions at once, so that only one lease's time passes.
+/// Two successions together, so that only one lease's time passes.
 async fn successions<S: IdempotencyStore>(fixture: &Fixture<S>) -> Result<[Succession<S::Session>; 2], Stop> {
     let [first, second] = ["in progress", "completed"].map(|id| fixture.request(id));
     let stale = [fixture.acquire(&fixture.a, &first).await?, fixture.acquire(&fixture.a, &second).await?];

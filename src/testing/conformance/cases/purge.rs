@@ -20,7 +20,7 @@ const AGES: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A retention that everything completed is soon older than.
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// How many are forgotten at once, where it does not matter.
+/// How many are forgotten in one call, where it does not matter.
 const MANY: u32 = 1000;
 
 /// How many identities a bounded store is given before it has to refuse.

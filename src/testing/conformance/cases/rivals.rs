@@ -46,7 +46,7 @@ async fn kept_out<S: IdempotencyStore>(fixture: Fixture<S>) -> Outcome {
     let watched = if waits { GLANCE } else { fixture.capabilities.patience() };
     match timeout(watched, &mut rival).await {
         Err(_) if waits => {
-            // Both at once, as in two processes.
+            // Both together, as in two processes.
             let (completed, answer) = join(fixture.a.complete(session), rival).await;
             completed.map_err(error("complete, with a rival that waits"))?;
             let answer = answer?;

@@ -1,4 +1,4 @@
-//! Why a channel ended, when everything on it fails at once and in any order.
+//! Why a channel ended, when everything on it fails together and in any order.
 
 use std::sync::Weak;
 
