@@ -9,7 +9,7 @@ use lapin::{
 
 use super::{
     origin,
-    values::{amqp_value, header_value, headers},
+    values::{field_table, header_value, headers},
 };
 use crate::message::{IncomingMessage, Properties, Stamped, reserved, seconds_since_1970 as seconds};
 
@@ -58,9 +58,7 @@ pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicPropert
         if let Some(after) = extra.expiration {
             properties = properties.with_expiration(ShortString::try_new(after.as_millis().to_string())?);
         }
-        for (name, value) in extra.headers.iter() {
-            headers.insert(ShortString::try_new(name)?, amqp_value(value)?);
-        }
+        headers = field_table(extra.headers.iter())?;
     }
     if attempt > 1 {
         headers.insert(ShortString::from(reserved::ATTEMPT), AMQPValue::LongLongInt(attempt.into()));

@@ -56,6 +56,10 @@ pub(crate) async fn declare_durable(
     Ok(())
 }
 
-async fn within<T>(limit: Duration, step: impl Future<Output = lapin::Result<T>>) -> Result<T, BoxError> {
+/// What a step comes to, in the time that it has.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    step: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BoxError> {
     Ok(timeout(limit, step).await??)
 }

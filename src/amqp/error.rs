@@ -1,8 +1,9 @@
 //! Why a connection could not be opened.
 
-use std::{fmt, io};
+use std::{fmt, future::Future, io, time::Duration};
 
 use lapin::ErrorKind;
+use tokio::time::timeout;
 
 use super::uri::{Endpoint, InvalidUri};
 use crate::error::BoxError;
@@ -30,6 +31,17 @@ impl ConnectError {
     /// Opening a channel, or a method on it, failed.
     pub(crate) fn from_lapin(error: lapin::Error) -> Self {
         Self::setup(classify(&error), error)
+    }
+
+    /// What a step on a new connection comes to, in the time that it has.
+    pub(crate) async fn within<T>(
+        limit: Duration,
+        step: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, Self> {
+        match timeout(limit, step).await {
+            Ok(result) => result.map_err(Self::from_lapin),
+            Err(elapsed) => Err(Self::setup(ConnectErrorKind::TimedOut, elapsed)),
+        }
     }
 
     /// What went wrong.

@@ -49,11 +49,13 @@ pub(crate) fn fitted(properties: &BasicProperties, frame: usize, needed: &[&str]
         }
         let Some(value) = headers.remove(name) else { continue };
         let freed = entry_len(name, &value);
-        if let Some(shorter) = shortened(&value, over).filter(|_| name == reserved::PARKED_ERROR) {
-            headers.insert(ShortString::from(name), shorter);
-            over = 0;
-        }
-        over = over.saturating_sub(freed);
+        over = match shortened(&value, over).filter(|_| name == reserved::PARKED_ERROR) {
+            Some(shorter) => {
+                headers.insert(ShortString::from(name), shorter);
+                0
+            }
+            None => over.saturating_sub(freed),
+        };
     }
     (over == 0).then(|| properties.clone().with_headers(FieldTable::from(headers)))
 }

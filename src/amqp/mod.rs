@@ -24,7 +24,7 @@ pub(crate) use convert::{attempt, incoming, properties};
 pub(crate) use credentials::CredentialSource;
 pub use credentials::Credentials;
 pub(crate) use deaths::{COUNTS, DELAY_SUFFIX, growth, last_death};
-pub(crate) use declare::{UNLIMITED, declare_durable, ensure_queue};
+pub(crate) use declare::{UNLIMITED, declare_durable, ensure_queue, within};
 pub use error::{ConnectError, ConnectErrorKind};
 pub(crate) use error::{is_refusal, refusal};
 pub(crate) use fit::fitted;

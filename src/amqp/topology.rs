@@ -36,7 +36,7 @@ impl Topology {
         limit: Duration,
     ) -> Result<(), ConnectError> {
         let Some(Self(declare)) = topology else { return Ok(()) };
-        let channel = within(limit, connection.create_channel()).await?;
+        let channel = ConnectError::within(limit, connection.create_channel()).await?;
         // Called in there, too: a panic must not end the task that uses the connection.
         let declaring = caught("`topology`", async { declare(channel.clone()).await });
         match timeout(limit, declaring).await {
@@ -48,14 +48,7 @@ impl Topology {
             Ok(Err(error)) => return Err(ConnectError::setup(ConnectErrorKind::Topology, error)),
             Err(elapsed) => return Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
         }
-        within(limit, channel.close(200, ShortString::default())).await
-    }
-}
-
-async fn within<T>(limit: Duration, step: impl Future<Output = lapin::Result<T>>) -> Result<T, ConnectError> {
-    match timeout(limit, step).await {
-        Ok(result) => result.map_err(ConnectError::from_lapin),
-        Err(elapsed) => Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
+        ConnectError::within(limit, channel.close(200, ShortString::default())).await
     }
 }
 

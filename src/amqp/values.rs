@@ -40,10 +40,12 @@ pub(super) fn header_value(value: &AMQPValue) -> HeaderValue {
 }
 
 /// A table of what an application said.
-pub(crate) fn field_table(values: &[(String, HeaderValue)]) -> Result<FieldTable, ShortStringError> {
+pub(crate) fn field_table<'a>(
+    values: impl IntoIterator<Item = (&'a str, &'a HeaderValue)>,
+) -> Result<FieldTable, ShortStringError> {
     let mut table = FieldTable::default();
     for (name, value) in values {
-        table.insert(ShortString::try_new(name.as_str())?, amqp_value(value)?);
+        table.insert(ShortString::try_new(name)?, amqp_value(value)?);
     }
     Ok(table)
 }
@@ -62,12 +64,6 @@ pub(super) fn amqp_value(value: &HeaderValue) -> Result<AMQPValue, ShortStringEr
         HeaderValue::List(values) => AMQPValue::FieldArray(FieldArray::from(
             values.iter().map(amqp_value).collect::<Result<Vec<_>, _>>()?,
         )),
-        HeaderValue::Table(table) => {
-            let mut fields = FieldTable::default();
-            for (name, value) in table.iter() {
-                fields.insert(ShortString::try_new(name)?, amqp_value(value)?);
-            }
-            AMQPValue::FieldTable(fields)
-        }
+        HeaderValue::Table(table) => AMQPValue::FieldTable(field_table(table.iter())?),
     })
 }

@@ -6,7 +6,7 @@ use super::{
     consume::IdempotentConsumer,
     control::ConsumerControl,
     delay_queues::Redelivery,
-    error::{ConsumeError, ConsumeErrorKind},
+    error::ConsumeError,
     options::{Hook, Options},
     parking::ParkingTarget,
     retention::Retention,
@@ -340,17 +340,16 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     ///
     /// # Errors
     ///
-    /// A [`ConsumeError`] of kind [`Invalid`](ConsumeErrorKind::Invalid): bad settings, or names
-    /// that are too long with what this crate adds to them.
+    /// A [`ConsumeError`] of kind [`Invalid`](super::ConsumeErrorKind::Invalid): bad settings, or
+    /// names that are too long with what this crate adds to them.
     pub fn build(self) -> Result<IdempotentConsumer<S>, ConsumeError> {
-        let mut connect =
-            self.connect.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        connect.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        let mut connect = self.connect.map_err(ConsumeError::invalid)?;
+        connect.check().map_err(ConsumeError::invalid)?;
         if let Some(what) = connect.invalid_setting() {
-            return Err(ConsumeError::new(ConsumeErrorKind::Invalid, what));
+            return Err(ConsumeError::invalid(what));
         }
-        self.key.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
-        self.options.check().map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?;
+        self.key.check().map_err(ConsumeError::invalid)?;
+        self.options.check().map_err(ConsumeError::invalid)?;
         let scope = self.scope.unwrap_or_else(|| {
             let queue = &self.options.queue;
             tracing::warn!(
@@ -368,9 +367,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             .max_attempts(self.options.max_attempts);
         let remembered = guard.store().remembers();
         let decided = self.retention.decide(remembered, self.options.redelivery_time());
-        if let Some((retention, policy)) =
-            decided.map_err(|error| ConsumeError::new(ConsumeErrorKind::Invalid, error))?
-        {
+        if let Some((retention, policy)) = decided.map_err(ConsumeError::invalid)? {
             guard = guard.retention(retention, policy);
         }
         if let Some(limit) = self.handler_timeout {

@@ -36,6 +36,10 @@ impl ConsumeError {
         Self { kind, source: source.into() }
     }
 
+    pub(crate) fn invalid(source: impl Into<BoxError>) -> Self {
+        Self::new(ConsumeErrorKind::Invalid, source)
+    }
+
     /// What was asked on a channel failed: the broker said no, or nobody answered any more.
     pub(crate) fn of_channel(error: BoxError) -> Self {
         let kind = if is_refusal(&*error) { ConsumeErrorKind::Refused } else { ConsumeErrorKind::Connect };
@@ -56,7 +60,7 @@ impl From<ConnectError> for ConsumeError {
 
 impl From<InvalidScope> for ConsumeError {
     fn from(error: InvalidScope) -> Self {
-        Self::new(ConsumeErrorKind::Invalid, error)
+        Self::invalid(error)
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct Forwarder {
 }
 
 /// A copy of a delivery, on its way to another place.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ForwardedCopy {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
@@ -125,16 +125,15 @@ impl Forwarder {
         &self,
         exchange: &str,
         routing_key: &str,
-        copied: ForwardedCopy,
+        copied: &ForwardedCopy,
     ) -> Result<(), ForwardError> {
         // Sent, it would end the connection of all that are on their way.
-        let properties = self.fit(&copied).ok_or(ForwardError::TooLarge)?;
-        let body = copied.body;
+        let properties = self.fit(copied).ok_or(ForwardError::TooLarge)?;
         let forwarded = Forwarded {
             exchange: ShortString::try_new(exchange)?,
             routing_key: ShortString::try_new(routing_key)?,
             properties,
-            body,
+            body: copied.body.clone(),
         };
         let publisher = self.publisher.get_or_try_init(|| self.reach(self.connect())).await?;
         publisher.forward(forwarded).await.map_err(ForwardError::Unconfirmed)
@@ -156,10 +155,10 @@ impl Forwarder {
         &self,
         queue: &str,
         wanted: &Wanted,
-        copied: ForwardedCopy,
+        copied: &ForwardedCopy,
     ) -> Result<(), ForwardError> {
         self.declare(queue, wanted).await?;
-        match self.publish("", queue, copied.clone()).await {
+        match self.publish("", queue, copied).await {
             Err(ForwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
                 self.queues.lock().await.declared.remove(queue);
                 self.declare(queue, wanted).await?;

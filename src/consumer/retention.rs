@@ -46,16 +46,12 @@ impl Retention {
         let decided = self.said.or(store.map(|store| (store, StalePolicy::default())));
         match (decided, self.horizon) {
             (None, Some(_)) => return Err(InvalidRetention::Unknown),
-            (Some((retention, _)), horizon) => {
-                let needed = horizon.unwrap_or_default().saturating_add(redeliveries);
+            (Some((retention, _)), said) => {
+                let horizon = said.unwrap_or_default();
+                let needed = horizon.saturating_add(redeliveries);
                 if retention < needed {
-                    let short = InvalidRetention::TooShort {
-                        retention,
-                        needed,
-                        horizon: horizon.unwrap_or_default(),
-                        redeliveries,
-                    };
-                    if horizon.is_some() {
+                    let short = InvalidRetention::TooShort { retention, needed, horizon, redeliveries };
+                    if said.is_some() {
                         return Err(short);
                     }
                     tracing::warn!("{short}");

@@ -10,7 +10,7 @@ use super::{
     consumption::{Carried, Consumption, End},
     context::ConsumerContext,
     delay_queues::Redelivery,
-    error::{ConsumeError, ConsumeErrorKind},
+    error::ConsumeError,
     failure_counts::FailureCounts,
     prefetch::Prefetch,
     status::ConsumerState,
@@ -130,7 +130,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         if version >= (4, 3) {
             return Ok(());
         }
-        Err(ConsumeError::new(ConsumeErrorKind::Invalid, NoDelayedRetries(version)))
+        Err(ConsumeError::invalid(NoDelayedRetries(version)))
     }
 
     fn lost(&self, reason: &str, failing: bool) {

@@ -228,7 +228,7 @@ impl Settler {
             routing_key: message.routing_key(),
         };
         let copy = moved_properties(&unsettled.delivery.properties, &moved);
-        match self.onward.publish("", queue, ForwardedCopy::new(copy, message.body().clone())).await {
+        match self.onward.publish("", queue, &ForwardedCopy::new(copy, message.body().clone())).await {
             Ok(()) => {
                 tracing::debug!(message_id = %telemetry::name(message), returns, suspected, "published anew, for the broker's limits");
                 self.monitor.moved();
@@ -286,7 +286,7 @@ impl Settler {
                     message.body().clone(),
                 )
             };
-            match self.onward.publish_to(&name, &wanted, copied).await {
+            match self.onward.publish_to(&name, &wanted, &copied).await {
                 Ok(()) => {
                     self.monitor.delayed();
                     #[cfg(feature = "metrics")]
@@ -324,8 +324,8 @@ impl Settler {
             let (reason, copied) =
                 (parking.reason.as_str(), ForwardedCopy::new(copy, message.body().clone()));
             let parked = match self.options.parking.queue_to_declare() {
-                Some(queue) => self.onward.publish_to(queue, &Wanted::Any, copied).await,
-                None => self.onward.publish(exchange, routing_key, copied).await,
+                Some(queue) => self.onward.publish_to(queue, &Wanted::Any, &copied).await,
+                None => self.onward.publish(exchange, routing_key, &copied).await,
             };
             match parked {
                 Ok(()) => {

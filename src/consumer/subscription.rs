@@ -1,6 +1,6 @@
 //! One generation of the consumer: a connection, a channel, a subscription.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::{
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{error::ConsumeError, options::Options};
 use crate::{
-    amqp::{self, ClosedOnDrop, ConnectOptions, Topology, ensure_queue, field_table},
+    amqp::{self, ClosedOnDrop, ConnectOptions, Topology, ensure_queue, field_table, within},
     error::{BoxError, Chain},
 };
 
@@ -121,14 +121,10 @@ async fn subscribe(
     within(limit, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(options.queue.as_str())?;
     let consuming = BasicConsumeOptions { exclusive: options.exclusive, ..BasicConsumeOptions::default() };
-    let mut arguments = field_table(&options.arguments)?;
+    let mut arguments = field_table(options.arguments.iter().map(|(name, value)| (name.as_str(), value)))?;
     if options.priority != 0 {
         arguments.insert(ShortString::from("x-priority"), AMQPValue::LongInt(options.priority));
     }
     // An empty tag lets the broker make one: nothing to collide with.
     within(limit, channel.basic_consume(queue, ShortString::from(""), consuming, arguments)).await
-}
-
-async fn within<T>(limit: Duration, step: impl Future<Output = lapin::Result<T>>) -> Result<T, BoxError> {
-    Ok(timeout(limit, step).await??)
 }

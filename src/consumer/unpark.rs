@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{
     delivery_limit::DeliveryLimit,
-    error::{ConsumeError, ConsumeErrorKind},
+    error::ConsumeError,
     forwarder::{ForwardedCopy, Forwarder},
     settlement::ParkReason,
 };
@@ -162,9 +162,8 @@ impl Unpark {
     ///
     /// Outside of a tokio runtime.
     pub async fn run(self) -> Result<Unparked, ConsumeError> {
-        let invalid = |error| ConsumeError::new(ConsumeErrorKind::Invalid, error);
-        let mut connect = self.connect.clone().map_err(invalid)?;
-        connect.check().map_err(invalid)?;
+        let mut connect = self.connect.clone().map_err(ConsumeError::invalid)?;
+        connect.check().map_err(ConsumeError::invalid)?;
         connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
         let onward = Forwarder::new(connect.name.clone().unwrap_or_default(), connect.clone());
         let connection = amqp::ClosedOnDrop::new(connect.open().await?);
@@ -243,7 +242,7 @@ impl Unpark {
     /// deliveries from nought.
     async fn renew(&self, delivery: &Delivery, onward: &Forwarder) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
-        match onward.publish("", &self.parking, ForwardedCopy::new(copy, delivery.data.clone().into())).await
+        match onward.publish("", &self.parking, &ForwardedCopy::new(copy, delivery.data.clone().into())).await
         {
             Ok(()) => drop(delivery.acker.ack(BasicAckOptions::default()).await),
             Err(error) => {
@@ -281,7 +280,7 @@ impl Unpark {
             None => from().ok_or("it does not say which queue it is from")?,
         };
         let copy = amqp::unparked_properties(properties, &queue, unprocessed);
-        onward.publish("", &queue, ForwardedCopy::new(copy, data.clone().into())).await?;
+        onward.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
     }

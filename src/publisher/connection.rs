@@ -5,10 +5,10 @@
 //! channels; whatever was in flight when it ended has an unknown outcome and is published again on
 //! the next one. Generations never mix.
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 use lapin::{Channel, options::ConfirmSelectOptions};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::sync::Mutex;
 
 use super::stamp::headers_within;
 use crate::amqp::{self, ConnectError, ConnectErrorKind, ConnectOptions, Connection, Topology};
@@ -80,17 +80,11 @@ impl SharedConnection {
     }
 
     async fn open_channel(&self, connection: &Connection) -> Result<Channel, ConnectError> {
-        let channel = self.within(connection.create_channel()).await?;
+        let limit = self.options.timeout;
+        let channel = ConnectError::within(limit, connection.create_channel()).await?;
         // `nowait` must stay false: lapin waits for the answer all the same.
-        self.within(channel.confirm_select(ConfirmSelectOptions { nowait: false })).await?;
+        ConnectError::within(limit, channel.confirm_select(ConfirmSelectOptions { nowait: false })).await?;
         Ok(channel)
-    }
-
-    async fn within<T>(&self, step: impl Future<Output = lapin::Result<T>>) -> Result<T, ConnectError> {
-        match timeout(self.options.timeout, step).await {
-            Ok(result) => result.map_err(ConnectError::from_lapin),
-            Err(elapsed) => Err(ConnectError::setup(ConnectErrorKind::TimedOut, elapsed)),
-        }
     }
 
     /// Gives the connection up, unless it has been replaced already.
