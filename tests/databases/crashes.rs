@@ -1,5 +1,5 @@
-//! Consumers that die at a chosen point: the example `worker`, as a process of its own. Nothing is
-//! lost, and nothing takes effect twice that the store can prevent.
+//! Consumers that die at a chosen point, as processes of their own. Nothing is lost, and nothing
+//! takes effect twice that the store can prevent.
 
 use std::os::unix::process::ExitStatusExt;
 

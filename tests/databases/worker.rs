@@ -1,6 +1,7 @@
-//! The example `worker`: a consumer as a process of its own.
+//! The program `tests/support/bin/worker`: a consumer as a process of its own.
 //!
-//! `cargo test` and `cargo nextest run` build examples first; with `--test databases` they do not.
+//! For cargo it is an example: `cargo test` and `cargo nextest run` build it first; with `--test
+//! databases` they do not.
 
 use std::{
     path::PathBuf,

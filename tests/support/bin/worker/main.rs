@@ -1,4 +1,4 @@
-//! A consumer process to try things out with, and to kill: any store, one row for each effect, one
+//! The consumer process that tests start and kill: any store, one row for each effect, one
 //! JSON line for each outcome.
 //!
 //! ```text
