@@ -6,11 +6,8 @@
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
-#[path = "support/mod.rs"]
-mod support;
-
-#[path = "support/by_hand.rs"]
 mod by_hand;
+mod support;
 
 use std::{
     sync::{

@@ -5,7 +5,6 @@
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
-#[path = "support/mod.rs"]
 mod support;
 
 use std::time::{Duration, Instant};

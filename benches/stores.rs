@@ -6,15 +6,15 @@
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
-#[path = "support/figures.rs"]
-mod figures;
+mod support {
+    pub(crate) mod figures;
+}
 
 use std::{
     num::NonZero,
     time::{Duration, Instant, SystemTime},
 };
 
-use figures::{Figures, median};
 use futures_util::future::join_all;
 use lapin_idempotent::{
     IdempotencyStore, MemoryStore, MessageId, MySqlStore, PostgresStore, RedisStore, SqliteStore,
@@ -22,6 +22,7 @@ use lapin_idempotent::{
     message::Fingerprint,
 };
 use sqlx::AssertSqlSafe;
+use support::figures::{Figures, median};
 use uuid::Uuid;
 
 fn main() {

@@ -5,8 +5,9 @@
 #![cfg(feature = "testing")]
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "support/transactions.rs"]
-mod transactions;
+mod support {
+    pub mod transactions;
+}
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use lapin_idempotent::{
     idempotency::{MismatchPolicy, MissingIdPolicy, Scope, StalePolicy, StoreErrorKind},
 };
 use proptest::{collection::vec, prelude::*, sample::select};
-use transactions::{Commit, Faults, Transaction, Transactions};
+use support::transactions::{Commit, Faults, Transaction, Transactions};
 
 /// Few, so that a batch has copies.
 const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];

@@ -3,18 +3,18 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used, dead_code)]
 
-#[path = "support/output.rs"]
-mod output;
-#[path = "support/scripted.rs"]
-mod scripted;
+mod support {
+    pub mod output;
+    pub mod scripted;
+}
 
 use std::{fmt::Debug, time::Duration};
 
 use lapin_idempotent::{
     IdempotentConsumer, IdempotentPublisher, MemoryStore, OutgoingMessage, RetryPolicy, amqp::Credentials,
 };
-use output::Output;
-use scripted::ScriptedBroker;
+use support::output::Output;
+use support::scripted::{self, ScriptedBroker};
 use tracing_subscriber::layer::SubscriberExt;
 
 const CANARY: &str = "c4n4ry-p4ssw0rd";

@@ -2,8 +2,9 @@
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "support/transactions.rs"]
-mod transactions;
+mod support {
+    pub mod transactions;
+}
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ use lapin_idempotent::{
     idempotency::{KeySource, MissingIdPolicy, effect_key},
     message::DecodeError,
 };
-use transactions::{Commit, Faults, Transaction, Transactions};
+use support::transactions::{Commit, Faults, Transaction, Transactions};
 
 fn scope(name: &str) -> Scope {
     Scope::new(name).unwrap()

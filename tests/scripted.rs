@@ -3,10 +3,10 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "support/output.rs"]
-mod output;
-#[path = "support/scripted.rs"]
-mod scripted;
+mod support {
+    pub mod output;
+    pub mod scripted;
+}
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,8 +15,8 @@ use lapin_idempotent::{
     IdempotentPublisher, OutgoingMessage, RetryPolicy,
     publisher::{PublishErrorKind, PublisherBuilder, PublisherState},
 };
-use output::Output;
-use scripted::{Peer, Said, ScriptedBroker, ack, nack, returned};
+use support::output::Output;
+use support::scripted::{Peer, Said, ScriptedBroker, ack, nack, returned};
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ fn lost_of(count: usize) -> BTreeSet<usize> {
 }
 
 /// Publishes a message that is lost and one that is not, and lets the broker answer.
-async fn two_messages(answer: impl AsyncFn(&mut Peer, Vec<scripted::Published>)) {
+async fn two_messages(answer: impl AsyncFn(&mut Peer, Vec<support::scripted::Published>)) {
     for _ in 0..50 {
         let (publisher, mut peer) = connected(|builder| builder).await;
         let first = publisher.clone();

@@ -3,8 +3,9 @@
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::expect_used, clippy::unwrap_used)]
 
-#[path = "support/scripted.rs"]
-mod scripted;
+mod support {
+    pub mod scripted;
+}
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use lapin_idempotent::{
     IdempotentPublisher, MessageId, OutgoingMessage, PublishError, Receipt, RetryPolicy,
     publisher::{PublishErrorKind, PublisherBuilder},
 };
-use scripted::{Peer, Published, ScriptedBroker, ack, nack, returned};
+use support::scripted::{Peer, Published, ScriptedBroker, ack, nack, returned};
 use tokio::time::{sleep, timeout};
 
 const DEADLINE: Duration = Duration::from_secs(120);

@@ -1,8 +1,5 @@
 //! Three RabbitMQ nodes with a quorum queue, and PostgreSQL.
 
-#[path = "../support/server.rs"]
-mod server;
-
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
@@ -12,8 +9,7 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use super::support::{amqp::Client, node::Cluster};
-use server::Server;
+use super::support::{amqp::Client, node::Cluster, server::Server};
 
 /// What our own sessions are called, so that they are left alone.
 const OURS: &str = "chaos";

@@ -27,6 +27,17 @@ use super::{
     },
 };
 
+trials! {
+    batch_is_one_transaction<Postgres, MySql, Sqlite>,
+    duplicates_inside_a_batch_are_one_effect<Postgres, MySql, Sqlite>,
+    one_poison_message_never_fails_its_neighbours<Postgres, MySql, Sqlite>,
+    panic_in_a_batch_never_fails_its_neighbours<Postgres, MySql, Sqlite>,
+    stuck_handler_is_ended_in_time<Postgres, MySql, Sqlite>,
+    rival_of_one_message_does_not_hold_up_the_others<Postgres, MySql>,
+    commit_of_a_batch_with_an_unknown_outcome_is_a_failure,
+    consumers_handle_in_batches_and_ack_what_they_handled,
+}
+
 /// Writes effects; refuses poison, and counts how it was called.
 #[derive(Clone)]
 struct Picky {

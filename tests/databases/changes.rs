@@ -14,11 +14,24 @@ use tokio::time::Instant;
 use super::{
     claims::request,
     consuming::{assert_one_effect_each, consumer, delete},
-    database::{Insert, Kind, Table, message, server::Server},
+    database::{Insert, Kind, Table, message},
     flow::Flow,
-    output::Output,
-    support::{amqp::Client, broker, consumer::Running, eventually},
+    support::{amqp::Client, broker, consumer::Running, eventually, output::Output, server::Server},
 };
+
+trials! {
+    altered_columns_under_load_one_effect_each<Postgres, MySql>,
+    rewritten_tables_under_load_one_effect_each<Postgres, MySql>,
+    restarted_server_under_load_one_effect_each<Postgres, MySql>,
+    read_only_server_under_load_one_effect_each<Postgres, MySql>,
+    read_only_server_is_left_at_once<Postgres, MySql>,
+    complete_schema_is_left_alone_while_it_is_in_use<Postgres, MySql>,
+    statements_are_prepared_anew_in_the_same_claim,
+    dropped_claim_leaves_no_open_transaction<Postgres, MySql, Sqlite>,
+    handler_whose_statement_went_stale_runs_again_at_once,
+    consumer_with_more_workers_than_sessions_says_so_at_the_start<Postgres, MySql, Sqlite>,
+    store_says_how_many_sessions_it_can_have<Postgres, MySql, Sqlite>,
+}
 
 /// A load on two consumers.
 pub struct Scene<K: Kind> {

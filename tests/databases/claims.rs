@@ -25,6 +25,21 @@ use super::{
     support::{DEADLINE, eventually},
 };
 
+trials! {
+    one_effect_however_often_it_is_delivered<Postgres, MySql, Sqlite>,
+    two_scopes_one_id_two_effects<Postgres, MySql, Sqlite>,
+    rival_waits_and_then_sees_a_duplicate<Postgres, MySql, Sqlite>,
+    rival_waits_and_then_handles_what_was_released<Postgres, MySql, Sqlite>,
+    rival_gives_up_after_the_lock_timeout<Postgres, MySql, Sqlite>,
+    exhausted_pool_is_an_error_in_time<Postgres, MySql, Sqlite>,
+    opposite_orders_never_deadlock<Postgres, MySql>,
+    large_batches_find_what_is_known<Postgres, MySql, Sqlite>,
+    large_batches_wait_for_rivals<Postgres, MySql>,
+    deadlock_of_two_handlers_ends_with_both_effects<Postgres, MySql>,
+    serialization_failure_is_done_again,
+    nul_and_other_invalid_ids_reach_no_table<Postgres, MySql, Sqlite>,
+}
+
 pub fn request(scope: &str, id: &str) -> ClaimRequest {
     ClaimRequest::new(Scope::new(scope).unwrap(), MessageId::new(id).unwrap(), Fingerprint::of(id.as_bytes()))
 }

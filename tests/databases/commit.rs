@@ -21,6 +21,15 @@ use super::database::{
     wire::{Cut, Wire},
 };
 
+trials! {
+    handler_swallows_an_error_nothing_is_acked,
+    handler_swallows_a_deadlock_nothing_is_acked,
+    handler_ends_the_transaction_itself_nothing_is_acked<Postgres, MySql, Sqlite>,
+    backend_terminated_in_the_handler_one_effect<Postgres, MySql>,
+    connection_cut_before_commit_one_effect<Postgres, MySql>,
+    connection_cut_after_commit_one_effect<Postgres, MySql>,
+}
+
 /// Violates a unique key and goes on as if nothing had happened.
 struct Swallower(Insert);
 

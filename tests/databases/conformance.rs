@@ -12,6 +12,13 @@ use sqlx::{Postgres, Transaction};
 
 use super::database::{Kind, Table};
 
+trials! {
+    of_transactions<Postgres, MySql, Sqlite>,
+    of_transactions_behind_an_arc<Postgres, MySql, Sqlite>,
+    of_leases<Postgres, MySql, Sqlite>,
+    of_partitions,
+}
+
 const LEASE: Duration = Duration::from_millis(800);
 
 /// One row for each effect, with nothing that would stop a second one.

@@ -27,6 +27,12 @@ use super::{
     },
 };
 
+trials! {
+    transactional_books_each_message_once,
+    leased_http_uses_one_key_for_one_charge,
+    service_publishes_and_books_and_stops_gracefully,
+}
+
 /// An example that runs, and what it has printed.
 struct Example {
     process: Child,

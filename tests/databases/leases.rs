@@ -16,6 +16,15 @@ use super::{
     database::{Kind, Table, message},
 };
 
+trials! {
+    completed_by_a_lease_is_a_duplicate_for_a_transaction<Postgres, MySql, Sqlite>,
+    tokens_grow_over_release_expiry_and_forgetting<Postgres, MySql, Sqlite>,
+    no_lease_pause_or_retention_is_too_long<Postgres, MySql, Sqlite>,
+    no_transaction_is_open_during_the_handler,
+    batches_of_leases_are_claimed_and_completed_in_order<Postgres, MySql, Sqlite>,
+    lease_gives_up_after_the_lock_timeout<Postgres, MySql, Sqlite>,
+}
+
 const LONG: Duration = Duration::from_secs(60);
 
 async fn lease<K: Kind>(store: &LeasedStore<K>, id: &str) -> Lease {

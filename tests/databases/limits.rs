@@ -10,15 +10,21 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{
     consuming::{consumer, delete},
-    database::{Kind, Table, server::Server, short},
+    database::{Kind, Table, short},
     support::{
         amqp::{Client, header, with_id},
         broker,
         consumer::Running,
         eventually,
+        server::Server,
     },
     worker::Worker,
 };
+
+trials! {
+    database_that_is_down_loses_and_parks_nothing,
+    message_that_ends_its_consumers_is_parked_and_no_other,
+}
 
 const SIGABRT: i32 = 6;
 

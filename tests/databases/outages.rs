@@ -12,11 +12,19 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     claims::request,
     consuming::{assert_one_effect_each, consumer, delete},
-    database::{Insert, Kind, Table, message, server::Server},
+    database::{Insert, Kind, Table, message},
     flow::Flow,
-    support::{DEADLINE, amqp::Client, broker, consumer::Running, eventually, proxy::Proxy},
+    support::{DEADLINE, amqp::Client, broker, consumer::Running, eventually, proxy::Proxy, server::Server},
     tags::Tags,
 };
+
+trials! {
+    server_stopped_for_20_seconds_nothing_acked_meanwhile,
+    batch_asks_a_store_that_is_away_once,
+    frozen_server_is_an_error_in_time<Postgres, MySql>,
+    server_that_is_not_there_is_an_error_that_says_so<Postgres, MySql>,
+    passwords_are_never_printed<Postgres, MySql>,
+}
 
 /// Publishing goes on meanwhile.
 pub async fn server_stopped_for_20_seconds_nothing_acked_meanwhile() {

@@ -18,6 +18,13 @@ use super::{
     support::eventually,
 };
 
+trials! {
+    made_ahead_and_dropped_when_all_is_old,
+    identity_is_unique_everywhere,
+    the_present_has_one_whatever_the_width_was,
+    slow_handler_stops_neither_claims_nor_the_purge,
+}
+
 const HOUR: u64 = 3_600_000;
 const RETENTION: Duration = Duration::from_secs(3 * 3600);
 

@@ -10,8 +10,15 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use super::{
     changes::Scene,
-    database::{Insert, Kind, Table, message, server::Server},
+    database::{Insert, Kind, Table, message},
+    support::server::Server,
 };
+
+trials! {
+    handler_ends_the_transaction_itself_nothing_is_acked,
+    lost_prepared_statements_are_told_at_the_start,
+    pooler_in_between_under_load_one_effect_each,
+}
 
 /// From this version on it keeps track of prepared statements.
 const TRACKING: (u32, u32) = (1, 21);

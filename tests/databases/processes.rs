@@ -19,6 +19,12 @@ use super::{
     support::eventually,
 };
 
+trials! {
+    two_processes_claim_one_id_at_once_one_runs<Postgres, MySql, Sqlite>,
+    zombie_whose_lease_ran_out_cannot_complete<Postgres, MySql, Sqlite>,
+    zombie_whose_transaction_was_ended_cannot_commit,
+}
+
 const TASK: &str = "LAPIN_IDEMPOTENT_CHILD";
 const LEASE: Duration = Duration::from_millis(700);
 

@@ -24,6 +24,14 @@ use super::{
     tags::Tags,
 };
 
+trials! {
+    broker_killed_three_times_under_load_one_effect_each,
+    connection_cut_again_and_again_under_load_one_effect_each,
+    queue_deleted_and_created_anew_under_load_is_consumed_again,
+    connection_lost_under_a_handler_that_finishes_one_effect,
+    connection_lost_under_a_handler_that_is_stuck_one_effect,
+}
+
 pub async fn broker_killed_three_times_under_load_one_effect_each() {
     let node = Node::start().await;
     let queue = Client::connect(node.url()).await.queue("killed").await;

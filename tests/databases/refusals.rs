@@ -19,6 +19,15 @@ use super::{
     },
 };
 
+trials! {
+    constraint_refuses_one_and_no_neighbour<Postgres, MySql, Sqlite>,
+    shorter_column_refuses_one_and_no_neighbour<Postgres, MySql, Sqlite>,
+    row_level_security_refuses_one_and_no_neighbour,
+    encoding_refuses_one_and_no_neighbour,
+    table_that_refuses_all_is_a_store_that_is_away<Postgres, MySql, Sqlite>,
+    refused_message_is_parked_and_its_neighbours_are_handled,
+}
+
 /// How many messages come together.
 const BATCH: usize = 64;
 

@@ -17,6 +17,15 @@ use super::{
     support::{broker, eventually},
 };
 
+trials! {
+    late_duplicate_is_handled_once_more_only_after_the_purge<Postgres, MySql, Sqlite>,
+    purge_reads_what_it_deletes_and_no_more,
+    purge_skips_what_others_hold<Postgres, MySql>,
+    sweeper_keeps_the_young_and_stops_on_request<Postgres, MySql, Sqlite>,
+    message_older_than_the_retention_is_not_judged_by_a_missing_record<Postgres, MySql, Sqlite>,
+    consumer_does_not_start_with_a_retention_that_is_too_short,
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Makes all identities of a table older, as if time had passed.

@@ -15,6 +15,14 @@ use super::{
     support::broker,
 };
 
+trials! {
+    missing_parts_are_named_with_the_sql_to_run<Postgres, MySql, Sqlite>,
+    eight_callers_create_it_at_once<Postgres, MySql, Sqlite>,
+    table_of_another_schema_and_reserved_words<Postgres, MySql>,
+    printed_sql_is_what_is_created<Postgres, MySql, Sqlite>,
+    consumer_does_not_start_without_the_table,
+}
+
 fn mismatch(error: &StoreError) -> &SchemaMismatch {
     assert_eq!(error.kind(), StoreErrorKind::Schema, "{error:?}");
     error.source().and_then(|source| source.downcast_ref()).expect("a SchemaMismatch")

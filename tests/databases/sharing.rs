@@ -13,6 +13,11 @@ use super::{
     support::{amqp::Client, broker, consumer::Running, eventually},
 };
 
+trials! {
+    consumers_in_one_process_share_a_queue_one_effect_each,
+    single_active_consumer_is_followed_by_the_next_one_effect_each,
+}
+
 pub async fn consumers_in_one_process_share_a_queue_one_effect_each() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("shared").await;

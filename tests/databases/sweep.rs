@@ -41,6 +41,10 @@ use super::{
     },
 };
 
+trials! {
+    one_message_cut_behind_every_frame_one_effect,
+}
+
 /// Runs at once.
 const AT_ONCE: usize = 6;
 /// Pairs of cuts of each kind, of the three of one client and the three of two, if not all of them

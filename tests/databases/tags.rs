@@ -18,6 +18,10 @@ use super::support::{
     proxy::{Action, Frame, From, Proxy},
 };
 
+trials! {
+    foreign_tag_would_be_seen,
+}
+
 const CONNECTION_CLOSE: (u16, u16) = (10, 50);
 const CHANNEL_CLOSE: (u16, u16) = (20, 40);
 const DELIVER: (u16, u16) = (60, 60);

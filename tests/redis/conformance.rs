@@ -9,6 +9,11 @@ use lapin_idempotent::{
 
 use super::{unique, variable};
 
+trials! {
+    of_one_server,
+    of_a_cluster,
+}
+
 const LEASE: Duration = Duration::from_millis(800);
 
 /// Keys expire by themselves: there is nothing to purge.

@@ -14,6 +14,19 @@ use super::{
     told, try_claim,
 };
 
+trials! {
+    store_outlives_its_server,
+    store_outlives_a_restart_that_it_did_not_notice,
+    store_outlives_a_whole_cluster,
+    completing_outlasts_a_restart,
+    lost_answer_is_asked_for_again,
+    frozen_server_keeps_nobody_waiting_for_long,
+    frozen_node_of_a_cluster_keeps_only_its_own_waiting,
+    full_server_refuses_claims_and_still_completes,
+    password_is_never_told,
+    lost_memory_is_a_lost_lease,
+}
+
 /// Whatever was answered is on disk.
 const DURABLE: &[&str] = &["--appendfsync", "always"];
 

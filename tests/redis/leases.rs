@@ -11,6 +11,16 @@ use tokio::time::Instant;
 
 use super::{acquire, acquire_later, ask, both, claim, complete, eventually, node, request, variable};
 
+trials! {
+    later_leases_have_greater_tokens,
+    stale_lease_changes_nothing,
+    released_lease_cannot_complete,
+    lease_is_kept_alive_and_its_end_is_told,
+    lease_that_ran_out_is_still_ours_until_somebody_takes_it,
+    of_two_rivals_one_acquires,
+    batch_is_answered_in_order_also_by_servers_that_forgot_the_scripts,
+}
+
 fn short(store: RedisStore) -> RedisStore {
     store.lease(Duration::from_millis(60)).expect("lease")
 }

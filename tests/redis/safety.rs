@@ -14,6 +14,15 @@ use super::{
     variable,
 };
 
+trials! {
+    identity_is_exact_whatever_it_contains,
+    cluster_spreads_identities_over_its_nodes,
+    redis_forgets_after_the_retention_and_not_before,
+    identity_in_progress_is_not_forgotten_before_its_lease_ends,
+    operators_can_look_into_the_store,
+    what_is_not_ours_is_an_error_and_is_left_alone,
+}
+
 pub(crate) async fn identity_is_exact_whatever_it_contains() {
     let longest = "é".repeat(127) + "x";
     let ids = [

@@ -8,6 +8,10 @@ use tokio::process::{Child, Command};
 use super::{ask, claim, complete, eventually, server::Server, try_claim};
 use lapin_idempotent::idempotency::Claim;
 
+trials! {
+    store_follows_the_primary_through_failovers,
+}
+
 struct Sentinel {
     url: String,
     _process: Child,

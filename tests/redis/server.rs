@@ -14,7 +14,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::database_server;
+use super::support::server as database_server;
 
 /// A private server, or a private cluster.
 pub(crate) struct Server(database_server::Server);

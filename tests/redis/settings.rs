@@ -6,6 +6,15 @@ use lapin_idempotent::{IdempotencyStore, RedisStore, idempotency::StoreErrorKind
 
 use super::{claim, complete, node, server::Server, told, unique, variable};
 
+trials! {
+    settings_that_cannot_work_are_refused,
+    purge_has_nothing_to_do_and_says_if_it_should,
+    other_connections_work,
+    evicting_server_is_refused_unless_that_is_accepted,
+    server_that_does_not_tell_is_refused_unless_that_is_accepted,
+    every_node_of_a_cluster_is_checked,
+}
+
 const POLICY: &str = "maxmemory-policy";
 
 pub(crate) async fn settings_that_cannot_work_are_refused() {

@@ -14,6 +14,11 @@ use super::support::{
     proxy::{Action, From, Proxy, method},
 };
 
+trials! {
+    ack_lost_one_effect,
+    connection_cut_between_commit_and_ack_one_effect,
+}
+
 async fn delivered_twice_takes_effect_once(action: Action) {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("at-delivery").await;

@@ -12,6 +12,11 @@ use super::support::{
 };
 use futures_util::StreamExt;
 
+trials! {
+    consumer_joins_and_leaves_one_effect_each,
+    consumer_dies_in_the_handler_one_effect,
+}
+
 const MESSAGES: i64 = 300;
 
 pub async fn consumer_joins_and_leaves_one_effect_each() {

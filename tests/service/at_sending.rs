@@ -17,6 +17,11 @@ use super::support::{
     proxy::{Action, From, Proxy, method},
 };
 
+trials! {
+    confirm_lost_one_effect,
+    connection_cut_before_the_confirm_one_effect,
+}
+
 async fn sent_twice_takes_effect_once(action: Action) {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("at-sending").await;

@@ -16,6 +16,11 @@ use super::support::{
     node::Node,
 };
 
+trials! {
+    what_is_synced_outlives_a_kill,
+    in_the_middle_of_2000_publishes_none_lost_none_doubled,
+}
+
 /// What the tests that kill a node stand on: a queue that is declared right before is there again,
 /// with what was confirmed.
 pub async fn what_is_synced_outlives_a_kill() {

@@ -12,6 +12,13 @@ use super::support::{
     proxy::{Action, From, Proxy, method, nth},
 };
 
+trials! {
+    at_every_frame_both_directions,
+    frozen_connection_is_given_up,
+    late_confirm_is_waited_for,
+    publish_lost_on_the_way_is_sent_again,
+}
+
 /// One publish on a new connection through the proxy: `None` if it could not even connect.
 async fn publish_once(proxy: &Proxy, queue: &str) -> Option<u32> {
     let builder = IdempotentPublisher::builder(proxy.url())

@@ -17,6 +17,10 @@ use super::{
     },
 };
 
+trials! {
+    delayed_retries_of_the_broker_are_used_where_it_has_them,
+}
+
 /// Fails for one message and notes the rest.
 struct Picky(Noting);
 

@@ -18,6 +18,16 @@ use super::support::{
     unique,
 };
 
+trials! {
+    loop_of_ones_own_holds_what_it_cannot_park,
+    payments_are_right_with_the_guard_and_wrong_without,
+    jsonl_lines_are_published_and_bad_ones_reported,
+    jsonl_unroutable_lines_come_back,
+    jsonl_never_truncates_what_it_reads,
+    jsonl_that_is_killed_leaves_what_was_there_and_what_failed,
+    jsonl_is_utf_8_and_keys_are_not_empty,
+}
+
 fn example(name: &str, arguments: &[&str], input: &str) -> Output {
     example_bytes(name, arguments, input.as_bytes())
 }

@@ -17,6 +17,16 @@ use super::support::{
     node::{Cluster, Node},
 };
 
+trials! {
+    broker_killed_and_restarted_under_load,
+    broker_stopped_for_30_seconds_and_continued,
+    memory_alarm_set_and_cleared,
+    queue_deleted_with_10000_in_flight,
+    channel_closed_by_the_broker_fails_only_the_message_at_fault,
+    connection_closed_by_the_operator,
+    cluster_leader_killed_nothing_confirmed_is_lost,
+}
+
 const MESSAGES: usize = 20_000;
 
 /// The numbers of messages that no load has.

@@ -28,6 +28,21 @@ use super::support::{
     ledger::{Debit, Ledger},
 };
 
+trials! {
+    panics_in_a_key_source_and_an_observer_end_no_consumer,
+    panics_that_a_handler_leaves_behind_end_no_consumer,
+    handler_fails_then_succeeds_one_effect,
+    same_id_with_another_body_is_a_duplicate_if_wanted,
+    two_scopes_one_id_two_effects,
+    key_from_a_json_pointer,
+    handler_in_a_consumer_knows_the_identity,
+    missing_id_derived_from_content,
+    missing_id_handled_unguarded,
+    shutdown_finishes_what_is_in_hand_and_leaves_the_rest,
+    stuck_handler_is_given_up_after_the_drain_timeout,
+    panicking_handler_counts_as_a_failed_attempt,
+}
+
 fn soon() -> (Duration, Duration) {
     (Duration::from_millis(20), Duration::from_millis(100))
 }

@@ -5,6 +5,10 @@ use tokio::time::timeout;
 
 use super::support::{DEADLINE, amqp::Client, broker};
 
+trials! {
+    enqueued_messages_are_in_the_queue_in_order,
+}
+
 pub async fn enqueued_messages_are_in_the_queue_in_order() {
     const COUNT: usize = 2_000;
     let client = Client::connect(&broker()).await;

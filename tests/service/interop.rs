@@ -17,6 +17,12 @@ use super::support::{
     ledger::{Debit, Ledger},
 };
 
+trials! {
+    message_of_another_client_is_guarded,
+    another_client_sees_the_stamp,
+    guard_in_a_consume_loop_of_ones_own,
+}
+
 /// As in the vendor's recipe: plain lapin, only `message_id` set.
 pub async fn message_of_another_client_is_guarded() {
     let client = Client::connect(&broker()).await;

@@ -15,6 +15,13 @@ use tokio::time::timeout;
 
 use super::support::{DEADLINE, amqp::Client, broker, load::drain, unique};
 
+trials! {
+    message_nacked_by_one_queue_of_a_fanout_may_have_been_published,
+    message_whose_refusal_is_cut_off_fails_alone,
+    messages_to_missing_exchanges_fail_each_for_itself,
+    bad_messages_of_two_kinds_fail_each_for_its_own_reason,
+}
+
 const MESSAGES: usize = 500;
 
 /// Publishes good messages to `queue`, all of them concurrently, but what `bad` gives for a place.

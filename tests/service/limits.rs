@@ -32,6 +32,19 @@ use super::{
     },
 };
 
+trials! {
+    conflicts_before_the_handler_ran_are_not_its_failures,
+    deleted_parking_queue_is_declared_anew,
+    failing_message_that_cannot_be_delayed_is_parked_after_its_attempts,
+    held_failures_do_not_spend_the_limit,
+    identity_that_is_busy_elsewhere_loses_and_parks_nothing,
+    lease_whose_owner_died_is_waited_for,
+    message_near_the_limit_is_published_anew,
+    message_that_cannot_be_parked_is_held_until_it_can_be,
+    store_that_hangs_loses_and_parks_nothing,
+    store_that_is_away_loses_and_parks_nothing,
+}
+
 /// Those of quorum queues that are tried.
 pub(super) const LIMITS: [i64; 3] = [2, 5, 20];
 

@@ -7,6 +7,13 @@ use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, publisher::PublishE
 
 use super::support::{amqp::Client, broker, eventually, unique};
 
+trials! {
+    one_number_that_the_broker_cannot_read_fails_alone,
+    message_that_is_handed_back_keeps_its_first_timestamp,
+    a_messages_own_mandatory_goes_before_the_publishers,
+    user_id_travels_and_a_wrong_one_fails_alone,
+}
+
 /// RabbitMQ's parser has no clause for such a number, and closes the connection over it.
 pub async fn one_number_that_the_broker_cannot_read_fails_alone() {
     let client = Client::connect(&broker()).await;

@@ -27,6 +27,11 @@ use super::support::{
     unique,
 };
 
+trials! {
+    consumer_parks_exactly_the_bad_one_on_a_classic_queue,
+    consumer_parks_exactly_the_bad_one_on_a_quorum_queue,
+}
+
 /// Half of them before the bad one, half behind it.
 const GOOD: usize = 200;
 

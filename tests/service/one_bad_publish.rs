@@ -14,6 +14,10 @@ use tokio::time::timeout;
 
 use super::support::{DEADLINE, amqp::Client, node::Node, unique};
 
+trials! {
+    publisher_names_exactly_the_bad_one,
+}
+
 /// Half of them before the bad one, half behind it.
 const GOOD: usize = 200;
 

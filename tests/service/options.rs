@@ -26,6 +26,21 @@ use super::support::{
     unique,
 };
 
+trials! {
+    topology_is_there_before_publishing_resumes,
+    topology_that_is_refused_is_a_typed_error,
+    without_mandatory_an_unroutable_message_is_published_into_the_void,
+    a_message_has_its_own_deadline,
+    every_attempt_is_shown_with_its_result,
+    trace_context_travels_in_the_headers,
+    bytes_in_flight_are_bounded,
+    too_large_a_body_is_refused_before_sending,
+    several_connections_and_channels_share_the_load,
+    messages_go_over_the_connection_that_is_up,
+    credentials_come_from_a_provider_at_every_connect,
+    nacked_messages_wait_for_room_and_fail_alone,
+}
+
 fn durable() -> QueueDeclareOptions {
     QueueDeclareOptions { durable: true, ..Default::default() }
 }

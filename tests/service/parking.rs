@@ -28,6 +28,17 @@ use super::{
     },
 };
 
+trials! {
+    parking_outlives_the_node_that_it_began_on,
+    reject_is_parked_with_its_reason,
+    same_id_with_another_body_is_parked,
+    no_id_is_parked,
+    undecodable_body_is_parked,
+    expiring_message_is_parked_for_good,
+    message_stays_when_it_cannot_be_parked,
+    message_without_an_id_stays_until_it_can_be_parked,
+}
+
 /// Publishes, lets a consumer park one message, and gives the parked copy.
 async fn parked(name: &str, messages: &[(&[u8], BasicProperties)], effects: i64) -> BasicGetMessage {
     let client = Client::connect(&broker()).await;

@@ -20,6 +20,19 @@ use super::support::{
     proxy::{Action, From, Proxy, method},
 };
 
+trials! {
+    every_one_of_100000_gets_its_own_verdict_classic,
+    every_one_of_100000_gets_its_own_verdict_quorum,
+    unroutable_is_an_error_and_gives_the_message_back,
+    unroutable_is_retried_on_request,
+    missing_exchange_is_retried_on_request,
+    invalid_messages_leave_the_connection_alone,
+    results_come_in_order,
+    closed_publisher_refuses_and_pending_messages_come_back,
+    wrong_credentials_and_dead_ports_are_typed_errors,
+    cancelled_calls_leave_nothing_behind,
+}
+
 async fn publisher() -> IdempotentPublisher {
     IdempotentPublisher::builder(broker()).connect().await.expect("connect")
 }

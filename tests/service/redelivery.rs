@@ -22,6 +22,20 @@ use super::support::{
     unique,
 };
 
+trials! {
+    failures_are_delayed_counted_and_parked,
+    attempts_are_counted_across_restarts,
+    held_instead_of_delayed_if_wanted,
+    delayed_message_holds_nobody_up,
+    handlers_own_delay_is_kept,
+    message_that_expired_here_before_is_not_dropped_as_a_cycle,
+    message_stays_when_it_cannot_be_delayed,
+    no_duration_is_too_long_for_a_consumer,
+    ack_behind_a_delayed_copy_lost_one_effect,
+    confirm_of_a_delayed_copy_lost_one_effect,
+    deleted_delay_queue_is_declared_anew,
+}
+
 pub(super) fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }

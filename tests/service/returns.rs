@@ -20,6 +20,17 @@ use super::{
     },
 };
 
+trials! {
+    headers_of_strangers_are_not_obeyed,
+    consumer_that_may_not_declare_loses_nothing,
+    consumer_timeout_loses_and_doubles_nothing,
+    graceful_stops_bring_nothing_under_suspicion,
+    suspect_that_is_held_holds_nobody_up,
+    message_that_fills_the_frame_comes_back_and_is_handled,
+    lost_connections_lose_double_and_park_nothing,
+    memory_alarm_loses_and_parks_nothing_that_did_not_fail,
+}
+
 /// A user that may read and write, and declare nothing.
 async fn powerless(node: &Node) -> String {
     node.ctl(&["add_user", "powerless", "secret"]).await;

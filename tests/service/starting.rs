@@ -19,6 +19,14 @@ use lapin_idempotent::{
 
 use super::support::{amqp::Client, broker, consumer::Running, eventually, proxy::Proxy, unique};
 
+trials! {
+    panic_in_the_topology_is_a_failed_connect,
+    reason_of_a_failed_reconnect_is_told,
+    more_channels_than_the_broker_allows_are_refused,
+    names_that_are_too_long_are_refused_with_what_helps,
+    consumer_declares_its_topology_on_every_connection,
+}
+
 pub async fn panic_in_the_topology_is_a_failed_connect() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("topology-panics").await;

@@ -11,6 +11,13 @@ use super::support::{
     proxy::{Action, From, Proxy},
 };
 
+trials! {
+    status_follows_the_consumer,
+    duplicates_are_counted_by_cause,
+    lost_subscription_shows_until_there_is_another,
+    consumer_that_gets_nothing_done_is_failing_and_recovers,
+}
+
 pub async fn status_follows_the_consumer() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("status").await;

@@ -25,6 +25,12 @@ use super::support::{
     unique,
 };
 
+trials! {
+    paused_consumer_takes_nothing_and_loses_nothing,
+    start_reacts_to_shutdown,
+    shutdown_takes_less_than_half_a_minute_whatever_hangs,
+}
+
 /// Rejects what says so, and never ends with the rest.
 #[derive(Clone, Default)]
 struct Stuck(Arc<AtomicBool>);

@@ -18,6 +18,14 @@ use super::support::{
     unique,
 };
 
+trials! {
+    connection_lost_while_it_subscribes_is_no_refusal,
+    exclusive_consumer_is_alone,
+    consumer_of_higher_priority_is_served_first,
+    prefetch_is_bounded_by_bytes,
+    dropped_consumer_leaves_no_subscription,
+}
+
 pub async fn exclusive_consumer_is_alone() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("exclusive").await;

@@ -26,6 +26,11 @@ use tokio_rustls::{
 
 use super::support::{amqp::Client, broker, unique};
 
+trials! {
+    broker_is_verified_by_authority_and_name,
+    client_certificate_is_shown_and_read_from_files,
+}
+
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 struct Certificate {

@@ -23,6 +23,13 @@ use super::{
     },
 };
 
+trials! {
+    unparked_message_takes_effect_once,
+    unparked_message_is_handled_as_long_as_its_effect_is_known,
+    looking_at_parked_messages_never_uses_them_up,
+    unpark_moves_what_is_chosen_and_loses_nothing,
+}
+
 pub async fn unparked_message_takes_effect_once() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("unpark").await;

@@ -24,6 +24,17 @@ use super::support::{
     unique,
 };
 
+trials! {
+    declared_twice_is_fine,
+    what_the_broker_takes_out_is_parked,
+    what_the_broker_takes_out_waits_for_the_parking_queue,
+    queue_that_differs_is_left_alone_and_told,
+    question_about_a_queue_never_creates_it,
+    missing_rights_are_told_by_what_to_do,
+    delayed_retry_is_the_brokers_own_or_refused,
+    consumer_timeout_is_the_queues_own_or_refused,
+}
+
 fn work_queue(name: &str) -> (String, WorkQueue) {
     let queue = unique(name);
     (queue.clone(), WorkQueue::new(broker(), queue))

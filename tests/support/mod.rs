@@ -1,14 +1,19 @@
 //! What the tests stand on: real brokers, a proxy that reads AMQP frames, a ledger in a real
 //! database.
 
+#[macro_use]
+pub mod trials;
+
 pub mod amqp;
 pub mod consumer;
+#[cfg(feature = "sqlite")]
 pub mod ledger;
 pub mod load;
 pub mod node;
+pub mod output;
 pub mod proxy;
 pub mod raw;
-pub mod trials;
+pub mod server;
 
 use std::{future::Future, time::Duration};
 

@@ -1,12 +1,47 @@
 //! Tests that need servers: listed as ignored where there are none, so that nothing looks green
 //! that did not run.
 
-use std::future::Future;
+use std::{future::Future, process::ExitCode};
 
-use libtest_mimic::Trial;
+use libtest_mimic::{Arguments, Trial};
+
+/// Lists the tests of the module that it stands in, as a function `trials`; those with `<Postgres,
+/// MySql>` once for each of these databases. A test that is not listed is dead code.
+macro_rules! trials {
+    ($($test:ident $(<$($kind:ident),+>)?,)+) => {
+        pub fn trials(there: bool) -> Vec<libtest_mimic::Trial> {
+            let mut trials = Vec::new();
+            $(trials!(@ trials there $test $($($kind)+)?);)+
+            trials
+        }
+    };
+    (@ $trials:ident $there:ident $test:ident) => {
+        let name = $crate::support::trials::name(module_path!(), stringify!($test));
+        $trials.push($crate::support::trials::trial(&name, $test, $there));
+    };
+    (@ $trials:ident $there:ident $test:ident $($kind:ident)+) => {$(
+        let name = $crate::support::trials::name(module_path!(), stringify!($test));
+        let name = format!("{}::{name}", stringify!($kind).to_lowercase());
+        $trials.push($crate::support::trials::trial(&name, $test::<sqlx::$kind>, $there));
+    )+};
+}
+
+/// `module::test`.
+pub fn name(path: &str, test: &str) -> String {
+    let (_, module) = path.rsplit_once("::").expect("a module of the program");
+    format!("{module}::{test}")
+}
+
+/// Runs the tests of these modules if the servers of these variables are there.
+pub fn run(servers: &[&str], modules: &[fn(bool) -> Vec<Trial>]) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let Ok(there) = there(servers) else { return ExitCode::FAILURE };
+    let trials = modules.iter().flat_map(|trials| trials(there)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
 
 /// Whether the servers of these variables are there; an error if they must be and are not.
-pub fn there(variables: &[&str]) -> Result<bool, ()> {
+fn there(variables: &[&str]) -> Result<bool, ()> {
     let missing: Vec<&str> =
         variables.iter().copied().filter(|name| std::env::var_os(name).is_none()).collect();
     if missing.is_empty() {

@@ -2,8 +2,6 @@
 //! second effect shows.
 
 pub mod frames;
-#[path = "../../support/server.rs"]
-pub mod server;
 pub mod wire;
 
 use std::{

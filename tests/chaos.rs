@@ -12,7 +12,6 @@
 //! ```
 
 #![allow(
-    dead_code,
     unreachable_pub,
     missing_debug_implementations,
     clippy::expect_used,
@@ -20,36 +19,50 @@
     clippy::missing_panics_doc
 )]
 
-#[path = "../support/mod.rs"]
+#[macro_use]
+#[allow(dead_code)]
 mod support;
 
-mod act;
-mod consumer;
-mod crew;
-mod faults;
-mod journal;
-mod link;
-mod plan;
-mod process;
-mod publisher;
-mod report;
-mod run;
-mod stage;
-mod tally;
-mod timeline;
-mod verdict;
-mod view;
+mod chaos {
+    use super::support;
+
+    pub mod act;
+    pub mod consumer;
+    pub mod crew;
+    pub mod faults;
+    pub mod journal;
+    pub mod link;
+    pub mod plan;
+    pub mod process;
+    pub mod publisher;
+    pub mod report;
+    pub mod run;
+    pub mod stage;
+    pub mod tally;
+    pub mod timeline;
+    pub mod verdict;
+    pub mod view;
+
+    trials! {
+        short_run_nothing_lost_nothing_doubled,
+    }
+
+    async fn short_run_nothing_lost_nothing_doubled() {
+        assert!(run::run(&run::Options::short()).await.expect("runs"), "see above");
+    }
+}
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use lapin_idempotent::BoxError;
-use libtest_mimic::Arguments;
 use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
-use run::Options;
-use support::trials::{there, trial};
+use chaos::{
+    consumer, publisher,
+    run::{self, Options},
+};
 
 #[derive(Parser)]
 #[command(name = "chaos")]
@@ -67,7 +80,7 @@ enum Command {
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("run" | "publish" | "consume") => {}
-        _ => return test(),
+        _ => return support::trials::run(&["AMQP_URL", "POSTGRES_URL"], &[chaos::trials]),
     }
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("lapin_idempotent=warn"));
@@ -96,16 +109,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn test() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let Ok(there) = there(&["AMQP_URL", "POSTGRES_URL"]) else { return ExitCode::FAILURE };
-    let short =
-        trial("chaos::short_run_nothing_lost_nothing_doubled", short_run_nothing_lost_nothing_doubled, there);
-    libtest_mimic::run(&arguments, vec![short]).exit_code()
-}
-
-async fn short_run_nothing_lost_nothing_doubled() {
-    assert!(run::run(&Options::short()).await.expect("runs"), "see above");
 }
