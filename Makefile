@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-broker-versions chaos fuzz lint bench docs clean up down services-down cargo
+.PHONY: help demo test test-matrix test-broker-versions chaos fuzz lint api bench docs clean up down services-down cargo
 
 ARGS ?=
 FUZZ_SECONDS ?= 15
@@ -53,10 +53,13 @@ chaos: cargo ## Kills, cuts, freezes and starts everything again, and counts: MI
 	@cargo test --all-features --test chaos -- run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(OUT),--out $(abspath $(OUT)))
 
-lint: cargo ## Formatting, clippy, docs, dependencies; INSTALL_CARGO_DENY=1 gets cargo-deny first
+lint: cargo ## Formatting, clippy, docs, public API, package, dependencies; INSTALL_CARGO_DENY=1 gets cargo-deny first
 	@scripts/services prerequisites
 	@if [ "$${INSTALL_CARGO_DENY:-}" = 1 ] && ! command -v cargo-deny >/dev/null; then cargo install --locked cargo-deny; fi
 	scripts/lint
+
+api: cargo ## Write the public API to docs/api.txt, which `lint` compares
+	scripts/api write
 
 fuzz: cargo ## Fuzz what reads foreign bytes, each target for FUZZ_SECONDS (15); a crash fails
 	@scripts/services fuzzing
