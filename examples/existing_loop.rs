@@ -74,7 +74,7 @@ async fn main() -> Result<(), BoxError> {
             }
             // Acked only when the copy is confirmed: `mandatory`, so that it is in a queue.
             Settlement::Park(reason) => {
-                eprintln!("parked: {}", reason.as_str());
+                eprintln!("parked: {}", reason.name());
                 let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
                 let (queue, properties) = ("payments.debit.parked".into(), delivery.properties.clone());
                 let sent =

@@ -39,7 +39,7 @@ pub struct ConsumerBuilder<S> {
 }
 
 impl<S: IdempotencyStore> ConsumerBuilder<S> {
-    pub(super) fn new<'a>(uris: impl IntoIterator<Item = &'a str>, queue: String, store: S) -> Self {
+    pub(super) fn new(uris: impl IntoIterator<Item = impl AsRef<str>>, queue: String, store: S) -> Self {
         Self {
             connect: ConnectOptions::new(uris),
             store,

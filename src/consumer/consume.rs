@@ -58,8 +58,8 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
 
     /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them
     /// in random order.
-    pub fn builder_for_cluster<'a>(
-        uris: impl IntoIterator<Item = &'a str>,
+    pub fn builder_for_cluster(
+        uris: impl IntoIterator<Item = impl AsRef<str>>,
         queue: impl Into<String>,
         store: S,
     ) -> ConsumerBuilder<S> {

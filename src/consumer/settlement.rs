@@ -66,7 +66,7 @@ pub enum ParkReason {
 
 impl ParkReason {
     /// The value of the header.
-    pub fn as_str(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",
             Self::AttemptsExhausted => "attempts-exhausted",

@@ -310,7 +310,7 @@ impl Settler {
             let mut unsettled = unsettled;
             let (queue, message) = (&self.options.queue, &unsettled.message);
             let note = Note {
-                reason: parking.reason.as_str(),
+                reason: parking.reason.name(),
                 error: parking.error.as_deref().map(bounded),
                 attempts: parking.attempts,
                 at: parking.at,
@@ -321,8 +321,7 @@ impl Settler {
             };
             let copy = parked_properties(&unsettled.delivery.properties, &note);
             let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
-            let (reason, copied) =
-                (parking.reason.as_str(), ForwardedCopy::new(copy, message.body().clone()));
+            let (reason, copied) = (parking.reason.name(), ForwardedCopy::new(copy, message.body().clone()));
             let parked = match self.options.parking.queue_to_declare() {
                 Some(queue) => self.onward.publish_to(queue, &Wanted::Any, &copied).await,
                 None => self.onward.publish(exchange, routing_key, &copied).await,

@@ -1,10 +1,6 @@
 //! How a consumer is doing.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, fmt};
 
 use tokio::sync::watch;
 
@@ -30,7 +26,7 @@ pub struct ConsumerStatus {
     /// How many were published anew to their own queue, because they came near its delivery limit
     /// or the broker's consumer timeout.
     pub moved: u64,
-    /// How many were parked, by [`ParkReason::as_str`](super::ParkReason::as_str).
+    /// How many were parked, by [`ParkReason::name`](super::ParkReason::name).
     pub parked: BTreeMap<&'static str, u64>,
     /// How often it subscribed anew.
     pub reconnects: u64,
@@ -94,12 +90,7 @@ impl ConsumerState {
 /// consumer.
 #[derive(Clone)]
 pub struct ConsumerMonitor {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    status: Mutex<ConsumerStatus>,
-    watch: watch::Sender<ConsumerState>,
+    status: watch::Sender<ConsumerStatus>,
 }
 
 impl ConsumerMonitor {
@@ -116,32 +107,41 @@ impl ConsumerMonitor {
             reconnects: 0,
             last_error: None,
         };
-        let watch = watch::channel(status.state).0;
-        Self { shared: Arc::new(Shared { status: Mutex::new(status), watch }) }
+        Self { status: watch::channel(status).0 }
     }
 
     /// How the consumer is doing now.
     pub fn status(&self) -> ConsumerStatus {
-        self.change(|status| status.clone())
+        self.status.borrow().clone()
     }
 
-    /// Follows the state. The receiver sees the latest one, not every one in between.
-    pub fn watch(&self) -> watch::Receiver<ConsumerState> {
-        self.shared.watch.subscribe()
+    /// Follows how the consumer is doing: the receiver is told of changes of the state and of new
+    /// errors, and sees the latest, not every one in between. What it borrows has the counts of
+    /// that moment.
+    pub fn watch(&self) -> watch::Receiver<ConsumerStatus> {
+        self.status.subscribe()
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut ConsumerStatus) -> T) -> T {
-        // No code path panics while it holds the lock.
-        change(&mut self.shared.status.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Changes what nobody is told of.
+    fn change(&self, change: impl FnOnce(&mut ConsumerStatus)) {
+        self.status.send_if_modified(|status| {
+            change(status);
+            false
+        });
     }
 
     pub(super) fn enter(&self, state: ConsumerState) {
-        self.change(|status| status.state = state);
-        self.shared.watch.send_if_modified(|known| std::mem::replace(known, state) != state);
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.state, state) != state);
     }
 
     pub(super) fn failed(&self, error: &str) {
-        self.change(|status| status.last_error = Some(error.to_owned()));
+        self.status.send_if_modified(|status| {
+            let is_new = status.last_error.as_deref() != Some(error);
+            if is_new {
+                status.last_error = Some(error.to_owned());
+            }
+            is_new
+        });
     }
 
     pub(super) fn reconnected(&self) {
@@ -215,11 +215,25 @@ mod tests {
         assert!(!watch.has_changed().unwrap_or(true), "it was in this state before");
         assert_eq!(probes(ConsumerState::Consuming), (true, true));
         assert!(watch.has_changed().unwrap_or(false));
-        assert_eq!(*watch.borrow_and_update(), ConsumerState::Consuming);
+        assert_eq!(watch.borrow_and_update().state, ConsumerState::Consuming);
         assert_eq!(probes(ConsumerState::Reconnecting), (false, true));
         assert_eq!(probes(ConsumerState::StoreAway), (false, true));
         assert_eq!(probes(ConsumerState::Draining), (false, true));
         assert_eq!(probes(ConsumerState::Failing), (false, false));
         assert_eq!(probes(ConsumerState::Stopped), (false, false));
+    }
+
+    #[test]
+    fn watchers_are_told_of_states_and_errors_and_see_the_counts() {
+        let monitor = ConsumerMonitor::new();
+        let mut watch = monitor.watch();
+        monitor.delayed();
+        assert!(!watch.has_changed().unwrap_or(true), "counts alone wake nobody");
+        assert_eq!(watch.borrow().delayed, 1);
+        monitor.failed("away");
+        assert!(watch.has_changed().unwrap_or(false));
+        assert_eq!(watch.borrow_and_update().last_error.as_deref(), Some("away"));
+        monitor.failed("away");
+        assert!(!watch.has_changed().unwrap_or(true), "the same error is no news");
     }
 }

@@ -83,13 +83,13 @@ impl Unpark {
     /// URI parameters are those of
     /// [`IdempotentPublisher::builder`](crate::IdempotentPublisher::builder).
     pub fn new(uri: impl AsRef<str>, parking_queue: impl Into<String>) -> Self {
-        Self::new_for_cluster([uri.as_ref()], parking_queue)
+        Self::for_cluster([uri.as_ref()], parking_queue)
     }
 
     /// Like [`new`](Self::new), for several nodes of one cluster; each connect tries them in random
     /// order.
-    pub fn new_for_cluster<'a>(
-        uris: impl IntoIterator<Item = &'a str>,
+    pub fn for_cluster(
+        uris: impl IntoIterator<Item = impl AsRef<str>>,
         parking_queue: impl Into<String>,
     ) -> Self {
         Self {
@@ -256,7 +256,7 @@ impl Unpark {
         // Its handler failed just before it was parked, in a session that had claimed its ID.
         let failed = [ParkReason::Rejected, ParkReason::AttemptsExhausted]
             .iter()
-            .any(|reason| message.parked_reason() == Some(reason.as_str()));
+            .any(|reason| message.parked_reason() == Some(reason.name()));
         match message.parked_at() {
             _ if self.assume_unprocessed => SystemTime::now(),
             Some(parked) if failed => parked,

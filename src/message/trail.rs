@@ -79,7 +79,7 @@ impl IncomingMessage {
     }
 
     /// Why it was parked, in the words of
-    /// [`ParkReason::as_str`](crate::consumer::ParkReason::as_str), if it comes from a parking
+    /// [`ParkReason::name`](crate::consumer::ParkReason::name), if it comes from a parking
     /// queue.
     pub fn parked_reason(&self) -> Option<&str> {
         self.header(reserved::PARKED_REASON)?.as_str()

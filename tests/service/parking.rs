@@ -216,8 +216,7 @@ pub async fn parking_outlives_the_node_that_it_began_on() {
     consumer.decided(1).await;
     consumer.stop().await;
     let (parking, client) = (format!("{queue}.parked"), Client::connect(second).await);
-    let unpark =
-        Unpark::new_for_cluster(cluster.urls(), &parking).only(|message| &message.body()[..] == b"-700");
+    let unpark = Unpark::for_cluster(cluster.urls(), &parking).only(|message| &message.body()[..] == b"-700");
     let unparked = unpark.run().await.expect("unpark");
     assert_eq!((unparked.moved, unparked.left), (1, 1));
     let body = async |queue: &str| client.get(queue).await.expect("a message").data.clone();

@@ -99,7 +99,7 @@ impl WorkQueue {
     }
 
     /// Like [`new`](Self::new), for several nodes of one cluster, which are tried in random order.
-    pub fn for_cluster<'a>(uris: impl IntoIterator<Item = &'a str>, queue: impl Into<String>) -> Self {
+    pub fn for_cluster(uris: impl IntoIterator<Item = impl AsRef<str>>, queue: impl Into<String>) -> Self {
         Self { connect: ConnectOptions::new(uris), queue: queue.into(), options: Options::default() }
     }
 
