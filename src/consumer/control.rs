@@ -85,17 +85,21 @@ impl Pausing {
         *self.0.borrow_and_update() == Wanted::Paused
     }
 
-    /// Whether it is paused, once that may have changed.
+    /// Whether it is paused, once that may have changed. A stop changes nothing of it: whoever is
+    /// paused then takes nothing more until it is told of the stop, which may be a moment later.
     pub(super) async fn changed(&mut self) -> bool {
-        if self.0.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        match self.0.changed().await.map(|()| *self.0.borrow_and_update()) {
+            Ok(Wanted::Running) => false,
+            Ok(Wanted::Paused) => true,
+            Ok(Wanted::Stopped) | Err(_) => std::future::pending().await,
         }
-        self.is_paused()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[tokio::test]
@@ -107,9 +111,13 @@ mod tests {
         assert!(pausing.changed().await);
         control.resume();
         assert!(!pausing.changed().await);
+        control.pause();
+        assert!(pausing.changed().await);
         control.stop();
+        assert_eq!(pausing.changed().now_or_never(), None, "what was paused takes nothing more");
         control.pause();
         control.resume();
+        assert_eq!(pausing.changed().now_or_never(), None);
         control.stopped().await;
         assert_eq!(format!("{control:?}"), "ConsumerControl(Stopped)");
     }
