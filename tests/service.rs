@@ -24,6 +24,7 @@ mod service {
     mod broker_restart;
     mod cuts;
     mod delayed_retries;
+    mod dependency;
     mod examples;
     mod faults;
     mod guard;
@@ -58,6 +59,7 @@ mod service {
                 broker_restart::trials,
                 cuts::trials,
                 delayed_retries::trials,
+                dependency::trials,
                 examples::trials,
                 faults::trials,
                 guard::trials,

@@ -66,6 +66,7 @@ enum Does {
     Fails,
     Postpones(Duration),
     Refuses,
+    MissesWhatItNeeds,
     Panics,
 }
 
@@ -139,6 +140,7 @@ impl IdempotentHandler<Arc<Script>> for Handler {
             Does::Fails => Err(HandlerError::retry("failed")),
             Does::Postpones(delay) => Err(HandlerError::retry_after(delay, "later")),
             Does::Refuses => Err(HandlerError::reject("refused")),
+            Does::MissesWhatItNeeds => Err(HandlerError::unavailable("away")),
             // Without the panic hook, which would print all of them.
             Does::Panics => resume_unwind(Box::new("panicked")),
         }
@@ -176,6 +178,7 @@ fn expected(case: &Case) -> Settlement {
         (Does::Fails | Does::Panics, _) => retry,
         (Does::Postpones(delay), _) => Settlement::Retry { after: Some(delay), failures: 1 },
         (Does::Refuses, _) => Settlement::Park(ParkReason::Rejected),
+        (Does::MissesWhatItNeeds, _) => away,
         (Does::Succeeds, Ok(())) => Settlement::Ack,
         (Does::Succeeds, Err(StoreErrorKind::RolledBack)) => retry,
         (Does::Succeeds, Err(StoreErrorKind::Conflict)) => conflict,
@@ -272,6 +275,7 @@ fn cases() -> Vec<Case> {
         Does::Postpones(Duration::ZERO),
         Does::Postpones(Duration::MAX),
         Does::Refuses,
+        Does::MissesWhatItNeeds,
         Does::Panics,
     ];
     let mut commits = vec![Ok(())];
@@ -305,7 +309,7 @@ fn cases() -> Vec<Case> {
 #[tokio::test(start_paused = true)]
 async fn every_case_is_settled_as_the_protocol_says() {
     let cases = cases();
-    assert_eq!(cases.len(), 4 * 2 * 15 * 6 * 10 * 3 * 2 * 3 * 2);
+    assert_eq!(cases.len(), 4 * 2 * 15 * 7 * 10 * 3 * 2 * 3 * 2);
     for case in cases {
         run(case).await;
     }

@@ -89,6 +89,50 @@ impl StoreHealth {
     }
 }
 
+/// Whether what the handler depends on is there, as far as the handler says. While it is away
+/// nothing is taken; then one message is tried before all others.
+#[derive(Debug, Default)]
+pub(super) struct DependencyHealth {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl DependencyHealth {
+    /// The handler said that it is away; gives for how long nothing is taken.
+    pub(super) fn failed(&mut self) -> Duration {
+        self.failures += 1;
+        let pause = varied(backoff(self.failures, Duration::from_millis(200), Duration::from_secs(5)));
+        self.until = Some(Instant::now() + pause);
+        pause
+    }
+
+    /// The pause is over.
+    pub(super) fn retry(&mut self) {
+        self.until = None;
+    }
+
+    /// A handler ran and did not say so; gives whether that is news. What ran since before the pause
+    /// tells nothing of now.
+    pub(super) fn works(&mut self) -> bool {
+        self.until.is_none() && std::mem::take(&mut self.failures) > 0
+    }
+
+    /// Whether nothing is to be taken.
+    pub(super) fn is_away(&self) -> bool {
+        self.until.is_some()
+    }
+
+    /// Whether it was away last, and nothing has shown yet that it is back.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// When to try again, if it is away.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.until
+    }
+}
+
 /// How long a message is held that was held so often before.
 pub(super) fn holding(holds: u32) -> Duration {
     if holds == 0 {
@@ -160,6 +204,23 @@ mod tests {
         store.answered();
         store.works();
         assert!(store.failed() <= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn dependency_is_in_doubt_until_a_handler_could_use_it() {
+        let mut dependency = DependencyHealth::default();
+        assert!(!dependency.is_doubtful() && !dependency.works());
+        assert!(dependency.failed() <= Duration::from_millis(200));
+        assert!(dependency.is_away() && dependency.retry_at().is_some());
+        assert!(!dependency.works() && dependency.is_doubtful(), "that one had begun before");
+        dependency.retry();
+        assert!(!dependency.is_away() && dependency.is_doubtful());
+        let longest = (0..20).map(|_| dependency.failed()).max().unwrap_or_default();
+        assert!(longest > Duration::from_secs(2) && longest <= Duration::from_secs(5), "{longest:?}");
+        dependency.retry();
+        assert!(dependency.works() && !dependency.works(), "once");
+        assert!(!dependency.is_doubtful());
+        assert!(dependency.failed() <= Duration::from_millis(200));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub enum Settlement {
         after: Duration,
     },
     /// Hold it unacknowledged, and ask the guard again: it is not the message's own failure. The
-    /// store is away, somebody else is busy with it, a lease was lost, or rivals stood in the way.
+    /// store or what the handler depends on is away, somebody else is busy with it, a lease was lost, or rivals stood in the way.
     ///
     /// Not `basic.nack` with requeue: up to RabbitMQ 4.2 each return counts towards the delivery
     /// limit of a quorum queue, and a store that is away for some minutes would use it up.
@@ -80,8 +80,8 @@ impl ParkReason {
     }
 }
 
-/// How long to wait before a store that is away is asked again.
-const STORE_AWAY: Duration = Duration::from_secs(1);
+/// How long to wait before something that is away is asked again.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// How long rivals are left alone.
 const CONFLICT: Duration = Duration::from_secs(1);
@@ -105,7 +105,8 @@ pub fn settle(outcome: &Outcome) -> Settlement {
         Outcome::InvalidId { .. } => Settlement::Park(ParkReason::InvalidId),
         Outcome::Refused { .. } => Settlement::Park(ParkReason::RefusedByStore),
         // The next claim tells what happened.
-        Outcome::StoreUnavailable { .. } => Settlement::Hold { after: STORE_AWAY },
+        Outcome::StoreUnavailable { .. } => Settlement::Hold { after: AWAY },
+        Outcome::DependencyUnavailable { .. } => Settlement::Hold { after: AWAY },
         Outcome::Conflict { .. } => Settlement::Hold { after: CONFLICT },
         Outcome::LeaseLost => Settlement::Hold { after: Duration::ZERO },
     }
@@ -150,8 +151,9 @@ mod tests {
             ),
             (
                 Outcome::StoreUnavailable { error: StoreError::from(StoreErrorKind::OutcomeUnknown) },
-                Settlement::Hold { after: STORE_AWAY },
+                Settlement::Hold { after: AWAY },
             ),
+            (Outcome::DependencyUnavailable { error: "e".into() }, Settlement::Hold { after: AWAY }),
             (Outcome::Conflict { error: "e".into() }, Settlement::Hold { after: CONFLICT }),
             (Outcome::LeaseLost, Settlement::Hold { after: Duration::ZERO }),
         ];

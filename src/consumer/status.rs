@@ -30,7 +30,7 @@ pub struct ConsumerStatus {
     pub parked: BTreeMap<&'static str, u64>,
     /// How often it subscribed anew.
     pub reconnects: u64,
-    /// What went wrong last with the broker or the store; holds no credentials.
+    /// What went wrong last with the broker, the store or what the handler depends on; holds no credentials.
     pub last_error: Option<String>,
 }
 
@@ -59,6 +59,10 @@ pub enum ConsumerState {
     Reconnecting,
     /// The store cannot be asked. Nothing is taken and nothing acked until it answers again.
     StoreAway,
+    /// The handler said that what it depends on is away
+    /// ([`HandlerError::unavailable`](crate::HandlerError::unavailable)). One message at a time is
+    /// tried, after pauses, until it is back.
+    DependencyAway,
     /// It was [paused](super::ConsumerControl::pause). Nothing is taken.
     Paused,
     /// Several subscriptions in turn ended before a single delivery was settled: something in the
@@ -78,6 +82,7 @@ impl ConsumerState {
             Self::Consuming => "consuming",
             Self::Reconnecting => "reconnecting",
             Self::StoreAway => "store_away",
+            Self::DependencyAway => "dependency_away",
             Self::Paused => "paused",
             Self::Failing => "failing",
             Self::Draining => "draining",
@@ -218,6 +223,7 @@ mod tests {
         assert_eq!(watch.borrow_and_update().state, ConsumerState::Consuming);
         assert_eq!(probes(ConsumerState::Reconnecting), (false, true));
         assert_eq!(probes(ConsumerState::StoreAway), (false, true));
+        assert_eq!(probes(ConsumerState::DependencyAway), (false, true));
         assert_eq!(probes(ConsumerState::Draining), (false, true));
         assert_eq!(probes(ConsumerState::Failing), (false, false));
         assert_eq!(probes(ConsumerState::Stopped), (false, false));

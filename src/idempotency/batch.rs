@@ -62,7 +62,8 @@ impl<S: IdempotencyStore> Guard<S> {
     /// is processed alone, so that a handler may run twice for a message whose neighbour fails;
     /// nothing of the first run was committed. If the store refuses one of the identities, halves
     /// of the batch are tried until it is alone. A copy of a message in the same batch is a
-    /// duplicate. When the store cannot be asked, it is not asked for the rest.
+    /// duplicate. When the store cannot be asked, it is not asked for the rest; nor is the handler
+    /// when it has said that what it depends on is away.
     ///
     /// # Cancellation
     ///
@@ -104,6 +105,9 @@ impl<S: IdempotencyStore> Guard<S> {
                     // Each question to a store that is away may take as long as its limit: one is
                     // enough.
                     Some(Outcome::StoreUnavailable { error }) => unavailable(error),
+                    Some(Outcome::DependencyUnavailable { error }) => {
+                        Outcome::DependencyUnavailable { error: error.to_string().into() }
+                    }
                     _ => self.process(message, handler).await,
                 };
                 outcomes.push(outcome);
@@ -234,7 +238,7 @@ impl<S: IdempotencyStore> Guard<S> {
 }
 
 fn is_away(last: Option<&Outcome>) -> bool {
-    matches!(last, Some(Outcome::StoreUnavailable { .. }))
+    matches!(last, Some(Outcome::StoreUnavailable { .. } | Outcome::DependencyUnavailable { .. }))
 }
 
 /// The same error once more; its causes as text, as they cannot be cloned.

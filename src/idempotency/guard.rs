@@ -294,6 +294,7 @@ impl<S: IdempotencyStore> Guard<S> {
             }
             Failure::Retry { after, error } => Attempt::Failed { after, error },
             Failure::Reject { error } => Attempt::Decided(Outcome::Reject { error }),
+            Failure::Unavailable { error } => Attempt::Decided(Outcome::DependencyUnavailable { error }),
         }
     }
 }

@@ -30,8 +30,8 @@ pub trait IdempotentHandler<S: IdempotencyStore>: Send + Sync {
     ///
     /// # Errors
     ///
-    /// A [`HandlerError`] says whether the message is worth another try. `?` on any error means
-    /// that it is, except for one with a [`DecodeError`] among its sources, which will not get
+    /// A [`HandlerError`] says whether the message is worth another try, now or when what the handler
+    /// depends on is back. `?` on any error means that it is, except for one with a [`DecodeError`] among its sources, which will not get
     /// better.
     fn handle(
         &self,
@@ -110,6 +110,7 @@ pub struct HandlerError(pub(crate) Failure);
 pub(crate) enum Failure {
     Retry { after: Option<Duration>, error: BoxError },
     Reject { error: BoxError },
+    Unavailable { error: BoxError },
 }
 
 impl HandlerError {
@@ -119,6 +120,7 @@ impl HandlerError {
         Self(match self.0 {
             Failure::Retry { after, error } => Failure::Retry { after, error: readable(error) },
             Failure::Reject { error } => Failure::Reject { error: readable(error) },
+            Failure::Unavailable { error } => Failure::Unavailable { error: readable(error) },
         })
     }
 
@@ -137,6 +139,18 @@ impl HandlerError {
         Self(Failure::Reject { error: error.into() })
     }
 
+    /// What the handler depends on is away, such as the service that it calls: the fault is not the
+    /// message's, and other messages would fare no better.
+    ///
+    /// No attempt is counted and nothing is parked. The consumer takes nothing for a while
+    /// ([`DependencyAway`](crate::consumer::ConsumerState::DependencyAway)), as if its store could
+    /// not be asked; then it tries one message, and goes on with all when the handler does not say
+    /// this again. Pauses grow from 0.2 to 5 seconds. A message that brings it up each of three
+    /// times alone is held apart, so that others are tried before it.
+    pub fn unavailable(error: impl Into<BoxError>) -> Self {
+        Self(Failure::Unavailable { error: error.into() })
+    }
+
     /// Whether the message is delivered again.
     pub fn is_retry(&self) -> bool {
         matches!(self.0, Failure::Retry { .. })
@@ -147,19 +161,26 @@ impl HandlerError {
         matches!(self.0, Failure::Reject { .. })
     }
 
+    /// Whether what the handler depends on is away.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.0, Failure::Unavailable { .. })
+    }
+
     /// The least delay before the message is delivered again, if one was asked for with
     /// [`retry_after`](Self::retry_after).
     pub fn delay(&self) -> Option<Duration> {
         match self.0 {
             Failure::Retry { after, .. } => after,
-            Failure::Reject { .. } => None,
+            Failure::Reject { .. } | Failure::Unavailable { .. } => None,
         }
     }
 
     /// What went wrong.
     pub fn source(&self) -> &(dyn Error + Send + Sync + 'static) {
         match &self.0 {
-            Failure::Retry { error, .. } | Failure::Reject { error } => &**error,
+            Failure::Retry { error, .. } | Failure::Reject { error } | Failure::Unavailable { error } => {
+                &**error
+            }
         }
     }
 }
@@ -180,6 +201,7 @@ impl fmt::Debug for HandlerError {
                 f.debug_struct("Retry").field("after", after).field("error", error).finish()
             }
             Failure::Reject { error } => f.debug_struct("Reject").field("error", error).finish(),
+            Failure::Unavailable { error } => f.debug_struct("Unavailable").field("error", error).finish(),
         }
     }
 }
@@ -189,6 +211,7 @@ impl fmt::Display for HandlerError {
         match &self.0 {
             Failure::Retry { error, .. } => write!(f, "to be tried again: {error}"),
             Failure::Reject { error } => write!(f, "rejected: {error}"),
+            Failure::Unavailable { error } => write!(f, "unavailable: {error}"),
         }
     }
 }

@@ -82,6 +82,13 @@ pub enum Outcome {
         /// What the store said.
         error: StoreError,
     },
+    /// The handler said that what it depends on is away
+    /// ([`HandlerError::unavailable`](super::HandlerError::unavailable)), or it did so for another
+    /// message of the batch and was not asked for this one. Nothing was committed.
+    DependencyUnavailable {
+        /// What the handler said.
+        error: BoxError,
+    },
     /// The lease ran out before the work was complete. The effect, if it was outside of the
     /// session, may repeat.
     LeaseLost,
@@ -104,6 +111,7 @@ impl Outcome {
             Self::InvalidId { .. } => "invalid_id",
             Self::Refused { .. } => "refused",
             Self::StoreUnavailable { .. } => "store_unavailable",
+            Self::DependencyUnavailable { .. } => "dependency_unavailable",
             Self::LeaseLost => "lease_lost",
         }
     }

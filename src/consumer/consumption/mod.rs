@@ -10,9 +10,11 @@ use futures_util::{
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 mod drain;
+mod health;
 
+use self::health::is_away;
 use super::{
-    backoff::{StoreHealth, holding},
+    backoff::{DependencyHealth, StoreHealth},
     batch_size::BatchSize,
     buffer::{DeliveryBuffer, Lost, Next, Unsettled},
     context::{CLOSING, ConsumerContext, Done},
@@ -20,14 +22,10 @@ use super::{
     pending::{PendingSettlements, Settled},
     prefetch::Prefetch,
     settler::Decision,
-    status::ConsumerState,
     subscription::Subscription,
     telemetry,
 };
-use crate::{
-    error::Chain,
-    idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
-};
+use crate::idempotency::{IdempotencyStore, IdempotentHandler, StoreError};
 
 /// How often the subscription is looked at while all workers are busy.
 const LOOK: Duration = Duration::from_millis(200);
@@ -61,6 +59,7 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     settling: PendingSettlements<'a>,
     size: BatchSize,
     store: StoreHealth,
+    dependency: DependencyHealth,
     probe: Option<BoxFuture<'a, Result<(), StoreError>>>,
     /// How many messages are in the hands of handlers.
     in_hand: usize,
@@ -102,6 +101,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             settling: PendingSettlements::default(),
             size: BatchSize::new(if S::BATCHES { options.batch } else { 1 }),
             store: StoreHealth::default(),
+            dependency: DependencyHealth::default(),
             probe: None,
             in_hand: 0,
             held: 0,
@@ -134,6 +134,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 break End::Lost(reason);
             }
             let probe_at = self.store.probe_at().filter(|_| self.probe.is_none());
+            let retry_at = self.dependency.retry_at();
             let due = self.buffer.due();
             let idle = self.is_idle();
             tokio::select! {
@@ -150,6 +151,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     self.probe = Some(context.guard.probe().boxed());
                 }
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.retry(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
                     if let Err(reason) = self.buffer.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
@@ -191,6 +193,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     fn is_idle(&self) -> bool {
         !self.paused
             && !self.store.is_away()
+            && !self.dependency.is_away()
+            && (self.working.is_empty() || !self.dependency.is_doubtful())
             && !self.suspect_in_hand
             && self.working.len() < self.context.options.workers
     }
@@ -198,7 +202,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
         let options = &self.context.options;
-        if self.is_idle() && self.buffer.len() < self.size.now() {
+        let size = if self.dependency.is_doubtful() { 1 } else { self.size.now() };
+        if self.is_idle() && self.buffer.len() < size {
             self.look()?;
         }
         let Carried { prefetch, attempts, .. } = &mut *self.carried;
@@ -210,9 +215,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         while self.is_idle()
             && !suspect_is_due
             && self.buffer.len() > 0
-            && (self.working.is_empty() || self.buffer.len() >= self.size.now())
+            && (self.working.is_empty() || self.buffer.len() >= size)
         {
-            let batch = self.buffer.take(self.size.now());
+            let batch = self.buffer.take(size);
             self.work(batch);
         }
         // With nothing else in hand, and nothing on its way: whatever ends this process would take
@@ -261,17 +266,14 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.decided += count as u64;
         self.context.monitor.in_hand(self.in_hand);
         self.context.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
-        let away = self.judge_store(&handled);
-        if !away {
-            self.store.works();
-        }
+        let away = self.judge(&handled);
         self.size.learn(count, took, together && !away);
         if !away {
             self.carried.prefetch.measured(count, took, self.context.options.workers);
         }
         let mut back = Vec::new();
         for (unsettled, outcome) in handled {
-            let away = matches!(outcome, Outcome::StoreUnavailable { .. });
+            let away = is_away(&outcome);
             let decision = self.context.settler.settle(
                 unsettled,
                 &outcome,
@@ -293,22 +295,6 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         if self.buffer.has_suspects() {
             self.carried.prefetch.beware(true);
         }
-    }
-
-    /// A message for which the store could not be asked keeps its place, and the store is probed.
-    /// If it happens again to the same one alone though the probe was answered, it is the message
-    /// that the store refuses, and it must not hold up the others.
-    fn refused(&mut self, mut unsettled: Unsettled, together_with: usize) -> Option<Unsettled> {
-        if together_with > 1 {
-            return Some(unsettled);
-        }
-        unsettled.delivery.refusals += 1;
-        if unsettled.delivery.refusals < 3 {
-            return Some(unsettled);
-        }
-        let after = holding(unsettled.delivery.refusals);
-        self.hold(unsettled, after, Next::Handle);
-        None
     }
 
     fn hold(&mut self, unsettled: Unsettled, after: Duration, next: Next) {
@@ -335,47 +321,6 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 }
                 self.hold(unsettled, after, next);
             }
-        }
-    }
-
-    /// Whether the outcomes of a batch say that the store could not be asked. Then nothing is taken
-    /// until it answers a probe.
-    fn judge_store(&mut self, handled: &[(Unsettled, Outcome)]) -> bool {
-        let error = handled.iter().find_map(|(_, outcome)| match outcome {
-            Outcome::StoreUnavailable { error } => Some(error),
-            _ => None,
-        });
-        let Some(error) = error else { return false };
-        if !self.store.is_away() {
-            self.store_failed(error);
-        }
-        true
-    }
-
-    fn store_failed(&mut self, error: &StoreError) {
-        let (error, pause) = (Chain(error).to_string(), self.store.failed());
-        tracing::warn!(queue = %self.context.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
-        self.context.monitor.failed(&error);
-        self.show();
-    }
-
-    /// Shows the monitor whether anything is taken, and why not.
-    fn show(&self) {
-        self.context.monitor.enter(match (self.store.is_away(), self.paused) {
-            (true, _) => ConsumerState::StoreAway,
-            (false, true) => ConsumerState::Paused,
-            (false, false) => ConsumerState::Consuming,
-        });
-    }
-
-    fn probed(&mut self, answer: Result<(), StoreError>) {
-        self.probe = None;
-        match answer {
-            Ok(()) => {
-                self.store.answered();
-                self.show();
-            }
-            Err(error) => self.store_failed(&error),
         }
     }
 }

@@ -1,0 +1,158 @@
+//! A handler that says that what it depends on is away.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+};
+
+use futures_util::future::join_all;
+use lapin_idempotent::{
+    HandlerError, HandlerResult, IdempotencyStore, IdempotentConsumer, IdempotentHandler, IncomingMessage,
+    MemoryStore, SqliteStore,
+    consumer::{ConsumerBuilder, ConsumerState},
+};
+
+use super::{
+    limits::{LIMITS, limited, told},
+    redelivery::{delete, millis},
+    support::{
+        amqp::{Client, with_id},
+        broker,
+        consumer::Running,
+        eventually,
+        ledger::Ledger,
+    },
+};
+
+trials! {
+    dependency_that_is_away_is_asked_by_one_message_at_a_time,
+    dependency_that_is_away_loses_and_parks_nothing,
+    message_whose_dependency_alone_is_away_holds_nobody_up,
+}
+
+/// Needs something for each message, or for those of one body only.
+#[derive(Clone, Default)]
+struct Depends {
+    away: Arc<AtomicBool>,
+    only: Option<&'static [u8]>,
+    asked: Arc<AtomicU32>,
+    now: Arc<AtomicU32>,
+    most: Arc<AtomicU32>,
+    done: Arc<Mutex<Vec<IncomingMessage>>>,
+}
+
+impl Depends {
+    fn done(&self) -> usize {
+        self.done.lock().expect("done").len()
+    }
+}
+
+impl<S: IdempotencyStore> IdempotentHandler<S> for Depends {
+    async fn handle(&self, message: &IncomingMessage, _: &mut S::Session) -> HandlerResult {
+        self.asked.fetch_add(1, SeqCst);
+        self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
+        tokio::time::sleep(millis(20)).await;
+        self.now.fetch_sub(1, SeqCst);
+        let needs = self.only.is_none_or(|body| message.body() == body);
+        if needs && self.away.load(SeqCst) {
+            return Err(HandlerError::unavailable("the card network does not answer"));
+        }
+        self.done.lock().expect("done").push(message.clone());
+        Ok(())
+    }
+}
+
+async fn away_once<S: IdempotencyStore + Clone>(
+    limit: i64,
+    store: S,
+    settings: impl FnOnce(ConsumerBuilder<S>) -> ConsumerBuilder<S>,
+) {
+    const MESSAGES: usize = 12;
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue_with("depends", limited(limit)).await;
+    for n in 0..MESSAGES {
+        client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
+    }
+    let handler = Depends { away: Arc::new(true.into()), ..Depends::default() };
+    // What counted as a run of the handler would be parked at once.
+    let builder = IdempotentConsumer::builder(broker(), &queue, store).scope("ledger").max_attempts(1);
+    let consumer = Running::start(settings(builder.delivery_limit(told(limit))), handler.clone());
+    eventually("it asks again", async || (handler.asked.load(SeqCst) >= 9).then_some(())).await;
+    let status = consumer.monitor.status();
+    assert_eq!(status.state, ConsumerState::DependencyAway, "{limit}");
+    assert!(!status.is_ready() && status.is_live());
+    assert_eq!(status.last_error.as_deref(), Some("the card network does not answer"));
+    assert_eq!(handler.done(), 0);
+    handler.away.store(false, SeqCst);
+    eventually("all are handled", async || (handler.done() == MESSAGES).then_some(())).await;
+    eventually("it is ready", async || consumer.monitor.status().is_ready().then_some(())).await;
+    let outcomes = consumer.decided(MESSAGES).await;
+    consumer.stop().await;
+    assert!(!outcomes.contains(&"retry"), "{limit}: {outcomes:?}");
+    let done = handler.done.lock().expect("done").clone();
+    let mut times = HashMap::new();
+    for message in &done {
+        assert_eq!(message.failures(), 0, "{limit}");
+        assert!(message.delivery_count().unwrap_or_default() <= 1, "{limit}: spent on what is not its fault");
+        *times.entry(message.raw_message_id().unwrap_or_default().to_owned()).or_insert(0) += 1;
+    }
+    assert!(times.len() == MESSAGES && times.values().all(|times| *times == 1), "{limit}: {times:?}");
+    assert_eq!(client.ready(&queue).await + client.ready(&format!("{queue}.parked")).await, 0);
+    delete(&client, &queue, &[]).await;
+}
+
+pub async fn dependency_that_is_away_loses_and_parks_nothing() {
+    let leases = LIMITS.map(|limit| away_once(limit, MemoryStore::new(100), |consumer| consumer.workers(4)));
+    join_all(leases).await;
+    let batches = LIMITS.map(async |limit| {
+        let ledger = Ledger::create().await;
+        away_once::<SqliteStore>(limit, ledger.store.clone(), |consumer| consumer.batch(8)).await;
+    });
+    join_all(batches).await;
+}
+
+/// Whatever was in hand when it went away: after that, one message at a time finds out.
+pub async fn dependency_that_is_away_is_asked_by_one_message_at_a_time() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("depends").await;
+    for n in 0..40 {
+        client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
+    }
+    let handler = Depends { away: Arc::new(true.into()), ..Depends::default() };
+    let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).scope("ledger");
+    let consumer = Running::start(builder.workers(8), handler.clone());
+    let is_away = async || {
+        let status = consumer.monitor.status();
+        (status.state == ConsumerState::DependencyAway && status.in_hand == 0).then_some(())
+    };
+    eventually("it is away", is_away).await;
+    handler.most.store(0, SeqCst);
+    let before = handler.asked.load(SeqCst);
+    eventually("it asks again", async || (handler.asked.load(SeqCst) >= before + 4).then_some(())).await;
+    assert_eq!(handler.most.load(SeqCst), 1);
+    handler.away.store(false, SeqCst);
+    eventually("all are handled", async || (handler.done() == 40).then_some(())).await;
+    assert!(handler.most.load(SeqCst) > 1, "then all workers go on");
+    consumer.stop().await;
+    delete(&client, &queue, &[]).await;
+}
+
+pub async fn message_whose_dependency_alone_is_away_holds_nobody_up() {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("depends").await;
+    client.publish(&queue, b"tenant", with_id("theirs")).await;
+    for n in 0..50 {
+        client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
+    }
+    let handler = Depends { away: Arc::new(true.into()), only: Some(b"tenant"), ..Depends::default() };
+    let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).scope("ledger");
+    let consumer = Running::start(builder.workers(1), handler.clone());
+    eventually("all others are handled", async || (handler.done() == 50).then_some(())).await;
+    handler.away.store(false, SeqCst);
+    eventually("this one, too", async || (handler.done() == 51).then_some(())).await;
+    consumer.stop().await;
+    delete(&client, &queue, &[]).await;
+}
