@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, env, fs, path::Path};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -77,6 +79,20 @@ fn every_outcome_reason_cause_and_state_is_in_the_reference() {
 }
 
 #[test]
+fn every_outcome_is_in_the_picture() {
+    let (code, picture) = (code("src/idempotency/outcome.rs"), read("src/guide/pictures/outcomes.svg"));
+    let (_, names) = code.split_once("impl Outcome").unwrap();
+    let (names, _) = names.split_once("fn is_handled").unwrap();
+    let outcomes =
+        names.split("Self::").skip(1).filter_map(|arm| arm.split(|c: char| !c.is_alphanumeric()).next());
+    let outcomes: BTreeSet<&str> = outcomes.collect();
+    assert!(outcomes.len() >= 14, "{outcomes:?}");
+    for outcome in outcomes {
+        assert!(picture.contains(outcome), "outcomes.svg does not show {outcome}");
+    }
+}
+
+#[test]
 fn what_a_reader_meets_first_is_short() {
     let readme = read("README.md");
     assert!(readme.lines().count() <= 90, "{} lines", readme.lines().count());
@@ -94,4 +110,34 @@ fn what_a_reader_meets_first_is_short() {
             assert!(line.chars().count() <= 100, "{file}:{}: {line}", number + 1);
         }
     }
+}
+
+const IN_A_LINK: AsciiSet =
+    NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'/').remove(b':').remove(b'=');
+
+/// rustdoc copies no files, so the guide's pictures are in its text; `UPDATE_PICTURES=1` puts them
+/// there.
+#[test]
+fn every_picture_is_embedded_as_it_is_drawn() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/pictures");
+    let drawn: BTreeSet<String> =
+        fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let mut embedded = String::new();
+    for name in drawn.iter().filter_map(|file| file.strip_suffix(".svg")) {
+        let picture = read(&format!("src/guide/pictures/{name}.svg"));
+        assert!(picture.contains("aria-label="), "{name}.svg does not say what it shows");
+        let link = utf8_percent_encode(&picture, &IN_A_LINK);
+        embedded += &format!("[{name}]: data:image/svg+xml,{link}\n");
+        let pages = ["how_it_works", "failures"].map(|page| read(&format!("src/guide/{page}.md")));
+        let shown = pages.iter().any(|page| {
+            page.contains(&format!("][{name}]")) && page.contains(&format!("\n[{name}]: pictures/{name}.svg"))
+        });
+        assert!(shown, "no page shows {name}.svg");
+    }
+    assert!(embedded.lines().count() >= 5, "{drawn:?}");
+    if env::var_os("UPDATE_PICTURES").is_some() {
+        fs::write(folder.join("embedded.md"), &embedded).unwrap();
+    }
+    let current = read("src/guide/pictures/embedded.md") == embedded;
+    assert!(current, "run it with UPDATE_PICTURES=1, and commit src/guide/pictures/embedded.md");
 }
