@@ -158,7 +158,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     ///
     /// A lost connection takes back all that was delivered on it, so messages come near the limit
     /// without having failed. One that does (half of it) is published anew, to the end of its
-    /// queue, with a confirm, and acked: the broker counts the copy from nought, and never decides.
+    /// queue, with a confirm, and acked: the broker counts the copy from 0, and never decides.
     /// Say here what the queue was declared with, or a policy sets, if it is less than 20. A limit
     /// of 0 or 1 leaves no room for that: what is lost with such a connection is removed.
     ///

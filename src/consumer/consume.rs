@@ -23,12 +23,12 @@ use crate::{
 ///
 /// # Order
 ///
-/// With one of the `workers`, messages are handled in the order in which the broker delivers them,
-/// in one subscription. A failed message is overtaken by those behind it, and after a lost
+/// With `workers(1)`, the default, messages are handled in the order in which the broker delivers
+/// them, in one subscription. A failed message is overtaken by those behind it, and after a lost
 /// connection the broker delivers again what was not acked, possibly to another consumer. What is
 /// published anew for the broker's limits ([`delivery_limit`](ConsumerBuilder::delivery_limit),
-/// [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. Who needs
-/// an order must find it in the messages: a sequence number that the handler compares.
+/// [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. What must
+/// be in order needs a sequence number that the handler compares.
 ///
 /// # Several consumers
 ///

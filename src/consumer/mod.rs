@@ -27,7 +27,7 @@
 //!         .scope("ledger")
 //!         .run_until(Debit, stopped)
 //! };
-//! tokio::try_join!(consume("debits.eu"), consume("debits.us"))?;
+//! tokio::try_join!(consume("debits.eu"), consume("debits.uk"))?;
 //! # Ok(())
 //! # }
 //! ```

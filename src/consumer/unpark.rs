@@ -239,7 +239,7 @@ impl Unpark {
     }
 
     /// Publishes a message that stays parked anew to its queue, so that the broker counts its
-    /// deliveries from nought.
+    /// deliveries from 0.
     async fn renew(&self, delivery: &Delivery, onward: &Forwarder) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
         match onward.publish("", &self.parking, &ForwardedCopy::new(copy, delivery.data.clone().into())).await

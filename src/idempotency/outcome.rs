@@ -147,7 +147,7 @@ impl Duplicate {
 /// Why a copy of a handled message was delivered.
 ///
 /// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then
-/// the headers of our consumer and our publisher. It explains duplicates; it never decides whether
+/// the headers of the consumer and the publisher. It explains duplicates; it never decides whether
 /// something is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

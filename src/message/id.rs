@@ -109,9 +109,9 @@ impl MessageId {
 
     /// When the ID was made, if it is a UUIDv7 or has the form of a ULID.
     ///
-    /// By the clock of whoever made it, to the millisecond. Any 26 characters of Crockford's
-    /// alphabet have the form of a ULID if the first is at most `7`, so treat the answer as a
-    /// claim, not as a proof.
+    /// By the clock of the process that made it, to the millisecond. Any 26 characters of
+    /// Crockford's alphabet have the form of a ULID if the first is at most `7`, so treat the
+    /// answer as a claim, not as a proof.
     pub fn time(&self) -> Option<SystemTime> {
         let text = self.as_str();
         let millis = match text.len() {

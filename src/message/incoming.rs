@@ -225,13 +225,13 @@ impl IncomingMessage {
         Fingerprint::of(&self.body)
     }
 
-    /// The exchange that it was published to; by our own header, where the consumer delayed it or
-    /// it was put back after parking.
+    /// The exchange that it was published to; by this crate's header, where the consumer
+    /// delayed it or it was put back after parking.
     pub fn exchange(&self) -> &str {
         &self.exchange
     }
 
-    /// Its routing key; by our own header, as for [`exchange`](Self::exchange).
+    /// Its routing key; by this crate's header, as for [`exchange`](Self::exchange).
     pub fn routing_key(&self) -> &str {
         &self.routing_key
     }

@@ -32,7 +32,7 @@ const POINTERS: &str = "lapin-idempotent: JSON pointers";
 /// | [`content`](Self::content), [`canonical_json`](Self::canonical_json) | the same body | the same; but two equal orders are one message |
 ///
 /// Time-ordered IDs (UUIDv7, ULID) cost a database's unique index the least. They show when they
-/// were made; an ID that is derived from personal data can be guessed by whoever can guess the
+/// were made; an ID that is derived from personal data can be guessed by anyone who can guess the
 /// data.
 #[derive(Clone)]
 pub struct IdStrategy {

@@ -25,7 +25,7 @@ const MAX_BODY: usize = 16 * 1024 * 1024;
 /// with larger frames.
 const FRAME_MAX: u32 = 32 * 1024;
 
-/// Each has a thread; who needs more has several publishers.
+/// Each has a thread; a service that needs more has several publishers.
 const MAX_CONNECTIONS: usize = 1_000;
 
 /// AMQP has no more on one connection.
@@ -234,9 +234,9 @@ impl PublisherBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ConnectError`] if a URI or a setting is not usable, if no node let us in, or if the
-    /// topology was refused. Nothing is retried here; once connected, the publisher reconnects by
-    /// itself. See [`connect_lazy`](Self::connect_lazy).
+    /// A [`ConnectError`] if a URI or a setting is not usable, if no node accepted the connection,
+    /// or if the topology was refused. Nothing is retried here; once connected, the publisher
+    /// reconnects by itself. See [`connect_lazy`](Self::connect_lazy).
     ///
     /// # Panics
     ///

@@ -33,7 +33,7 @@ enum Returned {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PublishErrorKind {
-    /// The message itself cannot be sent: a field too long, a reserved header, no ID to be had.
+    /// The message itself cannot be sent: a field too long, a reserved header, no ID.
     /// Nothing was sent.
     Invalid,
     /// The broker returned the message: no queue is bound for its exchange and routing key. Or

@@ -138,9 +138,9 @@ impl IdempotentPublisher {
     /// Hands a message over, and returns as soon as there is a permit for it; its confirm is
     /// awaited later.
     ///
-    /// Messages are sent in the order in which they were handed over, so who enqueues one after the
-    /// other publishes in order, over one connection and one channel, as long as nothing has to be
-    /// sent again. [`publish_stream`](Self::publish_stream) does the same for a stream.
+    /// Messages are sent in the order in which they were handed over, so a task that enqueues one
+    /// after the other publishes in order, over one connection and one channel, as long as nothing
+    /// has to be sent again. [`publish_stream`](Self::publish_stream) does the same for a stream.
     ///
     /// ```no_run
     /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) -> Result<(), lapin_idempotent::BoxError> {

@@ -130,7 +130,7 @@ impl MemoryStore {
     fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
         let expires = self.clock.now() + self.lease;
         let mut state = self.state();
-        // A lease that ran out is still ours as long as nobody else took it.
+        // A lease that ran out is still held as long as nobody else took it.
         let (identity, token) = state.held(lease)?;
         state.forget(&identity);
         state.remember(identity, Record::InProgress { token, expires });

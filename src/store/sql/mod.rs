@@ -148,7 +148,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Ok(self.with_statements(statements))
     }
 
-    /// The longest wait for a lock that a rival holds, in our statements and the handler's.
+    /// The longest wait for a lock that a rival holds, in the store's statements and the handler's.
     /// Default: 5 seconds; MySQL and MariaDB count whole seconds.
     #[must_use]
     pub fn lock_timeout(self, limit: Duration) -> Self {
@@ -156,8 +156,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         self.limited(limits)
     }
 
-    /// The longest run of one statement, ours or the handler's. Default: 30 seconds. SQLite has no
-    /// such limit; MySQL only for SELECT, MariaDB for all.
+    /// The longest run of one statement, the store's or the handler's. Default: 30 seconds. SQLite
+    /// has no such limit; MySQL only for SELECT, MariaDB for all.
     #[must_use]
     pub fn statement_timeout(self, limit: Duration) -> Self {
         let limits = Limits { statement: limit, ..self.limits };
