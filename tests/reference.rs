@@ -4,7 +4,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
+    fmt::Write,
+    fs,
     path::Path,
 };
 
@@ -235,7 +237,7 @@ fn every_picture_is_embedded_as_it_is_drawn() {
         let picture = read(&format!("src/guide/pictures/{name}.svg"));
         assert!(picture.contains("aria-label="), "{name}.svg does not say what it shows");
         let link = utf8_percent_encode(&picture, &IN_A_LINK);
-        embedded += &format!("[{name}]: data:image/svg+xml,{link}\n");
+        writeln!(embedded, "[{name}]: data:image/svg+xml,{link}").unwrap();
         let pages = ["how_it_works", "failures"].map(|page| read(&format!("src/guide/{page}.md")));
         let shown = pages.iter().any(|page| {
             page.contains(&format!("][{name}]")) && page.contains(&format!("\n[{name}]: pictures/{name}.svg"))

@@ -56,6 +56,7 @@ mod pending;
 mod prefetch;
 mod retention;
 mod run;
+mod settings;
 mod settlement;
 mod settler;
 mod status;

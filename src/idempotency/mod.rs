@@ -1,9 +1,11 @@
-//! The protocol: claim, handle, complete or release. No AMQP here, and no SQL.
+//! Deciding: whether a delivery is new, and what became of it. What a service implements
+//! ([`IdempotentHandler`]), and what a store does ([`IdempotencyStore`]).
 //!
 //! [`Guard`] decides about a delivery, and says what it found by an [`Outcome`]:
 //!
-//! ![A delivery is read, its ID is claimed, the handler runs, the transaction commits; each step has
-//! its outcomes, and each outcome leads to one of four ends: acked, held, delayed, parked.][outcomes]
+//! ![A delivery is read, its ID is claimed, the handler runs, the transaction commits; each step
+//! has its outcomes, and each outcome leads to one of four ends: acked, held, delayed,
+//! parked.][outcomes]
 #![doc = ""]
 #![doc = include_str!("../guide/pictures/embedded.md")]
 //!

@@ -147,6 +147,20 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 }
 
 /// Looks into a store, and takes one identity out of it: for operators and their tools.
+///
+/// ```
+/// use lapin_idempotent::{MemoryStore, MessageId, Scope, idempotency::Inspect};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let store = MemoryStore::new(100);
+/// let (scope, id) = (Scope::new("ledger")?, MessageId::new("debit/order-42")?);
+/// if store.find(&scope, &id).await?.is_some() {
+///     store.forget(&scope, &id).await?; // it takes effect once more when it comes again
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub trait Inspect: IdempotencyStore {
     /// What is remembered of an identity; `None` if nothing, so that a claim would be acquired.
     ///

@@ -20,6 +20,18 @@ use super::{
 /// A delivered message, read-only. It cannot be acked: settling is the consumer's.
 ///
 /// `Debug` shows neither the body nor header values.
+///
+/// ```
+/// use lapin_idempotent::IncomingMessage;
+///
+/// # fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// // As a consumer would hand it over; to try a handler.
+/// let message = IncomingMessage::new(r#"["A", 500]"#).with_message_id("debit/order-42");
+/// let (account, amount): (String, i64) = message.json()?;
+/// assert_eq!((account.as_str(), amount), ("A", 500));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct IncomingMessage {
     pub(crate) body: Bytes,
