@@ -75,7 +75,7 @@ async fn once(case: &str, kind: &str, messages: usize) {
     queue.delete().await;
 }
 
-/// The fastest way to use lapin that we know: publish and confirm in one future, all of them in one
+/// The fastest known way to use lapin: publish and confirm in one future, all of them in one
 /// task a connection.
 async fn raw_fused(amqp: &str, queue: &str, messages: usize, connections: usize) -> Duration {
     let body = body();

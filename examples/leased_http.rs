@@ -1,4 +1,4 @@
-//! Charges cards through another company's HTTP API, which no transaction of ours can hold. A lease
+//! Charges cards through another company's HTTP API, which no transaction here can hold. A lease
 //! keeps two consumers from one message at a time, and the API's idempotency key, the same in every
 //! run, keeps a crash between charge and ack from charging twice.
 //!

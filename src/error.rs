@@ -38,7 +38,7 @@ impl fmt::Display for Chain<'_> {
 /// How much of an error's text travels with a message, or is shown.
 const ERROR_BYTES: usize = 1024;
 
-/// The beginning of a text, without control characters that could disturb whoever prints it.
+/// The beginning of a text, without control characters that could disturb where it is printed.
 pub(crate) fn bounded(text: &str) -> String {
     let mut short = String::with_capacity(text.len().min(ERROR_BYTES + 8));
     for c in text.chars() {
@@ -51,7 +51,7 @@ pub(crate) fn bounded(text: &str) -> String {
     short
 }
 
-/// A function of the application, or a task of ours, panicked.
+/// A function of the application, or a task of this crate, panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} panicked: {said}")]
 pub(crate) struct Panicked {

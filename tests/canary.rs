@@ -1,5 +1,5 @@
-//! A password that must not be seen: everything that is logged at TRACE, by us and by lapin, and
-//! every error and `Debug`.
+//! A password that must not be seen: everything that is logged at TRACE, by this crate and by
+//! lapin, and every error and `Debug`.
 
 #![allow(missing_docs, unreachable_pub, clippy::expect_used, clippy::unwrap_used, dead_code)]
 
@@ -93,8 +93,8 @@ async fn no_password_in_any_output() {
     let line = text.lines().find(|line| line.contains(CANARY)).unwrap_or_default();
     assert!(line.is_empty(), "{line}");
     // lapin shows every frame at TRACE, and so the answer of the log-in as a list of numbers. That
-    // is beyond us, and is documented as a reason to keep `lapin` above TRACE. Nothing else may
-    // show it.
+    // is beyond this crate, and is documented as a reason to keep `lapin` above TRACE. Nothing else
+    // may show it.
     let numbers = format!("{:?}", CANARY.as_bytes());
     let numbers = numbers.trim_matches(['[', ']']);
     let elsewhere =

@@ -2,7 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    fmt::Write,
+    fs,
+    path::Path,
+};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -76,6 +84,124 @@ fn every_outcome_reason_cause_and_state_is_in_the_reference() {
     }
 }
 
+/// The paragraphs and entries of a section of the reference, each on one line.
+fn section(title: &str) -> Vec<String> {
+    let page = read("src/guide/reference.md");
+    let (_, rest) = page.split_once(&format!("\n## {title}\n")).unwrap();
+    let entries = rest.split("\n## ").next().unwrap().split("\n- ");
+    entries.map(|entry| entry.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// The words in quotes that a pattern follows: `"scope" =>`, `("scope",`.
+fn keys(code: &str) -> BTreeSet<String> {
+    let quotes: Vec<&str> = code.split('"').collect();
+    let at = |n: usize| quotes.get(n).copied().unwrap_or_default();
+    let is_key =
+        |n: &usize| at(n + 1).starts_with(" =>") || at(n - 1).ends_with('(') && at(n + 1).starts_with(',');
+    (1..quotes.len()).step_by(2).filter(is_key).map(|n| at(n).to_owned()).collect()
+}
+
+/// The labels of what a macro is called with, `let`s that are named in it included.
+fn labels(before: &str, arguments: &str) -> BTreeSet<String> {
+    let mut labels = keys(arguments);
+    for name in arguments.split(|c: char| !(c.is_alphanumeric() || c == '_')) {
+        if let Some((earlier, value)) = before.rsplit_once(&format!("let {name} =")) {
+            labels.extend(self::labels(earlier, value.split_once(';').unwrap().0));
+        }
+    }
+    labels
+}
+
+#[test]
+fn every_metric_has_the_kind_and_the_labels_of_the_reference() {
+    let mut recorded = BTreeMap::new();
+    for file in ["src/publisher/metrics.rs", "src/consumer/telemetry.rs"] {
+        let code = code(file);
+        for kind in ["counter", "histogram"] {
+            for (at, _) in code.match_indices(&format!("{kind}!(\"")) {
+                let called = &code[at..];
+                let (name, arguments) = called.split_once('"').unwrap().1.split_once('"').unwrap();
+                let (arguments, _) = arguments.split_once(").").or(arguments.split_once(")\n")).unwrap();
+                recorded.insert(name.to_owned(), (kind, labels(&code[..at], arguments)));
+            }
+        }
+        // Gauges are recorded in a loop over their names.
+        for name in words(&code, "idempotent_") {
+            recorded.entry(name).or_insert(("gauge", BTreeSet::new()));
+        }
+    }
+    let mut said = BTreeMap::new();
+    let entries = section("Metrics");
+    for entry in &entries[1..] {
+        let (names, text) = entry.split_once(" (").unwrap();
+        let kind = ["counter", "histogram", "gauge"].into_iter().find(|kind| text.starts_with(kind)).unwrap();
+        let by = text.split_once("by `").map(|(_, by)| format!("`{by}")).unwrap_or_default();
+        let labels = quoted(by.split([':', ';', '.']).next().unwrap());
+        said.extend(quoted(names).into_iter().map(|name| (name, (kind, labels.clone()))));
+    }
+    assert_eq!(said, recorded);
+    assert!(recorded.values().any(|(_, labels)| labels.len() == 3), "{recorded:?}");
+    let (_, attempts) = entries[1].split_once("by `outcome`:").unwrap();
+    let outcomes = quoted(attempts.split('.').next().unwrap());
+    let counted = keys(
+        code("src/publisher/metrics.rs").split_once("let counters").unwrap().1.split_once("];").unwrap().0,
+    );
+    assert_eq!(outcomes, counted);
+}
+
+#[test]
+fn every_span_has_the_attributes_of_the_reference() {
+    let entries = section("Spans");
+    let of_both = quoted(&entries[0]);
+    let mut said: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in &entries[1..] {
+        let (name, attributes) = entry.split_once(',').unwrap();
+        let attributes = quoted(attributes).into_iter().chain(of_both.clone()).collect();
+        said.insert(name.trim_matches('`').to_owned(), attributes);
+    }
+    let mut opened = BTreeMap::new();
+    for file in ["src/publisher/telemetry.rs", "src/consumer/telemetry.rs"] {
+        let code = code(file);
+        for (at, _) in code.match_indices("_span!(") {
+            let (span, _) = code[at..].split_once("\n    )").unwrap();
+            let (name, fields) = span.split_once('"').unwrap().1.split_once('"').unwrap();
+            let fields = fields.lines().filter_map(|line| line.split_once(" = "));
+            let fields: BTreeSet<String> = fields.map(|(field, _)| field.trim().to_owned()).collect();
+            opened.insert(name.to_owned(), fields);
+        }
+    }
+    assert_eq!(opened.len(), 2, "{opened:?}");
+    assert_eq!(said, opened);
+}
+
+#[test]
+fn every_queue_that_is_declared_is_in_the_reference() {
+    let between = |code: &str, before: &str, after: &str| {
+        let (_, rest) = code.split_once(before).unwrap();
+        rest.split_once(after).unwrap().0.to_owned()
+    };
+    let delay = between(&code("src/amqp/deaths.rs"), "DELAY_SUFFIX: &str = \"", "\"");
+    let parking = between(&code("src/consumer/parking.rs"), "format!(\"{queue}", "\")");
+    let declared = [format!("<queue>{delay}<milliseconds>"), format!("<queue>{parking}")];
+    let said = section("Queues").iter().flat_map(|entry| quoted(entry)).collect::<Vec<_>>();
+    let said: BTreeSet<String> = said.into_iter().filter(|name| name.starts_with("<queue>")).collect();
+    assert_eq!(said, BTreeSet::from(declared));
+}
+
+#[test]
+fn every_outcome_is_in_the_picture() {
+    let (code, picture) = (code("src/idempotency/outcome.rs"), read("src/guide/pictures/outcomes.svg"));
+    let (_, names) = code.split_once("impl Outcome").unwrap();
+    let (names, _) = names.split_once("fn is_handled").unwrap();
+    let outcomes =
+        names.split("Self::").skip(1).filter_map(|arm| arm.split(|c: char| !c.is_alphanumeric()).next());
+    let outcomes: BTreeSet<&str> = outcomes.collect();
+    assert!(outcomes.len() >= 14, "{outcomes:?}");
+    for outcome in outcomes {
+        assert!(picture.contains(outcome), "outcomes.svg does not show {outcome}");
+    }
+}
+
 #[test]
 fn what_a_reader_meets_first_is_short() {
     let readme = read("README.md");
@@ -94,4 +220,34 @@ fn what_a_reader_meets_first_is_short() {
             assert!(line.chars().count() <= 100, "{file}:{}: {line}", number + 1);
         }
     }
+}
+
+const IN_A_LINK: AsciiSet =
+    NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'/').remove(b':').remove(b'=');
+
+/// rustdoc copies no files, so the guide's pictures are in its text; `UPDATE_PICTURES=1` puts them
+/// there.
+#[test]
+fn every_picture_is_embedded_as_it_is_drawn() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/pictures");
+    let drawn: BTreeSet<String> =
+        fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    let mut embedded = String::new();
+    for name in drawn.iter().filter_map(|file| file.strip_suffix(".svg")) {
+        let picture = read(&format!("src/guide/pictures/{name}.svg"));
+        assert!(picture.contains("aria-label="), "{name}.svg does not say what it shows");
+        let link = utf8_percent_encode(&picture, &IN_A_LINK);
+        writeln!(embedded, "[{name}]: data:image/svg+xml,{link}").unwrap();
+        let pages = ["how_it_works", "failures"].map(|page| read(&format!("src/guide/{page}.md")));
+        let shown = pages.iter().any(|page| {
+            page.contains(&format!("][{name}]")) && page.contains(&format!("\n[{name}]: pictures/{name}.svg"))
+        });
+        assert!(shown, "no page shows {name}.svg");
+    }
+    assert!(embedded.lines().count() >= 5, "{drawn:?}");
+    if env::var_os("UPDATE_PICTURES").is_some() {
+        fs::write(folder.join("embedded.md"), &embedded).unwrap();
+    }
+    let current = read("src/guide/pictures/embedded.md") == embedded;
+    assert!(current, "run it with UPDATE_PICTURES=1, and commit src/guide/pictures/embedded.md");
 }

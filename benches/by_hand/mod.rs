@@ -57,7 +57,7 @@ async fn subscribe(amqp: &str, queue: &str, prefetch: u16) -> (Connection, lapin
     (connection, channel, consumer)
 }
 
-/// The fastest way to consume with lapin that we know; acks every 256, and no effect at all.
+/// The fastest known way to consume with lapin; acks every 256, and no effect at all.
 pub(crate) async fn raw(amqp: &str, queue: &str, messages: usize) -> Duration {
     let started = Instant::now();
     let (_connection, channel, mut consumer) = subscribe(amqp, queue, 4096).await;

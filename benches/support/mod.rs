@@ -127,7 +127,7 @@ impl Bench {
         assert!(output.status.success(), "{case} failed");
         let sample: Sample = serde_json::from_slice(&output.stdout).expect("a sample");
         eprintln!(
-            "{queue:>8} {case:<40} {:>9.0} msg/s, us a message: client {:>6.1}, broker {:>6.1}, store {:>6.1}",
+            "{queue:>8} {case:<40} {:>9.0} msg/s, µs a message: client {:>6.1}, broker {:>6.1}, store {:>6.1}",
             sample.per_second, sample.cpu_us, sample.broker_us, sample.store_us
         );
         let key = (queue.to_owned(), case.to_owned());
@@ -167,7 +167,7 @@ impl Bench {
     /// rounds.
     pub(crate) fn report(&self, name: &str, reference: impl Fn(&str) -> &'static str) {
         println!(
-            "| queue | case | msg/s | of raw | CPU us a message | peak RSS MB |\n|---|---|---|---|---|---|"
+            "| queue | case | msg/s | of raw | CPU µs a message | peak RSS MB |\n|---|---|---|---|---|---|"
         );
         let mut cases = Vec::new();
         for ((queue, case), samples) in &self.samples {

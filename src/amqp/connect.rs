@@ -67,7 +67,7 @@ impl ConnectOptions {
         })
     }
 
-    /// The largest frame that every endpoint takes, as far as we know.
+    /// The largest frame that every endpoint takes, as far as is known.
     pub(crate) fn smallest_frame(&self) -> usize {
         let own = |endpoint: &Endpoint| endpoint.amqp_uri().query.frame_max.unwrap_or(self.frame_max);
         self.endpoints.iter().map(own).min().unwrap_or(self.frame_max) as usize
@@ -178,8 +178,8 @@ impl ConnectOptions {
     }
 }
 
-/// A connection of lapin whose socket is ours. Dropped or closed, it is gone a few seconds later,
-/// whatever the peer does.
+/// A connection of lapin over this crate's socket. Dropped or closed, it is gone a few seconds
+/// later, whatever the peer does.
 pub(crate) struct Connection {
     lapin: lapin::Connection,
     socket: Option<Socket>,

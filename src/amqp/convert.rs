@@ -18,9 +18,9 @@ pub(super) const PERSISTENT: u8 = 2;
 
 /// The properties of attempt number `attempt` of a message.
 ///
-/// A first attempt carries no header of ours, and no timestamp if its ID holds the time. Every few
-/// bytes of properties cost the broker throughput: it parses them, and above 64 bytes its runtime
-/// keeps them outside of the message's process.
+/// A first attempt carries no header of this crate, and no timestamp if its ID holds the time.
+/// Every few bytes of properties cost the broker throughput: it parses them, and above 64 bytes its
+/// runtime keeps them outside of the message's process.
 pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicProperties, ShortStringError> {
     let message = &stamped.message;
     let mut headers = FieldTable::default();
@@ -66,7 +66,7 @@ pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicPropert
     Ok(if headers.inner().is_empty() { properties } else { properties.with_headers(headers) })
 }
 
-/// The attempt that a copy of one of our messages was sent in; 0 if its header makes no sense.
+/// The attempt that a copy of a message was sent in; 0 if its header makes no sense.
 pub(crate) fn attempt(properties: &BasicProperties) -> u32 {
     match properties.headers().as_ref().and_then(|headers| headers.inner().get(reserved::ATTEMPT)) {
         None => 1,

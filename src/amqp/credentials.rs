@@ -1,4 +1,4 @@
-//! Who we are to the broker.
+//! The user name and password, and where they come from.
 
 use std::{env, fmt, future::Future, sync::Arc};
 
@@ -78,7 +78,7 @@ impl CredentialSource {
             Self::Uri => Ok(None),
             Self::Fixed(credentials) => Ok(Some(credentials.clone())),
             Self::Provider(provide) => {
-                // Called in there, too: a panic must not end who connects.
+                // Called in there, too: a panic must not end the task that connects.
                 let provided = caught("the credentials provider", async { provide().await }).await;
                 let provided = provided.unwrap_or_else(|panicked| Err(panicked.into()));
                 let readable = |error| readable("the error of the credentials provider", error);

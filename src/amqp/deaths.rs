@@ -33,7 +33,8 @@ pub(crate) fn last_death(properties: &BasicProperties) -> Option<Death> {
 ///
 /// RabbitMQ drops a message that comes to a queue in whose name it was dead-lettered before, unless
 /// somebody rejected it in between (its documentation, "Dead Letter Exchanges"): a delay queue
-/// would lose a message that had expired in `queue` once. And ours would only grow.
+/// would lose a message that had expired in `queue` once. And the record of this crate's delays
+/// would only grow.
 pub(super) fn deaths_elsewhere(deaths: &AMQPValue, queue: &str) -> Option<AMQPValue> {
     let AMQPValue::FieldArray(deaths) = deaths else { return None };
     let others = deaths.as_slice().iter().filter(|death| match death {

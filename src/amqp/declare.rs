@@ -21,8 +21,8 @@ pub(crate) const UNLIMITED: i64 = i32::MAX as i64;
 /// Declares a quorum queue for messages that must not be lost, unless there is a queue of that
 /// name, of whatever kind.
 ///
-/// It outlives the loss of a node, and has no delivery limit: who looks at its messages and gives
-/// them back must not use them up.
+/// It outlives the loss of a node, and has no delivery limit: a reader that looks at its messages
+/// and gives them back must not use them up.
 pub(crate) async fn ensure_queue(
     connection: &Connection,
     limit: Duration,

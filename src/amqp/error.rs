@@ -78,7 +78,7 @@ pub enum ConnectErrorKind {
     /// A setting cannot work, such as a time limit of zero, or more channels than the broker
     /// allows. The source names it.
     Setting,
-    /// The credentials could not be had: a variable is not set, or their provider failed.
+    /// The credentials were not available: a variable is not set, or their provider failed.
     Credentials,
     /// A certificate or key is not usable, or the TLS handshake failed.
     Tls,

@@ -1,5 +1,5 @@
 //! Copies that fit into a frame: all properties of a message travel in one (AMQP 0-9-1, section
-//! 4.2.6.1), and ours come on top of its own.
+//! 4.2.6.1), and those of this crate come on top of its own.
 
 use lapin::{
     BasicProperties,

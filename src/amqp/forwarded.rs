@@ -1,4 +1,5 @@
-//! The properties of deliveries that we pass on: to a delay queue, to parking, and back from there.
+//! The properties of deliveries that are passed on: to a delay queue, to parking, and back from
+//! there.
 //!
 //! A copy has the original's ID, body, properties and headers, but for what would make it vanish,
 //! be refused or multiply.
@@ -160,7 +161,7 @@ impl Kept {
         self.text(reserved::ORIGINAL_ROUTING_KEY, routing_key);
     }
 
-    /// Said once, by whoever passes it on first.
+    /// Said once, by the consumer that passes it on first.
     fn first_seen(&mut self, now: SystemTime) {
         if !self.0.contains_key(reserved::FIRST_SEEN) {
             self.set(reserved::FIRST_SEEN, AMQPValue::Timestamp(seconds(now)));

@@ -1,4 +1,6 @@
-//! What this crate and lapin have in common: connections, and what travels over them.
+//! Connecting: [`Credentials`], TLS, and what a [`ConnectError`] says.
+//!
+//! Publisher and consumer take the same URIs and the same settings. Each has its own connection.
 
 mod connect;
 mod convert;

@@ -5,8 +5,8 @@ use lapin::{BasicProperties, message::Delivery, types::FieldTable};
 use super::values::header_value;
 use crate::message::reserved;
 
-/// The exchange and routing key that a message had before we passed it on to the queue that it
-/// comes from.
+/// The exchange and routing key that a message had before a consumer passed it on to the queue
+/// that it comes from.
 pub(super) fn original_route(delivery: &Delivery) -> Option<(String, String)> {
     let properties = &delivery.properties;
     let route = || {
@@ -16,7 +16,7 @@ pub(super) fn original_route(delivery: &Delivery) -> Option<(String, String)> {
     if is_ours(delivery) { route() } else { None }
 }
 
-/// Whether it was passed on by a consumer of its queue: we publish to the queue by its name, as
+/// Whether it was passed on by a consumer of its queue: that publishes to the queue by its name, as
 /// does a delay queue.
 fn is_ours(delivery: &Delivery) -> bool {
     delivery.exchange.as_str().is_empty()

@@ -3,7 +3,8 @@
 /// Setters of a builder whose field `connect` is a `Result<ConnectOptions, InvalidUri>`.
 macro_rules! connection_settings {
     () => {
-        /// The user name and password, when they are not in the URI; one of the two places only.
+        /// Sets the user name and password, when they are not in the URI; one of the two places
+        /// only. Default: those of the URI.
         pub fn credentials(mut self, credentials: $crate::amqp::Credentials) -> Self {
             if let Ok(connect) = &mut self.connect {
                 connect.credentials = $crate::amqp::CredentialSource::Fixed(credentials);
@@ -28,7 +29,8 @@ macro_rules! connection_settings {
             self
         }
 
-        /// Certificates for `amqps://`. Default: the system's authorities, no client certificate.
+        /// Sets the certificates for `amqps://`. Default: the system's authorities, no client
+        /// certificate.
         #[cfg(feature = "tls")]
         #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
         pub fn tls(mut self, options: $crate::amqp::TlsOptions) -> Self {
@@ -38,8 +40,8 @@ macro_rules! connection_settings {
             self
         }
 
-        /// How long connecting to one node, and each step of setting a channel up, may take.
-        /// Default 10 seconds; more than zero.
+        /// Sets how long connecting to one node, and each step of setting a channel up, may take;
+        /// more than zero. Default: 10 seconds.
         pub fn connect_timeout(mut self, limit: ::std::time::Duration) -> Self {
             if let Ok(connect) = &mut self.connect {
                 connect.timeout = limit;
@@ -47,8 +49,8 @@ macro_rules! connection_settings {
             self
         }
 
-        /// The name that the broker's management shows for the connection. Default: the publisher's
-        /// `app_id`, the consumer's scope.
+        /// Sets the name that the broker's management shows for the connection. Default: the
+        /// publisher's `app_id`, the consumer's scope.
         pub fn connection_name(mut self, name: impl Into<String>) -> Self {
             if let Ok(connect) = &mut self.connect {
                 connect.name = Some(name.into());

@@ -96,7 +96,7 @@ impl Socket {
         let _ = self.0.state.subscribe().wait_for(|state| *state == State::Ended).await;
     }
 
-    /// Ends it: whoever reads or writes there, or still connects, has an error at once.
+    /// Ends it: a task that reads or writes there, or still connects, has an error at once.
     pub(super) fn cut(&self) {
         self.0.state.send_if_modified(|state| match state {
             State::InUse => {

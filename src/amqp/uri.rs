@@ -1,4 +1,4 @@
-//! AMQP URIs, parsed with checks of our own.
+//! AMQP URIs, parsed with more checks than lapin makes.
 //!
 //! lapin's parser takes an IPv6 host for `localhost`, ignores query keys that it does not know, and
 //! prints the password in some errors. A setting that looks as if it worked is worse than an error,

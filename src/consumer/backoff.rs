@@ -78,7 +78,7 @@ impl StoreHealth {
         }
     }
 
-    /// Whether it is away, as far as we know.
+    /// Whether it is away, as far as the consumer knows.
     pub(super) fn is_away(&self) -> bool {
         self.until.is_some()
     }

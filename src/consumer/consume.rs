@@ -23,12 +23,12 @@ use crate::{
 ///
 /// # Order
 ///
-/// With one of the `workers`, messages are handled in the order in which the broker delivers them,
-/// in one subscription. A failed message is overtaken by those behind it, and after a lost
+/// With `workers(1)`, the default, messages are handled in the order in which the broker delivers
+/// them, in one subscription. A failed message is overtaken by those behind it, and after a lost
 /// connection the broker delivers again what was not acked, possibly to another consumer. What is
 /// published anew for the broker's limits ([`delivery_limit`](ConsumerBuilder::delivery_limit),
-/// [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. Who needs
-/// an order must find it in the messages: a sequence number that the handler compares.
+/// [`consumer_timeout`](ConsumerBuilder::consumer_timeout)) goes to the end of the queue. What must
+/// be in order needs a sequence number that the handler compares.
 ///
 /// # Several consumers
 ///
@@ -37,6 +37,28 @@ use crate::{
 /// and changes over when that one goes; it may still be finishing a message then, which the guard
 /// keeps from taking effect twice. See also [`exclusive`](ConsumerBuilder::exclusive) and
 /// [`priority`](ConsumerBuilder::priority).
+///
+/// ```no_run
+/// use lapin_idempotent::{IdempotentConsumer, Lease, MemoryStore, handler_fn};
+///
+/// # async fn example() -> Result<(), lapin_idempotent::BoxError> {
+/// let store = MemoryStore::new(100_000);
+/// let consumer = IdempotentConsumer::builder("amqp://localhost", "debits", store)
+///     .scope("ledger")
+///     .build()?;
+/// let monitor = consumer.monitor(); // for a health probe: `monitor.status().is_ready()`
+/// # let _ = monitor;
+/// let handler = handler_fn(|message, _: &mut Lease| {
+///     Box::pin(async move {
+///         println!("{}", message.text()?);
+///         Ok(())
+///     })
+/// });
+/// let ctrl_c = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+/// consumer.run_until(handler, ctrl_c).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is consumed before `run_until` is awaited"]
 pub struct IdempotentConsumer<S: IdempotencyStore> {
     pub(super) guard: Guard<S>,
@@ -99,6 +121,20 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     /// It reacts to `shutdown` at any time: also while it connects for the first time or again, or
     /// waits for a store that is away or hangs. It returns at the latest 5 s after
     /// [`drain_timeout`](ConsumerBuilder::drain_timeout).
+    ///
+    /// ```no_run
+    /// # use lapin_idempotent::{ConsumeError, IdempotentConsumer, IdempotentHandler, MemoryStore};
+    /// # async fn example<H: IdempotentHandler<MemoryStore> + 'static>(
+    /// #     consumer: IdempotentConsumer<MemoryStore>, handler: H,
+    /// # ) -> Result<(), ConsumeError> {
+    /// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    /// let stopped = async { stopped.await.unwrap_or_default() };
+    /// let running = tokio::spawn(consumer.run_until(handler, stopped));
+    /// // Later, when the service ends:
+    /// drop(stop);
+    /// running.await.expect("the consumer's task does not panic")
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

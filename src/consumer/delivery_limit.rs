@@ -5,7 +5,7 @@
 //! delivered on it, so the count says little about the message itself. Two things follow:
 //!
 //! - What comes near the limit is published anew, with a confirm, and acked: the copy is counted
-//!   from nought, and the broker never decides.
+//!   from 0, and the broker never decides.
 //! - What comes back again and again although this process lost no connection may be what ends its
 //!   consumers. It is published anew with a mark, and handled with nothing else in hand. What is
 //!   taken back often after that is parked.

@@ -27,7 +27,7 @@ pub enum ConsumeErrorKind {
     Connect,
     /// The store is unusable: it says what is missing.
     Store,
-    /// The broker refused to let us consume: no such queue, or no permission.
+    /// The broker refused the subscription: no such queue, or no permission.
     Refused,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for ConsumeErrorKind {
             Self::Invalid => "invalid configuration of the consumer",
             Self::Connect => "cannot connect to the broker",
             Self::Store => "unusable store",
-            Self::Refused => "the broker refused to let us consume",
+            Self::Refused => "the broker refused the subscription",
         })
     }
 }

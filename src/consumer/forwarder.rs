@@ -55,8 +55,8 @@ pub(crate) struct Forwarder {
 pub(crate) struct ForwardedCopy {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
-    /// Headers of ours that it must not go without. The others are left out where they do not fit
-    /// into a frame.
+    /// Headers of this crate that it must not go without. The others are left out where they do not
+    /// fit into a frame.
     pub(crate) needed: &'static [&'static str],
     /// How many bytes of headers it gets on its way.
     pub(crate) growth: usize,
@@ -68,7 +68,7 @@ impl ForwardedCopy {
     }
 }
 
-/// What is known of the queues that we declare.
+/// What is known of the queues that the consumer declares.
 #[derive(Debug, Default)]
 struct Queues {
     declared: BTreeSet<String>,

@@ -27,7 +27,7 @@
 //!         .scope("ledger")
 //!         .run_until(Debit, stopped)
 //! };
-//! tokio::try_join!(consume("debits.eu"), consume("debits.us"))?;
+//! tokio::try_join!(consume("debits.eu"), consume("debits.uk"))?;
 //! # Ok(())
 //! # }
 //! ```
@@ -56,6 +56,7 @@ mod pending;
 mod prefetch;
 mod retention;
 mod run;
+mod settings;
 mod settlement;
 mod settler;
 mod status;

@@ -92,6 +92,14 @@ const LONGEST_HOLD: Duration = Duration::from_secs(10);
 
 /// What an outcome means for its delivery. Pure: no outcome but a committed effect leads to a plain
 /// ack (I1).
+///
+/// ```
+/// use lapin_idempotent::{Outcome, consumer::{ParkReason, Settlement, settle}};
+///
+/// assert_eq!(settle(&Outcome::Processed), Settlement::Ack);
+/// assert_eq!(settle(&Outcome::MissingId), Settlement::Park(ParkReason::MissingId));
+/// assert!(matches!(settle(&Outcome::LeaseLost), Settlement::Hold { .. }));
+/// ```
 pub fn settle(outcome: &Outcome) -> Settlement {
     match outcome {
         Outcome::Processed | Outcome::Duplicate(_) => Settlement::Ack,

@@ -40,8 +40,8 @@ impl ConsumerStatus {
         self.state == ConsumerState::Consuming
     }
 
-    /// Live: it works, or will by itself. Not live is a consumer that has ended, and one that fails
-    /// again and again without getting anything done.
+    /// Live: it works, or will by itself. A consumer is not live when it has ended, and when it
+    /// fails again and again without getting anything done.
     pub fn is_live(&self) -> bool {
         !matches!(self.state, ConsumerState::Failing | ConsumerState::Stopped)
     }

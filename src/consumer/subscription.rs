@@ -67,7 +67,7 @@ impl Subscription {
     }
 
     /// Subscribes anew with another prefetch count, on the same channel: what is unsettled stays
-    /// ours. Gives what came meanwhile.
+    /// with this consumer. Gives what came meanwhile.
     pub(crate) async fn resubscribe(
         &mut self,
         options: &Options,

@@ -118,14 +118,15 @@ impl Unpark {
         self
     }
 
-    /// The delivery limit of the parking queue. Default 20, as quorum queues have it since RabbitMQ
-    /// 4.0 unless they say otherwise; those that this crate declares have none. `None` for a queue
-    /// without one.
+    /// States the delivery limit of the parking queue; `None` for a queue without one, as those
+    /// that this crate declares.
     ///
     /// A message that was looked at and stays parked is given back, which the broker counts (up to
     /// RabbitMQ 4.2). Before the limit is reached such a message is published anew to the parking
     /// queue, with a confirm, and acked: looking never uses it up, however often. It goes to the
     /// end of the queue then.
+    ///
+    /// Default: 20, as quorum queues have it since RabbitMQ 4.0 unless they say otherwise.
     pub fn delivery_limit(mut self, limit: impl Into<Option<u32>>) -> Self {
         self.delivery_limit = limit.into();
         self
@@ -239,7 +240,7 @@ impl Unpark {
     }
 
     /// Publishes a message that stays parked anew to its queue, so that the broker counts its
-    /// deliveries from nought.
+    /// deliveries from 0.
     async fn renew(&self, delivery: &Delivery, onward: &Forwarder) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
         match onward.publish("", &self.parking, &ForwardedCopy::new(copy, delivery.data.clone().into())).await

@@ -9,8 +9,13 @@
 //! 7. [`reference`](mod@reference): headers, queues, metrics, spans, outcomes
 //! 8. [`own_loop_and_store`]: the guard in a loop of your own, and a store of your own
 
+// The first definition of a link counts. Here it is one of these: rustdoc copies no files, so they
+// hold the pictures. Where a page is read as a file it is the page's own, which names a file.
 macro_rules! page {
     ($name:ident, $file:literal) => {
+        #[doc = include_str!("pictures/embedded.md")]
+        #[doc = "[failures]: crate::guide::failures"]
+        #[doc = "[`idempotency`]: crate::idempotency"]
         #[doc = include_str!($file)]
         pub mod $name {}
     };

@@ -29,7 +29,7 @@ impl ClaimRequest {
 #[non_exhaustive]
 #[must_use = "a claim that is not acted on loses a message or doubles its effect"]
 pub enum Claim {
-    /// The identity is new, and ours until the session ends.
+    /// The identity is new, and claimed until the session ends.
     Acquired,
     /// The identity was completed before.
     #[non_exhaustive]

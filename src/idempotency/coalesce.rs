@@ -1,7 +1,7 @@
 //! Claims and completions of messages that are handled beside each other, in common round trips.
 //!
-//! Who asks at the same moment is answered together. Nobody waits for others to ask, nor for their
-//! handlers: each message is still claimed, handled and completed by itself.
+//! What is asked at the same moment is answered together. Nobody waits for others to ask, nor for
+//! their handlers: each message is still claimed, handled and completed by itself.
 
 use std::{convert::Infallible, fmt, future::Future, mem::take, sync::Mutex};
 
@@ -88,7 +88,7 @@ fn parts<Q, A>(asked: Asked<Q, A>) -> impl Iterator<Item = (Vec<Q>, Vec<oneshot:
 
 async fn send<A>(to: Vec<oneshot::Sender<A>>, answers: impl Future<Output = Vec<A>>) {
     for (to, answer) in to.into_iter().zip(answers.await) {
-        // Who does not wait any more has given the message up: its lease runs out.
+        // A caller that does not wait any more has given the message up: its lease runs out.
         let _ = to.send(answer);
     }
 }

@@ -37,6 +37,28 @@ const CONFLICTS: u32 = 5;
 ///
 /// The consumer of this crate runs one; use it directly in a consume loop of your own:
 /// [`process`](Self::process) says what became of a delivery, and `settle` what to do with it.
+///
+/// ```
+/// use lapin_idempotent::{Guard, IncomingMessage, Lease, MemoryStore, Scope, handler_fn};
+/// use lapin_idempotent::consumer::{Settlement, settle};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let guard = Guard::new(MemoryStore::new(100), Scope::new("ledger")?);
+/// let handler = handler_fn(|message, _: &mut Lease| {
+///     Box::pin(async move {
+///         println!("{}", message.text()?); // runs once
+///         Ok(())
+///     })
+/// });
+/// let delivery = IncomingMessage::new("500").with_message_id("debit/order-42");
+/// for copy in [delivery.clone(), delivery] {
+///     let outcome = guard.process(&copy, &handler).await;
+///     assert_eq!(settle(&outcome), Settlement::Ack); // processed, then a duplicate
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Guard<S: IdempotencyStore> {
     pub(super) store: S,
@@ -71,30 +93,31 @@ impl<S: IdempotencyStore> Guard<S> {
         }
     }
 
-    /// Which data of a message is its identity. Default: the message ID.
+    /// Sets which data of a message is its identity. Default: the message ID.
     #[must_use]
     pub fn key(mut self, key: KeySource) -> Self {
         self.key = key;
         self
     }
 
-    /// What happens to a message without an ID. Default: it is not handled.
+    /// Sets what happens to a message without an ID. Default: it is not handled.
     #[must_use]
     pub fn missing_id(mut self, policy: MissingIdPolicy) -> Self {
         self.missing_id = policy;
         self
     }
 
-    /// What happens to a message whose ID took effect with another body. Default: it is not acked
-    /// as handled.
+    /// Sets what happens to a message whose ID took effect with another body. Default: it is not
+    /// acked as handled.
     #[must_use]
     pub fn fingerprint_mismatch(mut self, policy: MismatchPolicy) -> Self {
         self.mismatch = policy;
         self
     }
 
-    /// How often a failed message is tried again at once, each time in a session of its own, before
-    /// its outcome is [`Outcome::Retry`]. Default 0. Not done for a handler that asked for a delay.
+    /// Sets how often a failed message is tried again at once, each time in a session of its own,
+    /// before its outcome is [`Outcome::Retry`]. Not done for a handler that asked for a delay.
+    /// Default: 0.
     #[must_use]
     pub fn immediate_retries(mut self, retries: u32) -> Self {
         self.immediate_retries = retries;
@@ -108,9 +131,9 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
-    /// For how long the store remembers an ID: the retention that it is purged with. A message that
-    /// is older, by the time in its ID or its timestamp, cannot be judged by a missing record;
-    /// `policy` says what happens to it. Not set by default: every ID is then taken to be
+    /// States for how long the store remembers an ID: the retention that it is purged with. A
+    /// message that is older, by the time in its ID or its timestamp, cannot be judged by a missing
+    /// record; `policy` says what happens to it. Not set by default: every ID is then taken to be
     /// remembered.
     #[must_use]
     pub fn retention(mut self, retention: Duration, policy: StalePolicy) -> Self {
@@ -118,8 +141,8 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
-    /// The longest that a handler may take for one message; then it is dropped, and the message
-    /// counts as failed. A batch has as many times that. Not set by default.
+    /// Sets the longest that a handler may take for one message; then it is dropped, and the
+    /// message counts as failed. A batch has as many times that. Not set by default.
     #[must_use]
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);

@@ -21,6 +21,20 @@ use crate::{
 ///
 /// The future is dropped when a lease is lost. The session is then released, and the message comes
 /// again.
+///
+/// ```
+/// use lapin_idempotent::{HandlerResult, IdempotentHandler, IncomingMessage, Lease, MemoryStore};
+///
+/// struct Notify;
+///
+/// impl IdempotentHandler<MemoryStore> for Notify {
+///     async fn handle(&self, message: &IncomingMessage, _: &mut Lease) -> HandlerResult {
+///         let email: String = message.json()?; // not decodable: parked
+///         println!("to {email}"); // any other error is tried again
+///         Ok(())
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not handle messages with the sessions of `{S}`",
     note = "implement `IdempotentHandler<{S}>`, whose `handle` takes `&IncomingMessage` and `&mut <{S} as IdempotencyStore>::Session`"

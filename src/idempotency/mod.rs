@@ -1,17 +1,13 @@
-//! The protocol: claim, handle, complete or release. No AMQP here, and no SQL.
+//! Deciding: whether a delivery is new, and what became of it. What a service implements
+//! ([`IdempotentHandler`]), and what a store does ([`IdempotencyStore`]).
 //!
-//! ```text
-//!             claim                    handle                 complete
-//! delivery ──────────► acquired ─────────────────► done ─────────────────► Processed      ack
-//!             │                       │                    │
-//!             │ completed             │ retry, panic       │ lease lost ──► LeaseLost      nack
-//!             ▼                       │ reject             │
-//!         Duplicate  ack              ▼                    └ outcome unknown ► Unavailable  nack
-//!             │                    release
-//!             │ other body            │
-//!             ▼                       ├──► Retry    delivered again
-//!         Mismatch   park             └──► Reject   parked
-//! ```
+//! [`Guard`] decides about a delivery, and says what it found by an [`Outcome`]:
+//!
+//! ![A delivery is read, its ID is claimed, the handler runs, the transaction commits; each step
+//! has its outcomes, and each outcome leads to one of four ends: acked, held, delayed,
+//! parked.][outcomes]
+#![doc = ""]
+#![doc = include_str!("../guide/pictures/embedded.md")]
 //!
 //! A *store* remembers identities, which are (scope, message ID), and opens a *session* around the
 //! handler: a SQL transaction, or a lease. What the handler writes through a SQL session is

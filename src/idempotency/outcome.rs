@@ -10,6 +10,19 @@ use crate::{
 
 /// What became of one delivery. `consumer::settle` says what to do with it: ack it, hold it, try it
 /// again later, or park it.
+///
+/// ```
+/// # use lapin_idempotent::Outcome;
+/// fn told(outcome: &Outcome) -> String {
+///     match outcome {
+///         Outcome::Processed => "took effect".into(),
+///         Outcome::Duplicate(duplicate) => format!("had taken effect: {:?}", duplicate.cause),
+///         Outcome::Retry { error, .. } | Outcome::Reject { error } => format!("failed: {error}"),
+///         other => other.name().into(),
+///     }
+/// }
+/// assert_eq!(told(&Outcome::MissingId), "missing_id");
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 #[must_use = "an outcome that is not settled leaves its delivery unacknowledged"]
@@ -155,7 +168,7 @@ impl Duplicate {
 /// Why a copy of a handled message was delivered.
 ///
 /// Told from the delivery itself, as far as it shows: the broker's `redelivered` flag first, then
-/// the headers of our consumer and our publisher. It explains duplicates; it never decides whether
+/// the headers of the consumer and the publisher. It explains duplicates; it never decides whether
 /// something is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -16,6 +16,20 @@ use crate::error::Chain;
 ///
 /// Several processes may sweep one store: each batch is a short transaction. Every pause is varied
 /// by a fifth, so that they do not meet each time.
+///
+/// ```
+/// use std::time::Duration;
+/// use lapin_idempotent::{MemoryStore, idempotency::Sweeper};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// const DAY: Duration = Duration::from_secs(86_400);
+/// let store = MemoryStore::new(100_000);
+/// let sweeper = Sweeper::new(store.clone(), 30 * DAY).every(Duration::from_secs(60)).spawn();
+/// // A consumer works on `store`, until the service ends:
+/// sweeper.stop().await;
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a sweeper does nothing until it runs"]
 pub struct Sweeper<S> {
@@ -32,13 +46,13 @@ impl<S: IdempotencyStore> Sweeper<S> {
         Self { store, retention, every: Duration::from_secs(300), batch: 1000 }
     }
 
-    /// The pause between two sweeps. Default: five minutes.
+    /// Sets the pause between two sweeps. Default: five minutes.
     pub fn every(mut self, pause: Duration) -> Self {
         self.every = pause;
         self
     }
 
-    /// How many are forgotten in one transaction, at least one. Default: 1,000.
+    /// Sets how many are forgotten in one transaction, at least one. Default: 1,000.
     pub fn batch(mut self, limit: u32) -> Self {
         self.batch = limit.max(1);
         self

@@ -68,7 +68,7 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::LeaseLost`] if the claim was not ours any more;
+    /// [`StoreErrorKind::LeaseLost`] if the claim was not held any more;
     /// [`StoreErrorKind::RolledBack`] and [`StoreErrorKind::Conflict`] if nothing was made durable,
     /// for certain; with any other kind the outcome is unknown.
     fn complete(&self, session: Self::Session) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -147,6 +147,20 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 }
 
 /// Looks into a store, and takes one identity out of it: for operators and their tools.
+///
+/// ```
+/// use lapin_idempotent::{MemoryStore, MessageId, Scope, idempotency::Inspect};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let store = MemoryStore::new(100);
+/// let (scope, id) = (Scope::new("ledger")?, MessageId::new("debit/order-42")?);
+/// if store.find(&scope, &id).await?.is_some() {
+///     store.forget(&scope, &id).await?; // it takes effect once more when it comes again
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub trait Inspect: IdempotencyStore {
     /// What is remembered of an identity; `None` if nothing, so that a claim would be acquired.
     ///
@@ -262,7 +276,7 @@ pub struct StoreError {
 pub enum StoreErrorKind {
     /// It cannot be reached, or answered with an error that may pass.
     Unavailable,
-    /// A rival held the identity, or a lock, for longer than we wait.
+    /// A rival held the identity, or a lock, for longer than the claim waits.
     Busy,
     /// A bounded store has no room for another identity; it refuses rather than forget.
     Full,
@@ -270,7 +284,7 @@ pub enum StoreErrorKind {
     /// the table, an encoding without one of its characters, a column that is too short. Nothing
     /// was claimed.
     Refused,
-    /// The claim was not ours any more.
+    /// The claim was not held any more.
     LeaseLost,
     /// A rival's transaction stood in the way (a deadlock, a serialization failure). Nothing was
     /// committed; the same work may succeed.

@@ -1,4 +1,4 @@
-//! Message headers, and the names that are ours.
+//! Message headers, and the names that this crate reserves.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -52,7 +52,7 @@ pub(crate) mod reserved {
     pub(crate) const ORIGINAL_ROUTING_KEY: &str = "x-idempotency-original-routing-key";
     /// Its property `expiration`, which a parked message must not have.
     pub(crate) const ORIGINAL_EXPIRATION: &str = "x-idempotency-original-expiration";
-    /// Its property `user_id`, which the broker would check against us.
+    /// Its property `user_id`, which the broker would check against the consumer's.
     pub(crate) const ORIGINAL_USER_ID: &str = "x-idempotency-original-user-id";
     /// Its header `CC`, which would route copies of the parked message.
     pub(crate) const ORIGINAL_CC: &str = "x-idempotency-original-cc";
@@ -62,7 +62,7 @@ pub(crate) mod reserved {
     /// The same from RabbitMQ 4.3 on, for all deliveries.
     pub(crate) const ACQUIRED_COUNT: &str = "x-acquired-count";
 
-    /// Whether a name is ours; case does not matter, so that no look-alike gets through.
+    /// Whether a name is reserved; case does not matter, so that no look-alike gets through.
     pub(crate) fn is_reserved(name: &str) -> bool {
         name.as_bytes().get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX.as_bytes()))
     }

@@ -25,6 +25,18 @@ pub(super) const SHORT_STRING_BYTES: usize = 255;
 ///
 /// Identity is exact. Two IDs are the same only if all their bytes are: case, trailing spaces and
 /// Unicode normalization count. Cloning is cheap.
+///
+/// ```
+/// use lapin_idempotent::MessageId;
+///
+/// # fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let debit = MessageId::new("debit/order-42")?;
+/// // Of a message that follows from it: the same at every run.
+/// assert_eq!(debit.derive("receipt"), debit.derive("receipt"));
+/// assert!(MessageId::new("").is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MessageId(Arc<str>);
@@ -109,9 +121,9 @@ impl MessageId {
 
     /// When the ID was made, if it is a UUIDv7 or has the form of a ULID.
     ///
-    /// By the clock of whoever made it, to the millisecond. Any 26 characters of Crockford's
-    /// alphabet have the form of a ULID if the first is at most `7`, so treat the answer as a
-    /// claim, not as a proof.
+    /// By the clock of the process that made it, to the millisecond. Any 26 characters of
+    /// Crockford's alphabet have the form of a ULID if the first is at most `7`, so treat the
+    /// answer as a claim, not as a proof.
     pub fn time(&self) -> Option<SystemTime> {
         let text = self.as_str();
         let millis = match text.len() {

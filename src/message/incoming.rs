@@ -20,6 +20,18 @@ use super::{
 /// A delivered message, read-only. It cannot be acked: settling is the consumer's.
 ///
 /// `Debug` shows neither the body nor header values.
+///
+/// ```
+/// use lapin_idempotent::IncomingMessage;
+///
+/// # fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// // As a consumer would hand it over; to try a handler.
+/// let message = IncomingMessage::new(r#"["A", 500]"#).with_message_id("debit/order-42");
+/// let (account, amount): (String, i64) = message.json()?;
+/// assert_eq!((account.as_str(), amount), ("A", 500));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct IncomingMessage {
     pub(crate) body: Bytes,
@@ -225,13 +237,13 @@ impl IncomingMessage {
         Fingerprint::of(&self.body)
     }
 
-    /// The exchange that it was published to; by our own header, where the consumer delayed it or
-    /// it was put back after parking.
+    /// The exchange that it was published to; by this crate's header, where the consumer
+    /// delayed it or it was put back after parking.
     pub fn exchange(&self) -> &str {
         &self.exchange
     }
 
-    /// Its routing key; by our own header, as for [`exchange`](Self::exchange).
+    /// Its routing key; by this crate's header, as for [`exchange`](Self::exchange).
     pub fn routing_key(&self) -> &str {
         &self.routing_key
     }

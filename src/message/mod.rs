@@ -1,7 +1,5 @@
-//! What travels: IDs and how they are made, fingerprints, headers, messages going out and coming
-//! in.
-//!
-//! Nothing here knows how a message is sent or stored.
+//! What travels: [`OutgoingMessage`] and [`IncomingMessage`], their [`MessageId`] and how it is
+//! made ([`IdStrategy`]), their [`Headers`], and the [`Fingerprint`] of a body.
 
 mod fingerprint;
 mod headers;

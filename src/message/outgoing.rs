@@ -27,12 +27,18 @@ use super::{
 /// Later releases read what this one wrote. It needs a format that describes itself, such as JSON.
 ///
 /// ```
-/// # use lapin_idempotent::OutgoingMessage;
-/// # fn main() -> Result<(), serde_json::Error> {
-/// # let returned = OutgoingMessage::to("payments", "debit");
-/// let stored = serde_json::to_string(&returned)?;
+/// use lapin_idempotent::OutgoingMessage;
+///
+/// # fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let debit = OutgoingMessage::to("payments", "debit") // exchange, routing key
+///     .idempotency_key("debit/order-42")
+///     .kind("debit.requested")
+///     .json(&serde_json::json!({ "account": "A", "amount": 500 }))?;
+/// debit.validate()?;
+///
+/// let stored = serde_json::to_string(&debit)?;
 /// let again: OutgoingMessage = serde_json::from_str(&stored)?;
-/// assert_eq!(again, returned);
+/// assert_eq!(again, debit);
 /// # Ok(())
 /// # }
 /// ```
@@ -82,14 +88,17 @@ impl OutgoingMessage {
             persistent: true,
         }
     }
+}
 
-    /// The identity itself: AMQP property `message_id`. Goes before any key or strategy.
+/// # Identity
+impl OutgoingMessage {
+    /// Sets the identity itself: AMQP property `message_id`. Goes before any key or strategy.
     pub fn message_id(mut self, id: MessageId) -> Self {
         self.id = Some(id);
         self
     }
 
-    /// The business identity that the message ID is derived from, such as `"debit/order-42"`.
+    /// Sets the business identity that the message ID is derived from, such as `"debit/order-42"`.
     ///
     /// The same key always gives the same ID, also after a restart and in another process, so one
     /// key must name one message: `"order-42"` alone would make the order's debit and its shipment
@@ -112,19 +121,22 @@ impl OutgoingMessage {
         self.key = Some(parts.into_iter().map(Into::into).collect());
         self
     }
+}
 
-    /// The body as bytes.
+/// # Body
+impl OutgoingMessage {
+    /// Sets the body as bytes. Default: empty.
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
     }
 
-    /// The body as text; sets `content_type` to `text/plain; charset=utf-8`.
+    /// Sets the body as text, and `content_type` to `text/plain; charset=utf-8`.
     pub fn text(self, body: impl Into<String>) -> Self {
         self.body(body.into()).content_type("text/plain; charset=utf-8")
     }
 
-    /// The body as JSON; sets `content_type` to `application/json`.
+    /// Sets the body as JSON, and `content_type` to `application/json`.
     ///
     /// # Errors
     ///
@@ -133,44 +145,47 @@ impl OutgoingMessage {
         Ok(self.body(serde_json::to_vec(body)?).content_type("application/json"))
     }
 
-    /// AMQP property `content_type`: the MIME type of the body.
+    /// Sets the AMQP property `content_type`: the MIME type of the body.
     pub fn content_type(mut self, mime: impl Into<String>) -> Self {
         self.content_type = Some(mime.into());
         self
     }
+}
 
-    /// AMQP property `content_encoding`, such as `gzip`.
+/// # Properties and headers
+impl OutgoingMessage {
+    /// Sets the AMQP property `content_encoding`, such as `gzip`.
     pub fn content_encoding(mut self, encoding: impl Into<String>) -> Self {
         self.extra_mut().content_encoding = Some(encoding.into());
         self
     }
 
-    /// AMQP property `type`: what kind of message this is, such as `order.created`.
+    /// Sets the AMQP property `type`: what kind of message this is, such as `order.created`.
     pub fn kind(mut self, kind: impl Into<String>) -> Self {
         self.extra_mut().kind = Some(kind.into());
         self
     }
 
-    /// AMQP property `correlation_id`.
+    /// Sets the AMQP property `correlation_id`.
     pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
         self.extra_mut().correlation_id = Some(id.into());
         self
     }
 
-    /// AMQP property `reply_to`.
+    /// Sets the AMQP property `reply_to`.
     pub fn reply_to(mut self, queue: impl Into<String>) -> Self {
         self.extra_mut().reply_to = Some(queue.into());
         self
     }
 
-    /// AMQP property `priority`.
+    /// Sets the AMQP property `priority`.
     pub fn priority(mut self, priority: u8) -> Self {
         self.extra_mut().priority = Some(priority);
         self
     }
 
-    /// AMQP property `expiration`: after this time in a queue the broker drops or dead-letters the
-    /// message. At most ten years.
+    /// Sets the AMQP property `expiration`: after this time in a queue the broker drops or
+    /// dead-letters the message. At most ten years.
     ///
     /// In milliseconds on the wire, rounded up. Zero is kept: RabbitMQ then drops what it cannot
     /// deliver at once, also after it was confirmed.
@@ -181,7 +196,7 @@ impl OutgoingMessage {
         self
     }
 
-    /// AMQP property `timestamp`, in whole seconds; before 1970 becomes 1970.
+    /// Sets the AMQP property `timestamp`, in whole seconds; before 1970 becomes 1970.
     ///
     /// Default: the time of the publish, unless the publisher makes the message a time-ordered ID
     /// (UUIDv7, ULID), which says it better. A message that is handed back has kept it, so that a
@@ -191,15 +206,15 @@ impl OutgoingMessage {
         self
     }
 
-    /// AMQP property `user_id`. RabbitMQ closes the channel over one that is not the user of the
-    /// connection, and the message then fails as
+    /// Sets the AMQP property `user_id`. RabbitMQ closes the channel over one that is not the user
+    /// of the connection, and the message then fails as
     /// [`Refused`](crate::publisher::PublishErrorKind::Refused).
     pub fn user_id(mut self, user: impl Into<String>) -> Self {
         self.extra_mut().user_id = Some(user.into());
         self
     }
 
-    /// Whether this message must reach a queue, in place of the publisher's
+    /// Sets whether this message must reach a queue, in place of the publisher's
     /// [`mandatory`](crate::publisher::PublisherBuilder::mandatory). With `false`, one that no
     /// queue gets is confirmed and gone: for exchanges that may have no subscribers, and for those
     /// that keep messages themselves (`x-delayed-message`).
@@ -217,8 +232,8 @@ impl OutgoingMessage {
         self
     }
 
-    /// The trace that the message belongs to: headers `traceparent` and `tracestate` (W3C Trace
-    /// Context).
+    /// Sets the trace that the message belongs to: headers `traceparent` and `tracestate` (W3C
+    /// Trace Context).
     pub fn trace_context(self, context: &TraceContext) -> Self {
         let message = self.header(TRACEPARENT, context.traceparent());
         match context.tracestate() {
@@ -227,7 +242,7 @@ impl OutgoingMessage {
         }
     }
 
-    /// How long publishing this message may take in all, in place of the retry policy's
+    /// Sets how long publishing this message may take in all, in place of the retry policy's
     /// [`max_elapsed`](crate::RetryPolicy::max_elapsed). Nothing of it travels. It is looked at
     /// every 100 milliseconds, more often only if the policy's own limits are below 2 seconds.
     pub fn deadline(mut self, after: Duration) -> Self {
@@ -235,13 +250,16 @@ impl OutgoingMessage {
         self
     }
 
-    /// AMQP property `delivery_mode` 1 instead of 2: a restart of the broker may lose the message,
-    /// although it was confirmed.
+    /// Sets the AMQP property `delivery_mode` to 1 instead of 2: a restart of the broker may lose
+    /// the message, although it was confirmed.
     pub fn transient(mut self) -> Self {
         self.persistent = false;
         self
     }
+}
 
+/// # What was set
+impl OutgoingMessage {
     /// The ID that was set, or that it was stamped with when it was published.
     pub fn id(&self) -> Option<&MessageId> {
         self.id.as_ref()

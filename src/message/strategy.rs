@@ -32,8 +32,20 @@ const POINTERS: &str = "lapin-idempotent: JSON pointers";
 /// | [`content`](Self::content), [`canonical_json`](Self::canonical_json) | the same body | the same; but two equal orders are one message |
 ///
 /// Time-ordered IDs (UUIDv7, ULID) cost a database's unique index the least. They show when they
-/// were made; an ID that is derived from personal data can be guessed by whoever can guess the
+/// were made; an ID that is derived from personal data can be guessed by anyone who can guess the
 /// data.
+///
+/// ```
+/// use lapin_idempotent::{IdStrategy, OutgoingMessage};
+///
+/// # fn main() -> Result<(), lapin_idempotent::BoxError> {
+/// let strategy = IdStrategy::json_pointers(["/order"]);
+/// let first = OutgoingMessage::to("", "debits").body(r#"{"order":42,"sent":1}"#);
+/// let again = OutgoingMessage::to("", "debits").body(r#"{"order":42,"sent":2}"#);
+/// assert_eq!(strategy.message_id(&first)?, strategy.message_id(&again)?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct IdStrategy {
     kind: Kind,

@@ -1,5 +1,5 @@
-//! What a delivery says of its way here: the headers that our publisher, our consumer and `Unpark`
-//! leave on it, and what the broker counts.
+//! What a delivery says of its way here: the headers that publisher, consumer and `Unpark` leave
+//! on it, and what the broker counts.
 //!
 //! They are headers like any other, which any publisher could write: they explain and bound, and
 //! never decide whether a message is a duplicate.

@@ -18,7 +18,7 @@ const HEADER_DEPTH: usize = 16;
 
 /// How many bytes the headers may take. All properties travel in one frame, and a broker closes the
 /// connection on a frame above `frame_max` (RabbitMQ: 131,072): the rest is for the other
-/// properties and our own headers.
+/// properties and the headers of this crate.
 const HEADER_BYTES: usize = 120_000;
 
 /// Ten years: RabbitMQ 3.10 closes the channel on a longer `expiration`.

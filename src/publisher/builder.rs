@@ -25,13 +25,29 @@ const MAX_BODY: usize = 16 * 1024 * 1024;
 /// with larger frames.
 const FRAME_MAX: u32 = 32 * 1024;
 
-/// Each has a thread; who needs more has several publishers.
+/// Each has a thread; a service that needs more has several publishers.
 const MAX_CONNECTIONS: usize = 1_000;
 
 /// AMQP has no more on one connection.
 const MAX_CHANNELS: usize = 65_535;
 
 /// Sets up an [`IdempotentPublisher`]; made by [`IdempotentPublisher::builder`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use lapin_idempotent::{IdStrategy, IdempotentPublisher, RetryPolicy};
+///
+/// # async fn example() -> Result<(), lapin_idempotent::BoxError> {
+/// let publisher = IdempotentPublisher::builder("amqp://localhost")
+///     .app_id("orders")
+///     .id_strategy(IdStrategy::ulid())
+///     .retry(RetryPolicy::default().max_elapsed(Duration::from_secs(60)))
+///     .max_in_flight(256)
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is connected before `connect` is awaited"]
 pub struct PublisherBuilder {
@@ -81,101 +97,126 @@ impl PublisherBuilder {
             },
         }
     }
+}
 
-    connection_settings!();
-
-    /// The name of the publishing application: AMQP property `app_id` of every message. At most 255
-    /// bytes.
+/// # Identity
+///
+/// Whose the messages are, and how they get their IDs.
+impl PublisherBuilder {
+    /// Sets the name of the publishing application: AMQP property `app_id` of every message. At
+    /// most 255 bytes. None by default.
     pub fn app_id(mut self, name: impl Into<String>) -> Self {
         self.app_id = Some(name.into());
         self
     }
 
-    /// How an ID is made for a message that has neither an ID nor an idempotency key. Default:
+    /// Sets how an ID is made for a message that has neither an ID nor an idempotency key. Default:
     /// UUIDv7.
     pub fn id_strategy(mut self, strategy: IdStrategy) -> Self {
         self.strategy = strategy;
         self
     }
+}
 
-    /// When and how often a message is published again, and its deadline. Default:
+/// # Confirms and failure
+///
+/// When a message counts as published, and what happens when it does not.
+impl PublisherBuilder {
+    /// Sets when and how often a message is published again, and its deadline. Default:
     /// [`RetryPolicy::default`].
     pub fn retry(mut self, policy: impl Into<RetryPolicy>) -> Self {
         self.worker.retry = policy.into();
         self
     }
 
-    /// How many messages may be unanswered, those that wait for a retry included; further
-    /// callers wait.
-    ///
-    /// Default 1,024; at least 1. A quarter of it costs little throughput and a good part of the
-    /// queueing delay.
-    pub fn max_in_flight(mut self, messages: usize) -> Self {
-        self.max_in_flight = messages.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
-        self
-    }
-
-    /// How many bytes the bodies of unanswered messages may have together; further callers wait.
-    ///
-    /// Default 64 MiB; at least 1, at most 4 GiB. A body that is larger than that goes alone. Each
-    /// byte is in memory about twice while it is sent: lapin copies it.
-    pub fn max_bytes_in_flight(mut self, bytes: usize) -> Self {
-        self.max_bytes_in_flight = u32::try_from(bytes).unwrap_or(u32::MAX).max(1);
-        self
-    }
-
-    /// The largest body that is sent; a larger one is [`Invalid`](super::PublishErrorKind::Invalid)
-    /// at once.
-    ///
-    /// Default 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0. A broker closes the
-    /// channel over a body above its limit.
-    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
-        self.max_body = bytes;
-        self
-    }
-
-    /// How long one attempt may wait for its confirm. Default 10 seconds; more than zero.
+    /// Sets how long one attempt may wait for its confirm; more than zero.
     ///
     /// When it has passed, the outcome is unknown: the connection is given up, and everything that
     /// was unconfirmed on it is published again under the same IDs. While the broker blocks the
     /// connection this clock stands still.
+    ///
+    /// Default: 10 seconds.
     pub fn confirm_timeout(mut self, limit: Duration) -> Self {
         self.worker.confirm_timeout = limit;
         self
     }
 
-    /// Whether messages are published `mandatory`, so that one that no queue gets is returned and
-    /// fails as [`Unroutable`](super::PublishErrorKind::Unroutable). Default true.
+    /// Sets whether messages are published `mandatory`, so that one that no queue gets is returned
+    /// and fails as [`Unroutable`](super::PublishErrorKind::Unroutable).
     ///
     /// Without it the broker confirms such a message and drops it: for events that may have no
     /// subscriber.
+    ///
+    /// Default: true.
     pub fn mandatory(mut self, mandatory: bool) -> Self {
         self.worker.mandatory = mandatory;
         self
     }
+}
 
-    /// Over how many connections messages are spread. Default 1; at least 1, at most 1,000.
+/// # Throughput
+///
+/// How much is in flight, and over what.
+impl PublisherBuilder {
+    /// Sets how many messages may be unanswered, those that wait for a retry included, at least 1;
+    /// further callers wait. A quarter of the default costs little throughput and a good part of
+    /// the queueing delay.
+    ///
+    /// Default: 1,024.
+    pub fn max_in_flight(mut self, messages: usize) -> Self {
+        self.max_in_flight = messages.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Sets how many bytes the bodies of unanswered messages may have together, at least 1, at most
+    /// 4 GiB; further callers wait. A body that is larger than that goes alone. Each byte is in
+    /// memory about twice while it is sent: lapin copies it.
+    ///
+    /// Default: 64 MiB.
+    pub fn max_bytes_in_flight(mut self, bytes: usize) -> Self {
+        self.max_bytes_in_flight = u32::try_from(bytes).unwrap_or(u32::MAX).max(1);
+        self
+    }
+
+    /// Sets the largest body that is sent; a larger one is
+    /// [`Invalid`](super::PublishErrorKind::Invalid) at once. A broker closes the channel over a
+    /// body above its limit.
+    ///
+    /// Default: 16 MiB, which is RabbitMQ's own `max_message_size` since 4.0.
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    /// Sets over how many connections messages are spread, at least 1, at most 1,000.
     ///
     /// Each has a thread and 64 times its `frame_max` of buffers in lapin: 2 MiB by default. More
     /// than one gives up the order in which messages are sent. A message goes over a connection
     /// that is up if any is.
+    ///
+    /// Default: 1.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(1);
         self
     }
 
-    /// Over how many channels of each connection messages are spread. Default 1; at least 1.
+    /// Sets over how many channels of each connection messages are spread, at least 1.
     ///
     /// More than the broker allows, 2,047 by default, is an error when connecting
     /// ([`ConnectErrorKind::Setting`]). More than one gives up the order in which messages are
     /// sent, and rarely helps: connections do. A message over which the broker ends connections is
     /// not named then, as any of those on the other channels may be the one: it fails as
     /// `Disconnected`.
+    ///
+    /// Default: 1.
     pub fn channels_per_connection(mut self, channels: usize) -> Self {
         self.channels = channels.max(1);
         self
     }
+}
 
+/// # Topology and observation
+impl PublisherBuilder {
     /// Declares exchanges, queues and bindings on every new connection, before anything is
     /// published on it.
     ///
@@ -210,7 +251,23 @@ impl PublisherBuilder {
     }
 
     /// Calls `observe` after every attempt, with its result. It runs in the publishing task and
-    /// must not block.
+    /// must not block; if it panics, that is logged. Nothing by default.
+    ///
+    /// ```no_run
+    /// use lapin_idempotent::IdempotentPublisher;
+    ///
+    /// # async fn example() -> Result<(), lapin_idempotent::BoxError> {
+    /// let publisher = IdempotentPublisher::builder("amqp://localhost")
+    ///     .on_attempt(|attempt| {
+    ///         if let Err(why) = attempt.result {
+    ///             eprintln!("attempt {} of {}: {why}", attempt.number, attempt.message_id);
+    ///         }
+    ///     })
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_attempt(mut self, observe: impl Fn(&Attempt<'_>) + Send + Sync + 'static) -> Self {
         self.worker.on_attempt = AttemptHook::new(observe);
         self
@@ -229,14 +286,22 @@ impl PublisherBuilder {
         self.trace = ContextSource::new(current);
         self
     }
+}
 
+/// # Connection
+impl PublisherBuilder {
+    connection_settings!();
+}
+
+/// # Connect
+impl PublisherBuilder {
     /// Connects, declares the topology, and opens the publishing channels.
     ///
     /// # Errors
     ///
-    /// A [`ConnectError`] if a URI or a setting is not usable, if no node let us in, or if the
-    /// topology was refused. Nothing is retried here; once connected, the publisher reconnects by
-    /// itself. See [`connect_lazy`](Self::connect_lazy).
+    /// A [`ConnectError`] if a URI or a setting is not usable, if no node accepted the connection,
+    /// or if the topology was refused. Nothing is retried here; once connected, the publisher
+    /// reconnects by itself. See [`connect_lazy`](Self::connect_lazy).
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! The publisher's connection: opened again by us, never by lapin.
+//! The publisher's connection: opened again by this crate, never by lapin.
 //!
 //! lapin's automatic recovery stays off. It leaves unconfirmed publishes hanging for a whole outage
 //! and reopens a channel before its topology is back. Here a generation is one connection with its

@@ -12,6 +12,21 @@ use crate::{
 ///
 /// The message keeps the ID that it was stamped with, so publishing it again, or storing it and
 /// publishing it tomorrow, cannot make a second effect at a guarded consumer.
+///
+/// ```no_run
+/// # use lapin_idempotent::{IdempotentPublisher, OutgoingMessage};
+/// # async fn example(publisher: IdempotentPublisher, debit: OutgoingMessage) -> Option<String> {
+/// use lapin_idempotent::publisher::PublishErrorKind;
+///
+/// let Err(error) = publisher.publish_idempotent(debit).await else { return None };
+/// match error.kind() {
+///     // It would fail again.
+///     PublishErrorKind::Invalid | PublishErrorKind::Unroutable => None,
+///     // Stored under its ID, to be published again later.
+///     _ => serde_json::to_string(&error.into_message()).ok(),
+/// }
+/// # }
+/// ```
 pub struct PublishError(Box<Inner>);
 
 struct Inner {
@@ -33,7 +48,7 @@ enum Returned {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PublishErrorKind {
-    /// The message itself cannot be sent: a field too long, a reserved header, no ID to be had.
+    /// The message itself cannot be sent: a field too long, a reserved header, no ID.
     /// Nothing was sent.
     Invalid,
     /// The broker returned the message: no queue is bound for its exchange and routing key. Or

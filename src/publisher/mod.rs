@@ -1,14 +1,20 @@
 //! Sending: stamp, publish, confirm, retry under the same ID.
 //!
-//! [`IdempotentPublisher`] gives a message its ID once, before the first attempt. A task that owns
-//! a channel sends it, again after a nack or a lost connection, and finds out what the broker's
-//! answers prove. The verdict is a [`Receipt`] or a [`PublishError`], which says whether the
-//! message may have been published all the same.
+//! [`IdempotentPublisher`] gives a message its ID once, before the first attempt, and sends it,
+//! again after a nack or a lost connection, until the broker has confirmed it or the
+//! [`RetryPolicy`] ends. The verdict is a [`Receipt`] or a [`PublishError`], which hands the
+//! message back and says whether it may have been published all the same.
+//!
+//! One message: [`publish_idempotent`](IdempotentPublisher::publish_idempotent). Many:
+//! [`publish_all`](IdempotentPublisher::publish_all) and
+//! [`publish_stream`](IdempotentPublisher::publish_stream). Confirms that are awaited later:
+//! [`enqueue`](IdempotentPublisher::enqueue). Settings: [`PublisherBuilder`].
 
 mod builder;
 mod channel;
 mod closing;
 mod connection;
+mod enqueue;
 mod error;
 #[cfg(feature = "metrics")]
 mod metrics;

@@ -34,8 +34,8 @@ pub(super) struct Pending {
 /// again, as if somebody waited. Unlike a
 /// [`publish_idempotent`](IdempotentPublisher::publish_idempotent) that is cancelled, where the
 /// caller has called it off. What fails unseen is logged at `WARN` and counted in
-/// [`failed`](super::PublisherStatus::failed), and the message is gone: whoever has to know keeps
-/// this.
+/// [`failed`](super::PublisherStatus::failed), and the message is gone: a caller that has to know
+/// keeps this.
 #[must_use = "a message that fails is only given back here"]
 pub struct PendingConfirm {
     publisher: IdempotentPublisher,

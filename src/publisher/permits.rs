@@ -16,8 +16,8 @@ pub(crate) struct InFlightPermits {
     bytes: Semaphore,
     max_messages: usize,
     max_bytes: u32,
-    /// The semaphore does not tell: whoever waits for many permits takes what there is while it
-    /// waits.
+    /// The semaphore does not tell: a caller that waits for many permits takes what there is while
+    /// it waits.
     held_bytes: AtomicUsize,
 }
 

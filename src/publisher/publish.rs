@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::stream::{self, Stream};
 use tokio::{
     runtime::Handle,
-    sync::{TryAcquireError, oneshot, watch},
+    sync::{oneshot, watch},
     time::{Instant, timeout_at},
 };
 use tracing::Span;
@@ -17,7 +17,7 @@ use super::{
     closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
     payload::{Forwarded, Payload},
-    pending::{Pending, PendingConfirm},
+    pending::Pending,
     permits::{InFlightPermits, Permit},
     publish_all::PublishAll,
     receipt::Receipt,
@@ -45,6 +45,21 @@ const FAR_FUTURE: Duration = Duration::from_secs(365 * 86_400);
 ///
 /// Clones share the connection. When the last one is dropped, the connection closes after what is
 /// in flight is answered.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use lapin_idempotent::{IdempotentPublisher, OutgoingMessage};
+///
+/// # async fn example() -> Result<(), lapin_idempotent::BoxError> {
+/// let publisher = IdempotentPublisher::builder("amqp://localhost").connect().await?;
+/// let debit = OutgoingMessage::to("payments", "debit")
+///     .idempotency_key("debit/order-42")
+///     .text("500");
+/// publisher.publish_idempotent(debit).await?;
+/// publisher.close(Duration::from_secs(5)).await?; // waits for what is in flight
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct IdempotentPublisher {
     inner: Arc<Inner>,
@@ -110,6 +125,18 @@ impl IdempotentPublisher {
     /// builder's [`IdStrategy`](crate::IdStrategy). Calls may run concurrently; they share the
     /// window of `max_in_flight`.
     ///
+    /// ```no_run
+    /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) {
+    /// use lapin_idempotent::OutgoingMessage;
+    ///
+    /// let debit = OutgoingMessage::to("payments", "debit").text("500");
+    /// match publisher.publish_idempotent(debit).await {
+    ///     Ok(receipt) => println!("{} is published", receipt.message_id()),
+    ///     Err(error) => eprintln!("{error}"), // `error.into_message()` has the ID
+    /// }
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// A [`PublishError`], whose kind tells whether the message was invalid, unroutable, nacked,
@@ -135,77 +162,23 @@ impl IdempotentPublisher {
         self.conclude(pending, reply.ok())
     }
 
-    /// Hands a message over, and returns as soon as there is a permit for it; its confirm is
-    /// awaited later.
-    ///
-    /// Messages are sent in the order in which they were handed over, so who enqueues one after the
-    /// other publishes in order, over one connection and one channel, as long as nothing has to be
-    /// sent again. [`publish_stream`](Self::publish_stream) does the same for a stream.
+    /// Publishes many messages, pipelined, and yields one result per message in the order of the
+    /// messages. See [`publish_stream`](Self::publish_stream).
     ///
     /// ```no_run
-    /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) -> Result<(), lapin_idempotent::BoxError> {
+    /// # async fn example(publisher: lapin_idempotent::IdempotentPublisher) {
+    /// use futures_util::StreamExt; // or `TryStreamExt`, to stop at the first error
     /// use lapin_idempotent::OutgoingMessage;
     ///
-    /// let first = publisher.enqueue(OutgoingMessage::to("", "debits").body("1")).await?;
-    /// let second = publisher.enqueue(OutgoingMessage::to("", "debits").body("2")).await?;
-    /// let (first, second) = (first.await?, second.await?);
-    /// # Ok(())
+    /// let debit = |order: u32| OutgoingMessage::to("", "debits").text(order.to_string());
+    /// let mut results = publisher.publish_all((1..=1000).map(debit));
+    /// while let Some(result) = results.next().await {
+    ///     if let Err(error) = result {
+    ///         eprintln!("{error}"); // the others go on
+    ///     }
+    /// }
     /// # }
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// A [`PublishError`] if the message is invalid, the publisher is closed, or no permit became
-    /// free before the message's deadline. What happens to it later, [`PendingConfirm`] tells.
-    ///
-    /// # Cancellation
-    ///
-    /// Dropping the future publishes nothing. For the [`PendingConfirm`] it is different, see
-    /// there.
-    pub async fn enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
-        let started = Instant::now();
-        let stamped = self.stamp(message)?;
-        let span = telemetry::span(&stamped);
-        let deadline = self.deadline(&stamped, started);
-        match self.permit(stamped.message.payload().len(), deadline).await {
-            Ok(permit) => Ok(PendingConfirm::new(self.clone(), self.submit(stamped, permit, span, started))),
-            Err(kind) => Err(self.refused(kind, stamped, &span, started)),
-        }
-    }
-
-    /// Like [`enqueue`](Self::enqueue), but never waits.
-    ///
-    /// # Errors
-    ///
-    /// As there, and [`PublishErrorKind::Full`] if there is no permit now.
-    pub fn try_enqueue(&self, message: OutgoingMessage) -> Result<PendingConfirm, PublishError> {
-        let started = Instant::now();
-        let stamped = self.stamp(message)?;
-        let span = telemetry::span(&stamped);
-        let kind = match self.inner.permits.try_enter(stamped.message.payload().len()) {
-            Ok(permit) => {
-                return Ok(PendingConfirm::new(self.clone(), self.submit(stamped, permit, span, started)));
-            }
-            Err(TryAcquireError::NoPermits) => PublishErrorKind::Full,
-            Err(TryAcquireError::Closed) => PublishErrorKind::Closed,
-        };
-        Err(self.refused(kind, stamped, &span, started))
-    }
-
-    /// Waits until everything is answered that was handed over before this call, by any clone:
-    /// confirmed, or failed.
-    ///
-    /// It says nothing of success: that the calls are told, and each [`PendingConfirm`]. What is
-    /// handed over meanwhile is neither waited for nor held up. It ends at the latest when the last
-    /// deadline of those messages has passed. Dropping the future leaves nothing behind.
-    pub async fn flush(&self) {
-        self.inner.handed.flush().await;
-    }
-
-    /// Publishes many messages, pipelined, and yields one result per message in the order of the
-    /// messages.
-    ///
-    /// See [`publish_stream`](Self::publish_stream).
     pub fn publish_all<I>(&self, messages: I) -> PublishAll<stream::Iter<I::IntoIter>>
     where
         I: IntoIterator<Item = OutgoingMessage>,
@@ -265,6 +238,10 @@ impl IdempotentPublisher {
         started + own.unwrap_or(self.inner.total).min(FAR_FUTURE)
     }
 
+    pub(super) fn handed(&self) -> &HandedOver {
+        &self.inner.handed
+    }
+
     pub(super) fn permits(&self) -> &Arc<InFlightPermits> {
         &self.inner.permits
     }
@@ -275,7 +252,7 @@ impl IdempotentPublisher {
     }
 
     /// Waits for a permit.
-    async fn permit(&self, body: usize, deadline: Instant) -> Result<Permit, PublishErrorKind> {
+    pub(super) async fn permit(&self, body: usize, deadline: Instant) -> Result<Permit, PublishErrorKind> {
         let permits = &self.inner.permits;
         // Registering a timer costs more than taking a permit that is free.
         if let Ok(permit) = permits.try_enter(body) {
@@ -343,7 +320,7 @@ impl IdempotentPublisher {
     }
 
     /// The error of a message that was never handed over.
-    fn refused(
+    pub(super) fn refused(
         &self,
         kind: PublishErrorKind,
         stamped: Arc<Stamped>,

@@ -122,7 +122,7 @@ impl<S: Stream<Item = OutgoingMessage>> PublishAll<S> {
         Ok(Staged { stamped, span, started })
     }
 
-    /// Gets a permit, whoever frees it: the results to come first may be long in coming.
+    /// Gets a permit, whichever message frees it: the results to come first may be long in coming.
     fn acquire(&mut self, staged: &Staged, cx: &mut Context<'_>) -> Poll<Result<Permit, PublishErrorKind>> {
         let permits = self.publisher.permits();
         let body = staged.stamped.message.payload().len();

@@ -9,6 +9,17 @@ use crate::message::MessageId;
 ///
 /// For a persistent message on a durable queue that means written to disk, or to a majority of a
 /// quorum queue's members (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
+///
+/// ```no_run
+/// # use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, PublishError};
+/// # async fn example(publisher: IdempotentPublisher, debit: OutgoingMessage) -> Result<(), PublishError> {
+/// let receipt = publisher.publish_idempotent(debit).await?;
+/// if receipt.attempts() > 1 {
+///     println!("{} may be there twice; the guard absorbs it", receipt.message_id());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     message_id: MessageId,

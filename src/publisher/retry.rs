@@ -16,6 +16,18 @@ const LONGEST_DELAY: Duration = Duration::from_secs(365 * 86_400);
 /// spread by the jitter. A message whose connection was lost does not wait: it is published again
 /// as soon as the broker is back. If connections end one after the other without a single confirm,
 /// there is a growing pause before each, of up to 3 seconds.
+///
+/// ```
+/// use std::time::Duration;
+/// use lapin_idempotent::RetryPolicy;
+///
+/// // Patient: for a job that nobody waits for.
+/// let patient = RetryPolicy::default()
+///     .max_attempts(u32::MAX)
+///     .max_elapsed(Duration::from_secs(600))
+///     .max_delay(Duration::from_secs(30));
+/// assert_ne!(patient, RetryPolicy::never());
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     max_attempts: u32,
@@ -59,91 +71,97 @@ impl RetryPolicy {
         Self { max_attempts: 1, ..Self::default() }
     }
 
-    /// How often one message is sent at most, the first time included; at least 1.
+    /// Sets how often one message is sent at most, the first time included; at least 1.
     ///
     /// A message that the broker closes a channel or a connection over is found by sending what was
     /// in flight in smaller and smaller groups. The attempts that this costs the others do not
     /// count, unless this is 1. An attempt counts from when it is handed to the connection, even if
     /// the connection then ends before its frames are written.
+    ///
+    /// Default: 10.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);
         self
     }
 
-    /// How long one message may take in all: waiting for capacity, reconnects, confirms and retries
-    /// together.
+    /// Sets how long one message may take in all: waiting for capacity, reconnects, confirms and
+    /// retries together.
     ///
     /// When it has passed, the publish fails with the kind of its last failure.
+    ///
+    /// Default: 30 seconds.
     #[must_use]
     pub fn max_elapsed(mut self, total: Duration) -> Self {
         self.max_elapsed = total;
         self
     }
 
-    /// The delay before the second attempt.
+    /// Sets the delay before the second attempt. Default: 100 milliseconds.
     #[must_use]
     pub fn initial_delay(mut self, delay: Duration) -> Self {
         self.initial_delay = delay;
         self
     }
 
-    /// The longest delay between two attempts.
+    /// Sets the longest delay between two attempts. Default: 5 seconds.
     #[must_use]
     pub fn max_delay(mut self, delay: Duration) -> Self {
         self.max_delay = delay;
         self
     }
 
-    /// By how much each delay is longer than the one before; values below 1 count as 1.
+    /// Sets by how much each delay is longer than the one before; values below 1 count as 1.
+    /// Default: 2.
     #[must_use]
     pub fn factor(mut self, factor: f64) -> Self {
         self.factor = if factor.is_finite() { factor.max(1.0) } else { 1.0 };
         self
     }
 
-    /// The spread of each delay, from 0 (none) to 1: a delay `d` becomes a random one in `d * (1 ±
-    /// jitter)`.
+    /// Sets the spread of each delay, from 0 (none) to 1: a delay `d` becomes a random one in
+    /// `d * (1 ± jitter)`. Default: 0.5.
     #[must_use]
     pub fn jitter(mut self, jitter: f64) -> Self {
         self.jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
         self
     }
 
-    /// Whether a returned (unroutable) message is tried again, for a topology that may not be there
-    /// yet.
-    ///
-    /// Off by default: the publish then fails at once.
+    /// Sets whether a returned (unroutable) message is tried again, for a topology that may not be
+    /// there yet. Default: false; the publish then fails at once.
     #[must_use]
     pub fn retry_unroutable(mut self, retry: bool) -> Self {
         self.retries.unroutable = retry;
         self
     }
 
-    /// Whether a nacked message is tried again, for a queue that is full or a leader that moves. On
-    /// by default.
+    /// Sets whether a nacked message is tried again, for a queue that is full or a leader that
+    /// moves. Default: true.
     #[must_use]
     pub fn retry_nacked(mut self, retry: bool) -> Self {
         self.retries.nacked = retry;
         self
     }
 
-    /// Whether a message whose confirm did not come in time is tried again. On by default.
+    /// Sets whether a message whose confirm did not come in time is tried again.
     ///
     /// Without it such a publish fails, and
     /// [`may_have_been_published`](super::PublishError::may_have_been_published).
+    ///
+    /// Default: true.
     #[must_use]
     pub fn retry_timed_out(mut self, retry: bool) -> Self {
         self.retries.timed_out = retry;
         self
     }
 
-    /// Whether a message that was unconfirmed when its connection ended is tried again. On by
-    /// default.
+    /// Sets whether a message that was unconfirmed when its connection ended is tried again.
     ///
     /// Without it such a publish fails, and
     /// [`may_have_been_published`](super::PublishError::may_have_been_published). A message that
     /// was not sent yet waits for the next connection in any case.
+    ///
+    /// Default: true.
     #[must_use]
     pub fn retry_disconnected(mut self, retry: bool) -> Self {
         self.retries.disconnected = retry;

@@ -74,18 +74,18 @@ impl MemoryStore {
         }
     }
 
-    /// How long a lease runs unless it is renewed; it is renewed while the handler runs. Default:
-    /// 30 seconds; at most a year.
+    /// Sets how long a lease runs unless it is renewed; it is renewed while the handler runs. At
+    /// most a year. Holds for claims through this handle and its later clones.
     ///
-    /// Holds for claims through this handle and its later clones.
+    /// Default: 30 seconds.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.min(LONGEST_LEASE);
         self
     }
 
-    /// The clock that measures leases and the retention. Set it before the store is cloned: earlier
-    /// clones keep theirs.
+    /// Sets the clock that measures leases and the retention. Set it before the store is cloned:
+    /// earlier clones keep theirs.
     ///
     /// By default the system's time when the store was made, and the monotonic time since: when
     /// somebody sets the system's clock, no lease ends and nothing is purged because of it.
@@ -130,7 +130,7 @@ impl MemoryStore {
     fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
         let expires = self.clock.now() + self.lease;
         let mut state = self.state();
-        // A lease that ran out is still ours as long as nobody else took it.
+        // A lease that ran out is still held as long as nobody else took it.
         let (identity, token) = state.held(lease)?;
         state.forget(&identity);
         state.remember(identity, Record::InProgress { token, expires });

@@ -1,4 +1,5 @@
-//! Backends: where identities are remembered.
+//! Stores: where identities are remembered. The table of the [crate](crate#stores) compares them;
+//! what each can lose is in the guide, [`stores`](crate::guide::stores).
 
 mod clock;
 mod lease;

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::support::{amqp::Client, node::Cluster, server::Server};
 
-/// What our own sessions are called, so that they are left alone.
+/// What the sessions of the run itself are called, so that they are left alone.
 const OURS: &str = "chaos";
 
 pub const NODES: usize = 3;

@@ -80,7 +80,7 @@ impl Example {
     }
 }
 
-/// A schema of our own: the examples have fixed names for their tables.
+/// A schema of its own: the examples have fixed names for their tables.
 async fn schema() -> (String, PgPool) {
     let (url, name) = (<sqlx::Postgres as Kind>::url(), short("example"));
     let pool = PgPool::connect(&url).await.expect("connect");

@@ -120,7 +120,7 @@ pub async fn batches_of_leases_are_claimed_and_completed_in_order<K: Kind>() {
             }
         }
     }
-    // One that is not ours any more does not keep the others from being completed.
+    // One that is not held any more does not keep the others from being completed.
     leases.release(sessions[50].clone()).await.expect("release");
     let taken_over = lease(&leases, sessions[50].message_id().as_str()).await;
     assert!(taken_over.token() > sessions[50].token());

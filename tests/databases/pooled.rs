@@ -53,7 +53,7 @@ struct EndsItsTransaction {
 impl IdempotentHandler<PostgresStore> for EndsItsTransaction {
     async fn handle(&self, _: &IncomingMessage, tx: &mut Transaction<'static, Postgres>) -> HandlerResult {
         sqlx::raw_sql("ROLLBACK").execute(&mut **tx).await?;
-        // Somebody else gets the session that was ours.
+        // Somebody else gets the session that was held.
         let mut other = PgConnection::connect(&self.url).await?;
         sqlx::raw_sql("BEGIN; SELECT 1").execute(&mut other).await?;
         // On a session that never had the transaction's mark, and committed at once.

@@ -170,7 +170,7 @@ pub async fn zombie_whose_transaction_was_ended_cannot_commit() {
     let table = Table::<Postgres>::create().await;
     let mut zombie = Other::start("transaction", &table);
     zombie.signal("-STOP");
-    // The server ends the idle transaction; until then we wait for it.
+    // The server ends the idle transaction; until then the claim waits for it.
     let outcome = table.process("order-42").await;
     assert!(matches!(outcome, Outcome::Processed), "{outcome:?}");
     zombie.signal("-CONT");

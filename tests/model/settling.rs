@@ -7,7 +7,7 @@ use super::{
 };
 
 impl Protocol {
-    /// One step of settling. `heard`: the broker's confirm, or our ack, arrives.
+    /// One step of settling. `heard`: the broker's confirm, or the consumer's ack, arrives.
     pub(super) fn settle(&self, state: &mut State, index: usize, number: usize, heard: bool) {
         let Item { copy, attached, fate } = state.consumers[index].items[number].clone();
         let gone = match fate {

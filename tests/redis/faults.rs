@@ -1,4 +1,4 @@
-//! Servers that die, freeze, run full, or do not let us in.
+//! Servers that die, freeze, run full, or refuse the user.
 
 use std::time::Duration;
 

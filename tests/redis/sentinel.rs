@@ -72,7 +72,7 @@ pub async fn store_follows_the_primary_through_failovers() {
     let replicated = async || (ask::<u64>(replica.url(), &["DBSIZE"]).await == 1).then_some(());
     eventually("the replica has it", replicated).await;
 
-    // An operator's: the old primary stays, and our connection to it.
+    // An operator's: the old primary stays, and the store's connection to it.
     ask::<redis::Value>(&sentinel.url, &["SENTINEL", "FAILOVER", "mymaster"]).await;
     let demoted = async || {
         let role: redis::Value = ask(primary.url(), &["ROLE"]).await;

@@ -27,8 +27,8 @@ async fn publish_once(proxy: &Proxy, queue: &str) -> Option<u32> {
     let publisher = match builder.connect().await {
         Ok(publisher) => publisher,
         Err(error) => {
-            // lapin 4.12.3 does not notice an end right after the broker's start or tune; our limit
-            // does.
+            // lapin 4.12.3 does not notice an end right after the broker's start or tune;
+            // connect_timeout does.
             let expected = [ConnectErrorKind::Unreachable, ConnectErrorKind::TimedOut];
             assert!(expected.contains(&error.kind()), "{error:?}");
             return None;

@@ -278,7 +278,7 @@ pub async fn failing_message_that_cannot_be_delayed_is_parked_after_its_attempts
     join_all(kinds.into_iter().enumerate().map(|(n, arguments)| async move {
         let client = Client::connect(&broker()).await;
         let queue = client.queue_with("undelayed", arguments).await;
-        // Somebody else's, with other arguments: declaring ours fails.
+        // Somebody else's, with other arguments: declaring it fails.
         let name = format!("{queue}.retry.30");
         client.declare(&name).await;
         client.publish(&queue, b"500", with_id("order-42")).await;

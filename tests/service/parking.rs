@@ -137,7 +137,7 @@ pub async fn message_stays_when_it_cannot_be_parked() {
     client.delete(&queue).await;
 }
 
-/// The parking queue is full, or is not there and not ours to declare, for more tries than the
+/// The parking queue is full, or is not there and cannot be declared, for more tries than the
 /// broker would let a message come back.
 pub async fn message_without_an_id_stays_until_it_can_be_parked() {
     let one = async |(limit, full): (i64, bool)| {

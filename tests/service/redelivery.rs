@@ -290,7 +290,7 @@ pub async fn message_stays_when_it_cannot_be_delayed() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("undeclarable").await;
     client.publish(&queue, b"500", with_id("order-42")).await;
-    // Somebody else's, with other arguments: declaring ours fails.
+    // Somebody else's, with other arguments: declaring it fails.
     let taken = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
     let name = format!("{queue}.retry.40");
     client.channel.queue_declare(name.as_str().into(), taken, FieldTable::default()).await.expect("declare");

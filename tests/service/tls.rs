@@ -1,5 +1,5 @@
-//! `amqps://`: the broker is verified, and can verify us. A proxy that ends TLS stands before the
-//! real broker.
+//! `amqps://`: the broker is verified, and can verify the client. A proxy that ends TLS stands
+//! before the real broker.
 
 use std::sync::Arc;
 

@@ -1,11 +1,11 @@
 //! What lapin cannot read without harm is made readable, at the same length.
 //!
-//! Whoever may publish chooses these bytes, and the broker hands them on as they are. lapin parses
+//! Any publisher chooses these bytes, and the broker hands them on as they are. lapin parses
 //! tables recursively, so that one nested some thousand deep overflows the stack of its thread and
 //! ends the process; and it gives up the connection over a short string that is not UTF-8. Both
 //! would come again with the next delivery.
 
-/// How deep tables and lists are left as such. Our publisher's limit is 16; others have no use for
+/// How deep tables and lists are left as such. The publisher's limit is 16; others have no use for
 /// more than a few.
 pub(super) const DEPTH: usize = 64;
 
@@ -286,7 +286,7 @@ mod tests {
             members.extend([1, *kind, *kind]);
             members.extend(long(b"\xff\xfe"));
         }
-        // One too deep at the end is found only by who has read all before it.
+        // One too deep at the end is found only after all before it.
         let deep = nested(DEPTH, b'F');
         members.extend([1, b'z', b'F']);
         members.extend(deep);

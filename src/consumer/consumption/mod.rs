@@ -159,7 +159,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                     }
                 }
                 _ = aging.tick() => self.buffer.age(Instant::now()),
-                // While nobody is idle each delivery would wake us for nothing. But there is no
+                // While nobody is idle each delivery would wake it for nothing. But there is no
                 // other way to learn that the subscription is lost, and what waits in lapin is not
                 // judged.
                 _ = looking.tick(), if !idle => {
@@ -210,7 +210,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.buffer.adapt(&mut self.session, options, prefetch, attempts).await?;
         let suspect_is_due = self.buffer.suspect_is_due();
         self.set_aside();
-        // Who is idle takes what is there. Beside others that work, only a full batch is worth a
+        // An idle worker takes what is there. Beside others that work, only a full batch is worth a
         // commit of its own: what comes meanwhile makes the next batch larger.
         while self.is_idle()
             && !suspect_is_due

@@ -125,7 +125,7 @@ fn effect(role: Role, setting: &str, current: &Current, version: ServerVersion) 
         (TIMEOUT, Current::Unset, _) => "the broker's own consumer timeout applies, of 30 minutes by default",
         (TIMEOUT, _, _) => "the broker takes a message back after another time",
         ("x-single-active-consumer", _, _) => "one consumer at a time is served",
-        _ => "this crate recommends nothing there; it is as whoever declared the queue wanted it",
+        _ => "this crate recommends nothing there; it is as the queue was declared",
     };
     text.to_owned()
 }

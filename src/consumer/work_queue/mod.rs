@@ -105,13 +105,15 @@ impl WorkQueue {
 
     connection_settings!();
 
-    /// How often a message may come back before the broker takes it out and parks it. Default 20;
-    /// `None`: as often as it will.
+    /// Sets how often a message may come back before the broker takes it out and parks it; `None`
+    /// for as often as it will.
     ///
     /// It is a last resort, for other consumers than this crate's, and for messages that take their
     /// consumers down. Up to 4.2 all returns count, those of a lost connection for each message
     /// that it held; from 4.3 on `basic.nack` does not. Tell it to the consumer, too:
     /// [`ConsumerBuilder::delivery_limit`](super::ConsumerBuilder::delivery_limit).
+    ///
+    /// Default: 20.
     pub fn delivery_limit(mut self, returns: impl Into<Option<u32>>) -> Self {
         self.options.delivery_limit = returns.into();
         self
@@ -125,9 +127,11 @@ impl WorkQueue {
         self
     }
 
-    /// How long a consumer may hold a message of this queue before the broker takes it back.
-    /// Default: what the broker is set to, 30 minutes by default. Needs 3.12
-    /// (`x-consumer-timeout`). That an existing queue differs in it is told from 4.3.2 on.
+    /// Sets how long a consumer may hold a message of this queue before the broker takes it back
+    /// (`x-consumer-timeout`). Needs 3.12. That an existing queue differs in it is told from 4.3.2
+    /// on.
+    ///
+    /// Default: what the broker is set to, 30 minutes by default.
     pub fn consumer_timeout(mut self, limit: Duration) -> Self {
         self.options.consumer_timeout = Some(limit);
         self

@@ -45,8 +45,8 @@ impl Isolation {
 /// vhost '/'`, `access to exchange 'e' in vhost '/' refused`, `access to topic 'k' in exchange 'e'
 /// in vhost '/' refused`.
 ///
-/// Whoever chose the name could have chosen one that reads like this sentence, so what is found is
-/// a hint: it is only followed if a message in flight has that exchange.
+/// The publisher that chose the name could have chosen one that reads like this sentence, so what
+/// is found is a hint: it is only followed if a message in flight has that exchange.
 pub(crate) fn named_exchange(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("exchange '")?;
     let (name, _) = rest.rsplit_once("' in vhost '")?;
@@ -61,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    /// Sends all of `count` messages; those in `culprits` end the channel. Gives who was named, and
+    /// Sends all of `count` messages; those in `culprits` end the channel. Gives those named, and
     /// how many channels ended.
     fn isolate(count: usize, culprits: &BTreeSet<usize>) -> (BTreeSet<usize>, usize) {
         let mut suspects: VecDeque<usize> = (0..count).collect();

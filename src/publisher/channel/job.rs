@@ -316,7 +316,7 @@ impl Job {
 }
 
 impl Drop for Job {
-    /// Whoever drops a message without a verdict has panicked, or has gone with its runtime.
+    /// A task that drops a message without a verdict has panicked, or has gone with its runtime.
     fn drop(&mut self) {
         if self.reply.is_some() && !self.is_abandoned() {
             self.uncertain |= self.attempts > 0;

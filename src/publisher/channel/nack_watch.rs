@@ -16,8 +16,8 @@ const TRIAL: Duration = Duration::from_secs(3);
 ///
 /// A nack is the queue's word: it is full, or its leader is moving. But a channel of RabbitMQ that
 /// has first published to a quorum queue while its leader was dead can go on to nack everything for
-/// that queue, although a new leader is long there (seen on 3.10.8, for as long as the channel
-/// lived). A new channel looks the leader up again.
+/// that queue, although there has long been a new leader (seen on 3.10.8, for as long as the
+/// channel lived). A new channel looks the leader up again.
 #[derive(Debug, Default)]
 pub(crate) struct NackWatch {
     number: u64,

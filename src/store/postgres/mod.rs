@@ -52,7 +52,8 @@ const WORDS: Syntax = Syntax {
     until: |time| format!("(extract(epoch FROM {time} - clock_timestamp()) * 1000000)::bigint"),
 };
 
-/// Sorted by us, and inserted in that order: two batches never wait for each other in a circle.
+/// Sorted by the store, and inserted in that order: two batches never wait for each other in a
+/// circle.
 fn insert(table: &str, columns: (&str, &str), partitioned: bool, known: &str) -> String {
     let (id_time, values, array) =
         if partitioned { (", id_time", ", t", ", $4::bigint[]") } else { ("", "", "") };
@@ -118,8 +119,8 @@ impl Dialect for Postgres {
     const QUOTE: char = '"';
     // COMMIT answers "ROLLBACK", and the driver Ok, in a transaction that an error aborted; SELECT
     // fails there with 25P02, and what follows is not run. A setting that is local to the
-    // transaction shows whether it is still the one we began; it is NULL in a session that never
-    // had it, which a pooler may have put in our place.
+    // transaction shows whether it is still the one that was begun; it is NULL in a session that
+    // never had it, which a pooler may have put in its place.
     const COMMIT: &'static str = "SELECT 1 / (coalesce(current_setting('lapin_idempotent.transaction', true), '') = 'open')::int; \
                                   COMMIT; BEGIN";
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
@@ -303,10 +304,10 @@ fn by_code(code: &str, routine: Option<&str>) -> Cause {
         "25006" => Cause::ReadOnly,
         // A column's type was changed: "cached plan must not change result type".
         "0A000" if routine == Some("RevalidateCachedQuery") => Cause::Stale,
-        // invalid_sql_statement_name, duplicate_prepared_statement: a pooler gave us another
-        // session.
+        // invalid_sql_statement_name, duplicate_prepared_statement: a pooler gave it
+        // another session.
         "26000" | "42P05" => Cause::Stale,
-        // The server shuts down, our backend was terminated; 25P03: it was idle for too long.
+        // The server shuts down, the backend was terminated; 25P03: it was idle for too long.
         "25P03" => Cause::Unavailable,
         // insufficient_privilege is also what a policy for rows says.
         "42501" => Cause::Row,
@@ -336,7 +337,7 @@ fn bound<'q>(
     query.bind(rows.iter().map(|row| partitions::id_time(&row.message_id)).collect::<Vec<_>>())
 }
 
-/// The advisory lock of whoever changes our tables: an arbitrary number, the same in every process.
+/// The advisory lock of changes to the tables: an arbitrary number, the same in every process.
 const LOCK: i64 = 0x6c61_7069_6e69_6431;
 
 impl PostgresStore {

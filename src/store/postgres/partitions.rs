@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// The first wait for the lock on the whole table; each one after it is twice as long. It is got
-/// while no transaction has the table open, and all claims queue up behind whoever waits for it.
+/// while no transaction has the table open, and all claims queue up behind a statement that waits
+/// for it.
 const BRIEF: Duration = Duration::from_millis(100);
 
 /// How often that lock is asked for in one purge: the last wait is 1.6 seconds, which is less than
@@ -139,7 +140,7 @@ pub(super) async fn maintain(
     Ok(dropped)
 }
 
-/// How often the lock on the table was not to be had.
+/// How often the lock on the table was not free.
 #[derive(Default)]
 struct Tries(u32);
 
@@ -158,7 +159,7 @@ impl Tries {
         }
         self.0 += 1;
         if self.0 < TRIES {
-            // The claims that queued up behind us go first.
+            // The claims that queued up behind this one go first.
             sleep(BRIEF.mul_f64(1.0 + fastrand::f64())).await;
         }
         Ok(self.0 < TRIES)

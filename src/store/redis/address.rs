@@ -1,4 +1,4 @@
-//! URLs of Redis servers, with checks of our own: what would be ignored is refused, and no text
+//! URLs of Redis servers, with more checks: what would be ignored is refused, and no text
 //! holds the URL, which may carry a password.
 
 use redis::{ConnectionInfo, IntoConnectionInfo};

@@ -79,7 +79,7 @@ async fn configured(link: &SharedConnection, limit: Duration) -> Result<Vec<(Str
     Ok(told.into_iter().filter_map(policy).collect())
 }
 
-/// The server is there and knows us, and refuses this command.
+/// The server is there and knows the user, and refuses this command.
 fn is_forbidden(failure: &Failure) -> bool {
     failure.kind == StoreErrorKind::Configuration && !failure.broken
 }

@@ -322,7 +322,7 @@ impl SharedConnection {
     /// Lets the next call open a new connection: one that broke stays broken, and one whose peer
     /// vanished does not notice for a quarter of an hour. A cluster's mends itself, node by node.
     async fn retire(&self, generation: u64, deadline: Deadline) {
-        // Who holds the lock for long is opening a new one already.
+        // A call that holds the lock for long is opening a new one already.
         let Some(mut current) = deadline.wait(self.current.lock()).await else { return };
         if current.generation == generation && !self.is_cluster() {
             current.live = None;

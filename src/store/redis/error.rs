@@ -79,7 +79,7 @@ impl Failure {
         Self { kind: StoreErrorKind::Unavailable, sent, broken: true, unknown_script: false, text }
     }
 
-    /// An answer that is not one of ours.
+    /// An answer that is none of the scripts'.
     pub(super) fn unexpected() -> Self {
         Self {
             kind: StoreErrorKind::Schema,

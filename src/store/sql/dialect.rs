@@ -54,7 +54,7 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// has to be prepared anew.
     const GOES_STALE: bool = false;
 
-    /// Opens a transaction with the limits set, and marks it as ours.
+    /// Opens a transaction with the limits set, and marks it as the store's.
     fn begin(limits: &Limits) -> String;
 
     /// What a pool of the store's own is like.
@@ -116,7 +116,7 @@ pub trait Dialect: Database + HasStatementCache + Sized {
         values: &[Value<'_>],
     ) -> Query<'q, Self, Self::Arguments>;
 
-    /// Completes leases in one statement; how many of them were ours.
+    /// Completes leases in one statement; how many of them were still held.
     fn complete(
         connection: &mut Self::Connection,
         statements: &Statements,
@@ -239,7 +239,7 @@ pub enum Cause {
     Duplicate,
     /// A deadlock or serialization failure: the transaction is gone, the same work may succeed.
     Conflict,
-    /// A rival held a lock for longer than we wait.
+    /// A rival held a lock for longer than the claim waits.
     Busy,
     /// A table or column is missing.
     Schema,

@@ -81,7 +81,7 @@ impl<DB: SqlDatabase> LeasedStore<DB> {
         Ok(claims.collect())
     }
 
-    /// Changes the row of a lease that is ours, or says that it is not.
+    /// Changes the row of a lease that is still held, or says that it is not.
     async fn change(&self, sql: &str, before: &[Value<'_>], lease: &Lease) -> Result<(), StoreError> {
         let mut transaction = self.store.begin().await?;
         let changed = match change_row::<DB>(&mut transaction, sql, before, lease).await {
@@ -149,23 +149,23 @@ impl<DB: SqlDatabase> IdempotencyStore for LeasedStore<DB> {
         self.store.answered(StoreErrorKind::OutcomeUnknown, completing).await
     }
 
-    /// In one transaction and, as long as all are ours, one statement; in sorted order, so that two
+    /// In one transaction and, as long as all are held, one statement; in sorted order, so that two
     /// of them never wait for each other in a circle.
     async fn complete_each(&self, sessions: Vec<Lease>) -> Vec<Result<(), StoreError>> {
         let completing = async {
             let mut leases: Vec<(usize, &Lease)> = sessions.iter().enumerate().collect();
             leases.sort_unstable_by_key(|(_, lease)| (lease.scope(), lease.message_id()));
             let mut transaction = self.store.begin().await?;
-            let mut ours = 0;
+            let mut held = 0;
             for chunk in leases.chunks(ROWS) {
                 let chunk: Vec<&Lease> = chunk.iter().map(|(_, lease)| *lease).collect();
-                ours += DB::complete(&mut *transaction, &self.store.statements, &chunk)
+                held += DB::complete(&mut *transaction, &self.store.statements, &chunk)
                     .await
                     .map_err(failed::<DB>)?;
             }
             let mut results: Vec<Result<(), StoreError>> = sessions.iter().map(|_| Ok(())).collect();
-            if ours < sessions.len() as u64 {
-                // Some are not ours any more. One by one tells which; none is committed yet.
+            if held < sessions.len() as u64 {
+                // Some are lost. One by one tells which; none is committed yet.
                 end(transaction, DB::ROLLBACK).await.map_err(failed::<DB>)?;
                 transaction = self.store.begin().await?;
                 for (index, lease) in leases {

@@ -67,6 +67,10 @@ pub trait SqlDatabase: Dialect {
 /// database's clock.
 ///
 /// Clones share the pool. Cheap to clone.
+///
+#[cfg_attr(feature = "postgres", doc = "```no_run")]
+#[cfg_attr(feature = "postgres", doc = include_str!("../../docs/sql_store.rs"))]
+#[cfg_attr(feature = "postgres", doc = "```")]
 pub struct SqlStore<DB: SqlDatabase> {
     pool: Pool<DB>,
     statements: Arc<Statements>,
@@ -148,24 +152,25 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Ok(self.with_statements(statements))
     }
 
-    /// The longest wait for a lock that a rival holds, in our statements and the handler's.
-    /// Default: 5 seconds; MySQL and MariaDB count whole seconds.
+    /// Sets the longest wait for a lock that a rival holds, in the store's statements and the
+    /// handler's. Default: 5 seconds; MySQL and MariaDB count whole seconds.
     #[must_use]
     pub fn lock_timeout(self, limit: Duration) -> Self {
         let limits = Limits { lock: limit, ..self.limits };
         self.limited(limits)
     }
 
-    /// The longest run of one statement, ours or the handler's. Default: 30 seconds. SQLite has no
-    /// such limit; MySQL only for SELECT, MariaDB for all.
+    /// Sets the longest run of one statement, the store's or the handler's. Default: 30 seconds.
+    /// SQLite has no such limit; MySQL only for SELECT, MariaDB for all.
     #[must_use]
     pub fn statement_timeout(self, limit: Duration) -> Self {
         let limits = Limits { statement: limit, ..self.limits };
         self.limited(limits)
     }
 
-    /// The longest pause between two statements of a handler: then the server ends the transaction,
-    /// because its owner may be gone with the locks. Default: 60 seconds. PostgreSQL and MariaDB.
+    /// Sets the longest pause between two statements of a handler: then the server ends the
+    /// transaction, because its owner may be gone with the locks. Default: 60 seconds. PostgreSQL
+    /// and MariaDB.
     #[must_use]
     pub fn idle_timeout(self, limit: Duration) -> Self {
         let limits = Limits { idle: limit, ..self.limits };

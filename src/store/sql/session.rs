@@ -136,7 +136,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 }
 
-/// Begins a transaction, in a task of its own: if whoever wants it goes while the server begins it,
+/// Begins a transaction, in a task of its own: if the claim is dropped while the server begins it,
 /// the driver would not know of it, and would put the connection back into its pool as it is.
 pub(in crate::store) async fn begun<DB: SqlDatabase>(
     pool: &Pool<DB>,
@@ -161,11 +161,11 @@ impl From<StoreError> for NotClaimedError {
     }
 }
 
-/// Ends a transaction with a statement of our own, and leaves its connection fit for the next one.
+/// Ends a transaction with a statement of its own, and leaves its connection fit for the next one.
 ///
 /// The driver's commit answers `Ok` where the server rolled back: PostgreSQL does so when a
 /// statement had failed and nobody looked, MySQL when a deadlock had ended the transaction and
-/// later statements were committed one by one. Our statement fails then. Dropping the transaction
+/// later statements were committed one by one. This statement fails then. Dropping the transaction
 /// makes the driver queue a ROLLBACK, which finds nothing to undo.
 pub(super) async fn end<DB: SqlDatabase>(
     mut transaction: Transaction<'static, DB>,

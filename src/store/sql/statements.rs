@@ -63,7 +63,7 @@ impl Statements {
         let v = syntax.value;
         let later = |n: usize| (syntax.later)(&v(n));
         let identity = |n: usize| format!("scope = {} AND message_id = {}", v(n), v(n + 1));
-        // A lease is ours while the row has its token and is not completed, also after it ran out,
+        // A lease is held while the row has its token and is not completed, also after it ran out,
         // until a rival takes it over with a greater token.
         let held =
             |n: usize| format!("{} AND token = {} AND leased_until IS NOT NULL", identity(n), v(n + 2));

@@ -67,32 +67,32 @@ impl Capabilities {
         Self { lease: Some(lease), has: vec![Need::Leases, Need::Concurrency, Need::Purges], limit: None }
     }
 
-    /// Whether one session can hold the claims of several requests.
+    /// States whether one session can hold the claims of several requests.
     pub fn batches(self, yes: bool) -> Self {
         self.with(Need::Batches, yes)
     }
 
-    /// Whether a claim on an identity that is in progress waits for the first session to end, or
-    /// answers [`Busy`](crate::idempotency::StoreErrorKind::Busy) after a while. If not, it is told
-    /// at once that it is in progress.
+    /// States whether a claim on an identity that is in progress waits for the first session to
+    /// end, or answers [`Busy`](crate::idempotency::StoreErrorKind::Busy) after a while. If not, it
+    /// is told at once that it is in progress.
     pub fn waits(self, yes: bool) -> Self {
         self.with(Need::Waits, yes)
     }
 
-    /// The store has one open session at a time, as SQLite has one writer: any other claim, and a
-    /// purge, waits or ends [`Busy`](crate::idempotency::StoreErrorKind::Busy).
+    /// States that the store has one open session at a time, as SQLite has one writer: any other
+    /// claim, and a purge, waits or ends [`Busy`](crate::idempotency::StoreErrorKind::Busy).
     pub fn exclusive(self) -> Self {
         self.with(Need::Concurrency, false)
     }
 
-    /// Whether `purge` forgets. Say no for a store that expires identities by itself, and to spare
-    /// what else is in the table.
+    /// States whether `purge` forgets. Say no for a store that expires identities by itself, and to
+    /// spare what else is in the table.
     pub fn purges(self, yes: bool) -> Self {
         self.with(Need::Purges, yes)
     }
 
-    /// The store refuses with [`Full`](crate::idempotency::StoreErrorKind::Full) when it is full,
-    /// rather than forget.
+    /// States that the store refuses with [`Full`](crate::idempotency::StoreErrorKind::Full) when
+    /// it is full, rather than forget.
     ///
     /// The last case then fills it, with at most 20,000 identities, and purges it: give the suite a
     /// store with room for 1,000 to 10,000.
@@ -100,7 +100,7 @@ impl Capabilities {
         self.with(Need::Bound, true)
     }
 
-    /// The longest time for one case. Default: 30 seconds, and ten leases.
+    /// Sets the longest time for one case. Default: 30 seconds, and ten leases.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self

@@ -70,8 +70,8 @@ impl Drop for Wire {
     }
 }
 
-/// Both protocols send a statement as plain text in one packet, and nothing else of our tests says
-/// COMMIT.
+/// Both protocols send a statement as plain text in one packet, and nothing else in these tests
+/// says COMMIT.
 async fn pipe(mut client: TcpStream, mut server: TcpStream, cut: Cut, fired: &AtomicU32, armed: &AtomicBool) {
     let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
     loop {

@@ -336,8 +336,8 @@ impl ChannelWorker {
         // Permits first: a caller that is answered may publish its next message at once.
         permits.release(&mut released);
         monitor.confirmed(confirmed);
-        // Last first: who awaits many answers in order awaits the first of them, and is woken once
-        // for the whole round.
+        // Last first: a caller that awaits many answers in order awaits the first of them, and is
+        // woken once for the whole round.
         while let Some((job, verdict)) = self.judged.pop() {
             if let Next::RetryAt(due, job) = job.judged(verdict, &options.retry, now) {
                 self.delayed.push(Delayed { due, job });
@@ -355,7 +355,7 @@ impl ChannelWorker {
         while self.delayed.peek().is_some_and(|delayed| delayed.due <= now) {
             self.ready.extend(self.delayed.pop().map(|delayed| delayed.job));
         }
-        // Whoever does not wait any more has no claim to a permit, nor to be published.
+        // A call that was given up has no claim to a permit, nor to be published.
         if self.ready.iter().any(|job| job.is_overdue(now) || job.is_abandoned()) {
             for job in std::mem::take(&mut self.ready) {
                 if job.is_overdue(now) || job.is_abandoned() {

@@ -205,7 +205,8 @@ impl ChannelWorker {
         }
     }
 
-    /// After a panic: who was about to be answered gets no verdict, and deadlines go on being kept.
+    /// After a panic: a call that was about to be answered gets no verdict, and deadlines go on
+    /// being kept.
     pub(crate) async fn rest(&mut self, pause: Duration) {
         self.judged.clear();
         self.meanwhile(tokio::time::sleep(pause)).await;
