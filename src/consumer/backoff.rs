@@ -111,7 +111,7 @@ impl DependencyHealth {
         self.until = None;
     }
 
-    /// A handler ran and did not say so; gives whether that is news. What ran since before the pause
+    /// A handler ran and did not say so; gives whether that is news. What began before the pause
     /// tells nothing of now.
     pub(super) fn works(&mut self) -> bool {
         self.until.is_none() && std::mem::take(&mut self.failures) > 0

@@ -30,7 +30,8 @@ pub enum Settlement {
         after: Duration,
     },
     /// Hold it unacknowledged, and ask the guard again: it is not the message's own failure. The
-    /// store or what the handler depends on is away, somebody else is busy with it, a lease was lost, or rivals stood in the way.
+    /// store or what the handler depends on is away, somebody else is busy with it, a lease was
+    /// lost, or rivals stood in the way.
     ///
     /// Not `basic.nack` with requeue: up to RabbitMQ 4.2 each return counts towards the delivery
     /// limit of a quorum queue, and a store that is away for some minutes would use it up.

@@ -30,7 +30,8 @@ pub struct ConsumerStatus {
     pub parked: BTreeMap<&'static str, u64>,
     /// How often it subscribed anew.
     pub reconnects: u64,
-    /// What went wrong last with the broker, the store or what the handler depends on; holds no credentials.
+    /// What went wrong last with the broker, the store or what the handler depends on; holds no
+    /// credentials of the first two.
     pub last_error: Option<String>,
 }
 

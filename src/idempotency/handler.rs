@@ -44,9 +44,9 @@ pub trait IdempotentHandler<S: IdempotencyStore>: Send + Sync {
     ///
     /// # Errors
     ///
-    /// A [`HandlerError`] says whether the message is worth another try, now or when what the handler
-    /// depends on is back. `?` on any error means that it is, except for one with a [`DecodeError`] among its sources, which will not get
-    /// better.
+    /// A [`HandlerError`] says whether the message is worth another try, now or when what the
+    /// handler depends on is back. `?` on any error means that it is, except for one with a
+    /// [`DecodeError`] among its sources, which will not get better.
     fn handle(
         &self,
         message: &IncomingMessage,
