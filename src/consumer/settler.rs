@@ -19,10 +19,7 @@ use super::{
     telemetry,
 };
 use crate::{
-    amqp::{
-        ConnectOptions, Delay, Move, Note, Route, delayed_properties, growth, moved_properties,
-        parked_properties,
-    },
+    amqp::{Delay, Move, Note, Route, delayed_properties, growth, moved_properties, parked_properties},
     error::{Chain, bounded},
     idempotency::Outcome,
     message::{IncomingMessage, reserved},
@@ -60,14 +57,8 @@ pub(crate) struct Settler {
 }
 
 impl Settler {
-    pub(crate) fn new(
-        options: Options,
-        scope: &str,
-        connect: ConnectOptions,
-        monitor: ConsumerMonitor,
-    ) -> Self {
+    pub(crate) fn new(options: Options, scope: &str, forwarder: Forwarder, monitor: ConsumerMonitor) -> Self {
         let (delays, limit) = (options.delays(), options.watched());
-        let forwarder = Forwarder::new(format!("{scope} (parking)"), connect);
         Self { options, scope: scope.to_owned(), delays, limit, forwarder, monitor }
     }
 
@@ -82,9 +73,10 @@ impl Settler {
         self.forwarder.negotiated(frame_max);
     }
 
-    /// Nothing is in flight any more, or its original is unacked and comes again.
-    pub(crate) async fn close(&self) {
-        self.forwarder.close(Duration::ZERO).await;
+    /// Lets what is in flight finish for so long; the original of the rest is unacked, and comes
+    /// again.
+    pub(crate) async fn close(&self, limit: Duration) {
+        self.forwarder.close(limit).await;
     }
 
     /// Turns an outcome into what is done about its delivery; what is to be published is begun.
