@@ -203,8 +203,8 @@ impl DeliverySettler {
         settled
     }
 
-    /// Waits for up to `limit` until what is being published is confirmed, and closes the
-    /// connection. What is settled after that is acked or held, and nothing is published.
+    /// Waits for up to `limit` until what is being published is confirmed, and closes the connection
+    /// of the copies. For the end: what is to be delayed or parked after that is held.
     pub async fn close(&self, limit: Duration) {
         self.settler.close(limit).await;
     }

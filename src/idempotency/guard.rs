@@ -36,7 +36,8 @@ const CONFLICTS: u32 = 5;
 /// Lets each message take effect at most once per scope, within the retention of its store.
 ///
 /// The consumer of this crate runs one; use it directly in a consume loop of your own:
-/// [`process`](Self::process) says what became of a delivery, and `settle` what to do with it.
+/// [`process`](Self::process) says what became of a message, and
+/// [`DeliverySettler`](crate::consumer::DeliverySettler) does about its delivery what follows.
 #[derive(Debug, Clone)]
 pub struct Guard<S: IdempotencyStore> {
     pub(super) store: S,
