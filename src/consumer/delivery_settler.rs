@@ -50,18 +50,20 @@ const FAR: Duration = Duration::from_hours(24 * 365);
 /// `basic.nack` or `basic.reject`.
 ///
 /// A process or connection that ends between the confirm and the ack leaves the copy and the
-/// original. The guard lets one of them take effect. Of a message that was parked, two copies may be
-/// parked.
+/// original. The guard lets one of them take effect. A message that is parked then may be parked
+/// twice.
 ///
 /// The loop's part: not to take more than it can hold (`basic.qos`), to subscribe again after a
-/// lost connection, and to pause while the store is away. The settler sees no delivery before it is
-/// settled, so it does not watch the queue's delivery limit, and does not find the message that ends
-/// its consumers. Of the broker's consumer timeout it watches the time that it holds a message
-/// itself ([`consumer_timeout`](DeliverySettlerBuilder::consumer_timeout)).
+/// lost connection, and to pause while the store is away. The settler does not watch the queue's
+/// delivery limit, and does not find the message that ends its consumers. It publishes anew what it
+/// has held for most of the broker's consumer timeout
+/// ([`consumer_timeout`](DeliverySettlerBuilder::consumer_timeout)), and nothing else.
 ///
 /// ```no_run
 /// use futures_util::{StreamExt, stream::FuturesUnordered};
-/// use lapin_idempotent::{BoxError, Guard, IdempotentHandler, MemoryStore, consumer::DeliverySettler};
+/// use lapin_idempotent::{
+///     BoxError, Guard, IdempotentHandler, MemoryStore, consumer::DeliverySettler,
+/// };
 ///
 /// # async fn example(
 /// #     guard: Guard<MemoryStore>, handler: impl IdempotentHandler<MemoryStore>,
@@ -145,9 +147,9 @@ impl DeliverySettler {
     /// `None`: it is settled, or its channel is closed and it comes again. `Some`: it was held for
     /// a while, which has passed, and the guard is to be asked again.
     ///
-    /// The future lasts as long as the message is held, for some delays hours: poll it beside the
-    /// loop, as the example of the type does, or spawn it. It never fails. What cannot be delayed or
-    /// parked is logged as an error, and held.
+    /// The future lasts as long as the message is held: poll it beside the loop, as the example of
+    /// the type does, or spawn it. It never fails. What cannot be delayed or parked is logged as an
+    /// error, and held.
     ///
     /// # Cancellation
     ///
@@ -203,8 +205,8 @@ impl DeliverySettler {
         settled
     }
 
-    /// Waits for up to `limit` until what is being published is confirmed, and closes the connection
-    /// of the copies. For the end: what is to be delayed or parked after that is held.
+    /// Waits for up to `limit` until what is being published is confirmed, and closes the
+    /// connection of the copies. Call it last: what is to be delayed or parked later may be held.
     pub async fn close(&self, limit: Duration) {
         self.settler.close(limit).await;
     }
@@ -254,8 +256,8 @@ impl DeliverySettlerBuilder {
     /// RabbitMQ's; at least 1 s; `None` if there is no such limit.
     ///
     /// What is held for four fifths of that since it was [received](DeliverySettler::receive) is
-    /// published anew, to the end of its queue, with a confirm, and acked. Messages that wait in the
-    /// loop's own hands are not watched.
+    /// published anew, to the end of its queue, with a confirm, and acked. Messages that wait in
+    /// the loop's own hands are not watched.
     pub fn consumer_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.options.consumer_timeout = limit.into().map(|limit| limit.max(Duration::from_secs(1)));
         self
