@@ -6,8 +6,9 @@
 //!
 //! * [`IdempotentPublisher`] gives every message an ID and does not stop until the broker has
 //!   confirmed it, always under the same ID.
-//! * [`IdempotentConsumer`] (or [`Guard`], in a consume loop of your own) turns at-least-once
-//!   delivery into one committed effect per message ID. A service implements [`IdempotentHandler`].
+//! * [`IdempotentConsumer`] turns at-least-once delivery into one committed effect per message ID;
+//!   in a consume loop of your own, [`Guard`] does with a [`consumer::DeliverySettler`]. A service
+//!   implements [`IdempotentHandler`].
 //!
 //! # What is guaranteed, and where it stops
 //!

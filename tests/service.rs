@@ -36,6 +36,7 @@ mod service {
     mod one_bad_among_many;
     mod one_bad_publish;
     mod options;
+    mod own_loop;
     mod parking;
     mod publisher;
     mod redelivery;
@@ -71,6 +72,7 @@ mod service {
                 one_bad_among_many::trials,
                 one_bad_publish::trials,
                 options::trials,
+                own_loop::trials,
                 parking::trials,
                 publisher::trials,
                 redelivery::trials,

@@ -17,6 +17,16 @@ use super::{
 };
 use crate::message::{reserved, seconds_since_1970 as seconds};
 
+/// The way that a message came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route<'a> {
+    /// The queue that it was consumed from.
+    pub(crate) queue: &'a str,
+    /// What it was published with.
+    pub(crate) exchange: &'a str,
+    pub(crate) routing_key: &'a str,
+}
+
 /// What a parked message says of itself.
 #[derive(Debug)]
 pub(crate) struct Note<'a> {
@@ -25,9 +35,7 @@ pub(crate) struct Note<'a> {
     pub(crate) attempts: u32,
     pub(crate) at: SystemTime,
     pub(crate) scope: &'a str,
-    pub(crate) queue: &'a str,
-    pub(crate) exchange: &'a str,
-    pub(crate) routing_key: &'a str,
+    pub(crate) route: Route<'a>,
 }
 
 /// What a delayed message says of itself.
@@ -38,9 +46,7 @@ pub(crate) struct Delay<'a> {
     pub(crate) at: SystemTime,
     /// Not to be handled before, if this is later than the delay queue gives it back.
     pub(crate) until: Option<SystemTime>,
-    pub(crate) queue: &'a str,
-    pub(crate) exchange: &'a str,
-    pub(crate) routing_key: &'a str,
+    pub(crate) route: Route<'a>,
 }
 
 /// What a message says of itself that is published anew to its own queue.
@@ -55,15 +61,13 @@ pub(crate) struct Move<'a> {
     pub(crate) at: SystemTime,
     /// Not to be handled before.
     pub(crate) until: Option<SystemTime>,
-    pub(crate) queue: &'a str,
-    pub(crate) exchange: &'a str,
-    pub(crate) routing_key: &'a str,
+    pub(crate) route: Route<'a>,
 }
 
 /// The properties of a copy for the queue that it came from. The broker counts its deliveries anew.
 pub(crate) fn moved_properties(original: &BasicProperties, moved: &Move<'_>) -> BasicProperties {
-    let mut headers = kept_headers(original, moved.queue);
-    headers.route(moved.queue, moved.exchange, moved.routing_key);
+    let mut headers = kept_headers(original, moved.route.queue);
+    headers.route(&moved.route);
     headers.first_seen(moved.at);
     headers.set(reserved::DELIVERIES, AMQPValue::LongLongInt(moved.returns.into()));
     if let Some(returns) = moved.suspected {
@@ -78,7 +82,7 @@ pub(crate) fn moved_properties(original: &BasicProperties, moved: &Move<'_>) -> 
 
 /// The properties of a parked copy.
 pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> BasicProperties {
-    let mut headers = kept_headers(original, note.queue);
+    let mut headers = kept_headers(original, note.route.queue);
     headers.remove(&[reserved::FAILURES, reserved::NOT_BEFORE, reserved::UNPARKED]);
     headers.remove(&OF_CRASHES);
     headers.text(reserved::PARKED_REASON, note.reason);
@@ -86,7 +90,7 @@ pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> 
         headers.text(reserved::PARKED_ERROR, error);
     }
     headers.text(reserved::PARKED_SCOPE, note.scope);
-    headers.route(note.queue, note.exchange, note.routing_key);
+    headers.route(&note.route);
     headers.first_seen(note.at);
     headers.set(reserved::PARKED_AT, AMQPValue::Timestamp(seconds(note.at)));
     headers.set(reserved::PARKED_ATTEMPTS, AMQPValue::LongLongInt(note.attempts.into()));
@@ -95,11 +99,11 @@ pub(crate) fn parked_properties(original: &BasicProperties, note: &Note<'_>) -> 
 
 /// The properties of a copy for a delay queue.
 pub(crate) fn delayed_properties(original: &BasicProperties, delay: &Delay<'_>) -> BasicProperties {
-    let mut headers = kept_headers(original, delay.queue);
+    let mut headers = kept_headers(original, delay.route.queue);
     headers.remove(&[reserved::NOT_BEFORE]);
     // Its handler failed and its consumer lived.
     headers.remove(&OF_CRASHES);
-    headers.route(delay.queue, delay.exchange, delay.routing_key);
+    headers.route(&delay.route);
     headers.first_seen(delay.at);
     headers.set(reserved::FAILURES, AMQPValue::LongLongInt(delay.failures.into()));
     headers.not_before(delay.until);
@@ -155,10 +159,10 @@ impl Kept {
         self.set(name, AMQPValue::LongString(LongString::from(value)));
     }
 
-    fn route(&mut self, queue: &str, exchange: &str, routing_key: &str) {
-        self.text(reserved::ORIGINAL_QUEUE, queue);
-        self.text(reserved::ORIGINAL_EXCHANGE, exchange);
-        self.text(reserved::ORIGINAL_ROUTING_KEY, routing_key);
+    fn route(&mut self, route: &Route<'_>) {
+        self.text(reserved::ORIGINAL_QUEUE, route.queue);
+        self.text(reserved::ORIGINAL_EXCHANGE, route.exchange);
+        self.text(reserved::ORIGINAL_ROUTING_KEY, route.routing_key);
     }
 
     /// Said once, by the consumer that passes it on first.
@@ -244,6 +248,8 @@ mod tests {
 
     use super::*;
 
+    const ROUTE: Route<'static> = Route { queue: "debits", exchange: "payments", routing_key: "debit" };
+
     fn table(headers: &[(&'static str, AMQPValue)]) -> FieldTable {
         let mut table = FieldTable::default();
         for (name, value) in headers {
@@ -261,14 +267,7 @@ mod tests {
     }
 
     fn delay<'a>() -> Delay<'a> {
-        Delay {
-            failures: 3,
-            at: SystemTime::UNIX_EPOCH,
-            until: None,
-            queue: "debits",
-            exchange: "payments",
-            routing_key: "debit",
-        }
+        Delay { failures: 3, at: SystemTime::UNIX_EPOCH, until: None, route: ROUTE }
     }
 
     #[test]
@@ -317,9 +316,7 @@ mod tests {
             failures: 0,
             at: SystemTime::UNIX_EPOCH,
             until: None,
-            queue: "debits",
-            exchange: "payments",
-            routing_key: "debit",
+            route: ROUTE,
         };
         let first = moved_properties(&original, &moved);
         let header = |properties: &BasicProperties, name: &str| {
@@ -361,9 +358,7 @@ mod tests {
             attempts: 5,
             at: later,
             scope: "ledger",
-            queue: "debits",
-            exchange: "payments",
-            routing_key: "debit",
+            route: ROUTE,
         };
         let parked = parked_properties(&again, &note);
         assert_eq!(header(&parked, reserved::FIRST_SEEN), Some(AMQPValue::Timestamp(0)));

@@ -31,7 +31,7 @@ pub use error::{ConnectError, ConnectErrorKind};
 pub(crate) use error::{is_refusal, refusal};
 pub(crate) use fit::fitted;
 pub(crate) use forwarded::{
-    Delay, Move, Note, delayed_properties, moved_properties, parked_properties, renewed_properties,
+    Delay, Move, Note, Route, delayed_properties, moved_properties, parked_properties, renewed_properties,
     unparked_properties,
 };
 pub(crate) use origin::text_header;

@@ -32,6 +32,27 @@ pub(crate) struct Unsettled {
     pub(crate) delivery: Unacked,
 }
 
+impl Unsettled {
+    /// `patience`: how long it may be here.
+    pub(crate) fn new(delivery: Delivery, attempts: &FailureCounts, patience: Option<Duration>) -> Self {
+        let tag = delivery.delivery_tag;
+        let (mut message, properties, acker) = amqp::incoming(delivery);
+        attempts.recall(&mut message);
+        let leaves = patience.and_then(|patience| Instant::now().checked_add(patience));
+        Self { message, delivery: Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0 } }
+    }
+
+    /// It was here for long, and is published anew before what was to be done about it after
+    /// `wait`.
+    pub(crate) fn leaves_before(&mut self, next: &Next, wait: Duration) -> Aside {
+        if let Next::Park(Parking { reason: ParkReason::AttemptsExhausted, attempts, .. }) = next {
+            // The copy must know it.
+            self.message.set_failures(*attempts);
+        }
+        Aside::Move { suspected: self.message.suspected_at().is_some(), wait }
+    }
+}
+
 /// The delivery behind a message.
 pub(crate) struct Unacked {
     pub(crate) tag: u64,
@@ -163,17 +184,13 @@ impl DeliveryBuffer {
 
     fn put(&mut self, delivery: Delivery, prefetch: &mut Prefetch, attempts: &FailureCounts) {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
-        let (mut message, properties, acker) = amqp::incoming(delivery);
-        attempts.recall(&mut message);
-        let judgement = self.limit.judge(&message, self.survived);
+        let unsettled = Unsettled::new(delivery, attempts, self.patience);
+        let judgement = self.limit.judge(&unsettled.message, self.survived);
         let harmless = matches!(judgement, Judgement::Handle | Judgement::Move { suspected: false });
         // A suspect that waits for its turn gets it when nothing else is left: few others may come
         // meanwhile.
         prefetch.took(bytes, !harmless || self.has_suspects());
         self.acks.deliver(tag);
-        let leaves = self.patience.and_then(|patience| Instant::now().checked_add(patience));
-        let delivery = Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0 };
-        let unsettled = Unsettled { message, delivery };
         match judgement {
             Judgement::Handle => self.waiting.push_back(unsettled),
             Judgement::HandleAlone => self.suspects.push_back(unsettled),
@@ -231,28 +248,22 @@ impl DeliveryBuffer {
     /// and count that.
     pub(crate) fn age(&mut self, now: Instant) {
         let old = |unsettled: &Unsettled| unsettled.delivery.leaves.is_some_and(|leaves| leaves <= now);
-        let mut aged: Vec<(Unsettled, Duration)> = Vec::new();
+        let mut aged = Vec::new();
         for line in [&mut self.waiting, &mut self.suspects] {
             if line.iter().any(old) {
                 let (gone, kept): (VecDeque<_>, _) = line.drain(..).partition(old);
                 *line = kept;
-                aged.extend(gone.into_iter().map(|unsettled| (unsettled, Duration::ZERO)));
+                aged.extend(gone.into_iter().map(|unsettled| (unsettled, Next::Handle, Duration::ZERO)));
             }
         }
         let keys: Vec<_> = self.held.iter().filter(|(_, (held, _))| old(held)).map(|(key, _)| *key).collect();
         for key in keys {
-            let held = self.held.remove(&key).map(|(mut unsettled, next)| {
-                if let Next::Park(Parking { reason: ParkReason::AttemptsExhausted, attempts, .. }) = next {
-                    // The copy must know it.
-                    unsettled.message.set_failures(attempts);
-                }
-                unsettled
-            });
-            aged.extend(held.map(|unsettled| (unsettled, key.0.saturating_duration_since(now))));
+            let wait = key.0.saturating_duration_since(now);
+            aged.extend(self.held.remove(&key).map(|(unsettled, next)| (unsettled, next, wait)));
         }
-        self.aside.extend(aged.into_iter().map(|(unsettled, wait)| {
-            let suspected = unsettled.message.suspected_at().is_some();
-            (unsettled, Aside::Move { suspected, wait })
+        self.aside.extend(aged.into_iter().map(|(mut unsettled, next, wait)| {
+            let aside = unsettled.leaves_before(&next, wait);
+            (unsettled, aside)
         }));
     }
 

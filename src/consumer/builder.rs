@@ -5,10 +5,8 @@ use std::{future::Future, time::Duration};
 use super::{
     consume::IdempotentConsumer,
     control::ConsumerControl,
-    delay_queues::Redelivery,
     error::ConsumeError,
-    options::{Hook, Options},
-    parking::ParkingTarget,
+    options::Options,
     retention::Retention,
     status::{ConsumerMonitor, StoppedOnDrop},
 };
@@ -70,28 +68,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             retention: Retention::default(),
             monitor: ConsumerMonitor::new(),
             handler_timeout: None,
-            options: Options {
-                parking: ParkingTarget::queue_beside(&queue),
-                queue,
-                prefetch: 256,
-                prefetch_bytes: None,
-                exclusive: false,
-                single_active: false,
-                delivery_limit: Some(20),
-                consumer_timeout: Some(Duration::from_secs(30 * 60)),
-                priority: 0,
-                topology: None,
-                arguments: Vec::new(),
-                workers: 1,
-                batch: 64,
-                redelivery: Redelivery::default(),
-                immediate_retries: 2,
-                max_attempts: 36,
-                first_delay: Duration::from_secs(1),
-                longest_delay: Duration::from_secs(3600),
-                drain_timeout: Duration::from_secs(20),
-                on_outcome: Hook::default(),
-            },
+            options: Options::new(queue),
         }
     }
 }

@@ -8,6 +8,7 @@ use tracing::Instrument;
 use super::{
     buffer::{Unacked, Unsettled},
     control::ConsumerControl,
+    forwarder::Forwarder,
     options::Options,
     settler::Settler,
     status::ConsumerMonitor,
@@ -48,7 +49,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         monitor: ConsumerMonitor,
         control: ConsumerControl,
     ) -> Self {
-        let settler = Settler::new(options.clone(), guard.scope().as_str(), connect.clone(), monitor.clone());
+        let scope = guard.scope().as_str();
+        let forwarder = Forwarder::new(format!("{scope} (parking)"), connect.clone());
+        let settler = Settler::new(options.clone(), scope, forwarder, monitor.clone());
         Self { guard: guard.coalesced(), handler, connect, options, settler, monitor, control }
     }
 

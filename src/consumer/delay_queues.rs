@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
-use crate::amqp::DELAY_SUFFIX;
+use crate::{amqp::DELAY_SUFFIX, message::LONGEST_DELAY};
 
 /// How a failed message comes to be delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,10 +52,6 @@ const FACTOR: u32 = 4;
 /// The most milliseconds that RabbitMQ takes as a TTL.
 const LONGEST_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// No wait is longer, so that its end is a time that a clock can say, whatever delay a handler
-/// asked for.
-const LONGEST_WAIT: Duration = crate::message::LONGEST_DELAY;
-
 /// The delay queues of one queue, by their delays.
 #[derive(Debug, Clone)]
 pub(crate) struct Delays {
@@ -91,7 +87,7 @@ impl Delays {
     pub(crate) fn after(&self, deliveries: u32, least: Option<Duration>) -> Wait {
         let index = usize::try_from(deliveries.saturating_sub(1)).unwrap_or(usize::MAX);
         let own = self.steps.get(index).copied().unwrap_or_else(|| self.longest());
-        let wanted = least.map_or(own, |least| own.max(least)).min(LONGEST_WAIT);
+        let wanted = least.map_or(own, |least| own.max(least)).min(LONGEST_DELAY);
         let step = self.steps.iter().copied().find(|step| *step >= wanted).unwrap_or_else(|| self.longest());
         Wait { wanted, step }
     }
@@ -108,7 +104,7 @@ impl Delays {
 
     /// The rest of a delay that is longer than that of any queue.
     pub(crate) fn rest(&self, remaining: Duration) -> Wait {
-        let wanted = remaining.min(LONGEST_WAIT);
+        let wanted = remaining.min(LONGEST_DELAY);
         let fitting = self.steps.iter().copied().rev().find(|step| *step <= wanted);
         Wait { wanted, step: fitting.unwrap_or(self.steps[0]) }
     }

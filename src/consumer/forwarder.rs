@@ -177,6 +177,7 @@ impl Forwarder {
             return Err(ForwardError::Declare(said.as_str().into()));
         }
         let connection = self.reach(self.connect.open()).await?;
+        self.negotiated(connection.configuration().frame_max());
         let limit = self.connect.timeout;
         let done = match wanted {
             Wanted::Any => ensure_queue(&connection, limit, queue).await,

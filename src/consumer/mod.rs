@@ -2,7 +2,8 @@
 //!
 //! [`IdempotentConsumer`] consumes one queue: what took effect is acked after the commit, what
 //! failed is delivered again after a delay, and what cannot be handled is parked. [`settle`] is the
-//! one table from an outcome to what is done about it, for consume loops of your own as well.
+//! one table from an outcome to what is done about it; [`DeliverySettler`] does that in a consume
+//! loop of your own.
 //! [`WorkQueue`] declares a queue as it is best for the broker's version, and [`Unpark`] brings
 //! back what was parked.
 //!
@@ -47,6 +48,7 @@ mod context;
 mod control;
 mod delay_queues;
 mod delivery_limit;
+mod delivery_settler;
 mod error;
 mod failure_counts;
 mod forwarder;
@@ -69,6 +71,7 @@ pub use builder::ConsumerBuilder;
 pub use consume::IdempotentConsumer;
 pub use control::ConsumerControl;
 pub use delay_queues::Redelivery;
+pub use delivery_settler::{DeliverySettler, DeliverySettlerBuilder, UnsettledDelivery};
 pub use error::{ConsumeError, ConsumeErrorKind};
 pub use settlement::{ParkReason, Settlement, settle};
 pub use status::{ConsumerMonitor, ConsumerState, ConsumerStatus};

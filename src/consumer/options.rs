@@ -54,6 +54,32 @@ pub(crate) enum InvalidName {
 }
 
 impl Options {
+    /// The defaults.
+    pub(crate) fn new(queue: String) -> Self {
+        Self {
+            parking: ParkingTarget::queue_beside(&queue),
+            queue,
+            prefetch: 256,
+            prefetch_bytes: None,
+            exclusive: false,
+            single_active: false,
+            delivery_limit: Some(20),
+            consumer_timeout: Some(Duration::from_secs(30 * 60)),
+            priority: 0,
+            topology: None,
+            arguments: Vec::new(),
+            workers: 1,
+            batch: 64,
+            redelivery: Redelivery::default(),
+            immediate_retries: 2,
+            max_attempts: 36,
+            first_delay: Duration::from_secs(1),
+            longest_delay: Duration::from_secs(3600),
+            drain_timeout: Duration::from_secs(20),
+            on_outcome: Hook::default(),
+        }
+    }
+
     /// Refuses names that are too long, or become so by what is put behind them.
     pub(crate) fn check(&self) -> Result<(), InvalidName> {
         let check = |what: &str, name: &str, remedy| {
@@ -83,7 +109,7 @@ impl Options {
             check(
                 &what,
                 &name,
-                "shorten the queue's, or hold failed messages with `redelivery(Redelivery::Held)`",
+                "shorten the queue's, or let a consumer hold failed messages with `redelivery(Redelivery::Held)`",
             )?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Subscribes again and again, until the consumer is told to stop.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
@@ -101,7 +101,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
                 },
             }
         }
-        self.settler.close().await;
+        self.settler.close(Duration::ZERO).await;
         Ok(())
     }
 

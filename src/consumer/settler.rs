@@ -19,12 +19,10 @@ use super::{
     telemetry,
 };
 use crate::{
-    amqp::{
-        ConnectOptions, Delay, Move, Note, delayed_properties, growth, moved_properties, parked_properties,
-    },
+    amqp::{Delay, Move, Note, Route, delayed_properties, growth, moved_properties, parked_properties},
     error::{Chain, bounded},
     idempotency::Outcome,
-    message::reserved,
+    message::{IncomingMessage, reserved},
 };
 
 /// How soon a message is tried again to be published anew that could not be before the broker's
@@ -54,36 +52,31 @@ pub(crate) struct Settler {
     scope: String,
     delays: Delays,
     limit: DeliveryLimit,
-    onward: Forwarder,
+    forwarder: Forwarder,
     monitor: ConsumerMonitor,
 }
 
 impl Settler {
-    pub(crate) fn new(
-        options: Options,
-        scope: &str,
-        connect: ConnectOptions,
-        monitor: ConsumerMonitor,
-    ) -> Self {
+    pub(crate) fn new(options: Options, scope: &str, forwarder: Forwarder, monitor: ConsumerMonitor) -> Self {
         let (delays, limit) = (options.delays(), options.watched());
-        let onward = Forwarder::new(format!("{scope} (parking)"), connect);
-        Self { options, scope: scope.to_owned(), delays, limit, onward, monitor }
+        Self { options, scope: scope.to_owned(), delays, limit, forwarder, monitor }
     }
 
     /// Waits a while for what was lost with a connection: what a subscription delivers near the
     /// limit must be published anew, or the next lost one counts against it.
     pub(crate) async fn recovers(&self) {
-        self.onward.recovers(RECOVERY).await;
+        self.forwarder.recovers(RECOVERY).await;
     }
 
     /// Remembers the largest frame that was agreed upon with the broker.
     pub(crate) fn negotiated(&self, frame_max: u32) {
-        self.onward.negotiated(frame_max);
+        self.forwarder.negotiated(frame_max);
     }
 
-    /// Nothing is in flight any more, or its original is unacked and comes again.
-    pub(crate) async fn close(&self) {
-        self.onward.close(Duration::ZERO).await;
+    /// Lets what is in flight finish for so long; the original of the rest is unacked, and comes
+    /// again.
+    pub(crate) async fn close(&self, limit: Duration) {
+        self.forwarder.close(limit).await;
     }
 
     /// Turns an outcome into what is done about its delivery; what is to be published is begun.
@@ -223,12 +216,10 @@ impl Settler {
             failures: message.failures(),
             at: now,
             until: if wait.is_zero() { None } else { now.checked_add(wait) },
-            queue,
-            exchange: message.exchange(),
-            routing_key: message.routing_key(),
+            route: self.route(message),
         };
         let copy = moved_properties(&unsettled.delivery.properties, &moved);
-        match self.onward.publish("", queue, &ForwardedCopy::new(copy, message.body().clone())).await {
+        match self.forwarder.publish("", queue, &ForwardedCopy::new(copy, message.body().clone())).await {
             Ok(()) => {
                 tracing::debug!(message_id = %telemetry::name(message), returns, suspected, "published anew, for the broker's limits");
                 self.monitor.moved();
@@ -270,9 +261,7 @@ impl Settler {
                 failures,
                 at: now,
                 until: (wait.wanted > wait.step).then(|| now + wait.wanted),
-                queue,
-                exchange: message.exchange(),
-                routing_key: message.routing_key(),
+                route: self.route(message),
             };
             let (name, wanted) = (
                 delay_queues::name(queue, wait.step),
@@ -286,7 +275,7 @@ impl Settler {
                     message.body().clone(),
                 )
             };
-            match self.onward.publish_to(&name, &wanted, &copied).await {
+            match self.forwarder.publish_to(&name, &wanted, &copied).await {
                 Ok(()) => {
                     self.monitor.delayed();
                     #[cfg(feature = "metrics")]
@@ -315,16 +304,14 @@ impl Settler {
                 attempts: parking.attempts,
                 at: parking.at,
                 scope: &self.scope,
-                queue,
-                exchange: message.exchange(),
-                routing_key: message.routing_key(),
+                route: self.route(message),
             };
             let copy = parked_properties(&unsettled.delivery.properties, &note);
             let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
             let (reason, copied) = (parking.reason.name(), ForwardedCopy::new(copy, message.body().clone()));
             let parked = match self.options.parking.queue_to_declare() {
-                Some(queue) => self.onward.publish_to(queue, &Wanted::Any, &copied).await,
-                None => self.onward.publish(exchange, routing_key, &copied).await,
+                Some(queue) => self.forwarder.publish_to(queue, &Wanted::Any, &copied).await,
+                None => self.forwarder.publish(exchange, routing_key, &copied).await,
             };
             match parked {
                 Ok(()) => {
@@ -343,6 +330,11 @@ impl Settler {
                 }
             }
         });
+    }
+
+    /// The way that a message came, of which each copy of it tells.
+    fn route<'m>(&'m self, message: &'m IncomingMessage) -> Route<'m> {
+        Route { queue: &self.options.queue, exchange: message.exchange(), routing_key: message.routing_key() }
     }
 
     fn not_passed_on(&self, error: &ForwardError, what: &str) {

@@ -166,12 +166,12 @@ impl Unpark {
         let mut connect = self.connect.clone().map_err(ConsumeError::invalid)?;
         connect.check().map_err(ConsumeError::invalid)?;
         connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
-        let onward = Forwarder::new(connect.name.clone().unwrap_or_default(), connect.clone());
+        let forwarder = Forwarder::new(connect.name.clone().unwrap_or_default(), connect.clone());
         let connection = amqp::ClosedOnDrop::new(connect.open().await?);
-        onward.negotiated(connection.configuration().frame_max());
+        forwarder.negotiated(connection.configuration().frame_max());
         let moved = match timeout(connect.timeout, connection.create_channel()).await {
             Ok(Ok(channel)) => {
-                let moved = self.all(&channel, &onward).await;
+                let moved = self.all(&channel, &forwarder).await;
                 // Closing does the same to what is not acked, but is counted also from RabbitMQ 4.3
                 // on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
                 let all = BasicNackOptions { multiple: true, requeue: true };
@@ -181,12 +181,12 @@ impl Unpark {
             Ok(Err(error)) => Err(error.into()),
             Err(elapsed) => Err(elapsed.into()),
         };
-        onward.close(connect.timeout).await;
+        forwarder.close(connect.timeout).await;
         amqp::close(&connection).await;
         moved.map_err(ConsumeError::of_channel)
     }
 
-    async fn all(&self, channel: &Channel, onward: &Forwarder) -> Result<Unparked, BoxError> {
+    async fn all(&self, channel: &Channel, forwarder: &Forwarder) -> Result<Unparked, BoxError> {
         let mut unparked = Unparked::default();
         let parking = ShortString::try_new(self.parking.as_str())?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -217,9 +217,9 @@ impl Unpark {
                 let delivery = got.delivery;
                 moving.push(async move {
                     let moved =
-                        if chooses { Some(self.one(&delivery, unprocessed, onward).await) } else { None };
+                        if chooses { Some(self.one(&delivery, unprocessed, forwarder).await) } else { None };
                     if renew && !matches!(moved, Some(Ok(()))) {
-                        self.renew(&delivery, onward).await;
+                        self.renew(&delivery, forwarder).await;
                     }
                     moved
                 });
@@ -241,9 +241,11 @@ impl Unpark {
 
     /// Publishes a message that stays parked anew to its queue, so that the broker counts its
     /// deliveries from 0.
-    async fn renew(&self, delivery: &Delivery, onward: &Forwarder) {
+    async fn renew(&self, delivery: &Delivery, forwarder: &Forwarder) {
         let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
-        match onward.publish("", &self.parking, &ForwardedCopy::new(copy, delivery.data.clone().into())).await
+        match forwarder
+            .publish("", &self.parking, &ForwardedCopy::new(copy, delivery.data.clone().into()))
+            .await
         {
             Ok(()) => drop(delivery.acker.ack(BasicAckOptions::default()).await),
             Err(error) => {
@@ -269,7 +271,7 @@ impl Unpark {
         &self,
         delivery: &Delivery,
         unprocessed: SystemTime,
-        onward: &Forwarder,
+        forwarder: &Forwarder,
     ) -> Result<(), BoxError> {
         let Delivery { properties, acker, data, .. } = delivery;
         let from = || {
@@ -281,7 +283,7 @@ impl Unpark {
             None => from().ok_or("it does not say which queue it is from")?,
         };
         let copy = amqp::unparked_properties(properties, &queue, unprocessed);
-        onward.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
+        forwarder.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
     }

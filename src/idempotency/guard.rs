@@ -36,7 +36,8 @@ const CONFLICTS: u32 = 5;
 /// Lets each message take effect at most once per scope, within the retention of its store.
 ///
 /// The consumer of this crate runs one; use it directly in a consume loop of your own:
-/// [`process`](Self::process) says what became of a delivery, and `settle` what to do with it.
+/// [`process`](Self::process) says what became of a message, and
+/// [`DeliverySettler`](crate::consumer::DeliverySettler) does about its delivery what follows.
 ///
 /// ```
 /// use lapin_idempotent::{Guard, IncomingMessage, Lease, MemoryStore, Scope, handler_fn};
@@ -88,7 +89,7 @@ impl<S: IdempotencyStore> Guard<S> {
             limit: None,
             mismatch: MismatchPolicy::default(),
             immediate_retries: 0,
-            max_attempts: u32::MAX,
+            max_attempts: 36,
             coalescer: None,
         }
     }
@@ -116,19 +117,33 @@ impl<S: IdempotencyStore> Guard<S> {
     }
 
     /// Sets how often a failed message is tried again at once, each time in a session of its own,
-    /// before its outcome is [`Outcome::Retry`]. Not done for a handler that asked for a delay.
-    /// Default: 0.
+    /// before its outcome is [`Outcome::Retry`]. Not done for a handler that asked for a delay, nor
+    /// beyond [`max_attempts`](Self::max_attempts). Default: 0.
     #[must_use]
     pub fn immediate_retries(mut self, retries: u32) -> Self {
         self.immediate_retries = retries;
         self
     }
 
-    /// After how many failures, those of earlier deliveries included, a message is not tried again
-    /// at once.
-    pub(crate) fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = attempts;
+    /// Sets after how many failed runs of its handler, those of earlier deliveries included, a
+    /// message is not tried again; at least 1. Default: 36.
+    ///
+    /// The guard then makes no more [`immediate_retries`](Self::immediate_retries), and whoever
+    /// settles the deliveries parks the message:
+    /// [`DeliverySettler`](crate::consumer::DeliverySettler) does, after as many as are said here.
+    /// A loop that settles by itself compares this with the sum of
+    /// [`IncomingMessage::failures`](crate::IncomingMessage::failures) and the failures of
+    /// [`Outcome::Retry`].
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts.max(1);
         self
+    }
+
+    /// How often a failed message is tried again at once, and after how many failures it is not
+    /// tried again at all.
+    pub(crate) fn attempts(&self) -> (u32, u32) {
+        (self.immediate_retries, self.max_attempts)
     }
 
     /// States for how long the store remembers an ID: the retention that it is purged with. A

@@ -12,8 +12,7 @@ use tracing::Span;
 
 use super::{
     builder::PublisherBuilder,
-    channel::Dispatcher,
-    channel::{HandedOver, Job, Reply},
+    channel::{Dispatcher, HandedOver, Job, Reply},
     closing::{CloseError, Closing},
     error::{Failure, PublishError, PublishErrorKind},
     payload::{Forwarded, Payload},

@@ -3,10 +3,10 @@
 use std::{error::Error, time::Duration};
 
 use lapin_idempotent::{
-    HandlerResult, IdStrategy, IdempotentConsumer, IdempotentHandler, IdempotentPublisher, IncomingMessage,
-    MemoryStore, RetryPolicy,
+    Guard, HandlerResult, IdStrategy, IdempotentConsumer, IdempotentHandler, IdempotentPublisher,
+    IncomingMessage, MemoryStore, RetryPolicy, Scope,
     amqp::ConnectErrorKind,
-    consumer::{ConsumeErrorKind, ConsumerBuilder, Redelivery},
+    consumer::{ConsumeErrorKind, ConsumerBuilder, DeliverySettler, Redelivery},
     idempotency::{KeySource, Lease},
     publisher::{PublishErrorKind, PublisherBuilder, PublisherState},
 };
@@ -103,6 +103,17 @@ async fn settings_of_a_consumer_that_cannot_work_are_refused_by_name() {
     for (name, queue, set) in refused {
         let builder = IdempotentConsumer::builder("amqp://127.0.0.1:1", queue, MemoryStore::new(1));
         let error = set(builder).run_until(Idle, std::future::pending()).await.expect_err(name);
+        assert_eq!(error.kind(), ConsumeErrorKind::Invalid, "{name}: {error:?}");
+        let source = error.source().expect("source").to_string();
+        assert!(source.contains(name), "{source}");
+    }
+    let guard = Guard::new(MemoryStore::new(1), Scope::new("ledger").expect("scope"));
+    for (name, uri, queue) in [
+        ("256 bytes", "amqp://127.0.0.1:1", long.as_str()),
+        ("reserved", "amqp://127.0.0.1:1", "amq.gen-x"),
+        ("amqp", "http://127.0.0.1:1", "queue"),
+    ] {
+        let error = DeliverySettler::builder(uri, queue).build(&guard).expect_err(name);
         assert_eq!(error.kind(), ConsumeErrorKind::Invalid, "{name}: {error:?}");
         let source = error.source().expect("source").to_string();
         assert!(source.contains(name), "{source}");

@@ -177,7 +177,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         context.monitor.in_hand(0);
         context.monitor.held(0);
         if matches!(end, End::Shutdown) {
-            let closed = async { tokio::join!(self.session.close(), context.settler.close()) };
+            let closed = async { tokio::join!(self.session.close(), context.settler.close(Duration::ZERO)) };
             let _ = timeout(CLOSING, closed).await;
         } else {
             self.session.close().await;

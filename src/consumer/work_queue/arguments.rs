@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use lapin::types::{AMQPValue, LongString};
 
 use super::error::DeclareError;
-use crate::amqp::ServerVersion;
-use crate::amqp::UNLIMITED;
+use crate::amqp::{ServerVersion, UNLIMITED};
 
 pub(super) const TYPE: &str = "x-queue-type";
 pub(super) const LIMIT: &str = "x-delivery-limit";

@@ -3,8 +3,7 @@
 use std::fmt;
 
 use super::arguments::{Declaration, LIMIT, Role, TIMEOUT, TYPE, Value};
-use crate::amqp::ServerVersion;
-use crate::amqp::UNLIMITED;
+use crate::amqp::{ServerVersion, UNLIMITED};
 
 /// What a queue has.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,12 +9,14 @@ use lapin::{Channel, Confirmation, options::BasicPublishOptions};
 use tokio::time::Instant;
 
 use super::{confirms::Unconfirmed, job::Job};
-use crate::message::InvalidMessage;
-use crate::publisher::{
-    error::PublishErrorKind,
-    payload::{Frames, Payload},
-    status::Monitor,
-    telemetry::AttemptHook,
+use crate::{
+    message::InvalidMessage,
+    publisher::{
+        error::PublishErrorKind,
+        payload::{Frames, Payload},
+        status::Monitor,
+        telemetry::AttemptHook,
+    },
 };
 
 /// Up to which message, in the order of sending, everything has left for the broker.

@@ -6,12 +6,14 @@ use lapin::{message::BasicReturnMessage, types::ShortStringError};
 use tokio::time::Instant;
 
 use super::replies::{Answer, Confirmed, Reply};
-use crate::error::BoxError;
-use crate::publisher::{
-    error::{BrokerReply, Failure, PublishErrorKind},
-    payload::{Frames, Payload},
-    permits::{Permit, Released},
-    retry::RetryPolicy,
+use crate::{
+    error::BoxError,
+    publisher::{
+        error::{BrokerReply, Failure, PublishErrorKind},
+        payload::{Frames, Payload},
+        permits::{Permit, Released},
+        retry::RetryPolicy,
+    },
 };
 
 /// How often a connection must end while one message is in flight alone before that is taken for

@@ -190,9 +190,9 @@ impl ChannelWorker {
 
     /// Another worker that is up may take what waits here.
     pub(super) fn give_away(&mut self) {
-        if let Some(workers) = self.context.dispatcher.upgrade() {
+        if let Some(dispatcher) = self.context.dispatcher.upgrade() {
             for job in std::mem::take(&mut self.ready) {
-                self.ready.extend(workers.adopt(job, self.number));
+                self.ready.extend(dispatcher.adopt(job, self.number));
             }
         }
     }
