@@ -154,6 +154,52 @@ async fn message_over_which_connections_end_fails_alone() {
     serving.abort();
 }
 
+/// Confirms only the first of what has come whenever one of `bad` is among it, and ends the
+/// connection: the other confirms are lost with it.
+async fn ends_connections_early(broker: ScriptedBroker, first: Peer, bad: BTreeSet<usize>) {
+    let mut peer = first;
+    loop {
+        while let Some(batch) = batch(&mut peer).await {
+            let first = batch.first().expect("one");
+            if !batch.iter().any(|published| bad.contains(&number(published))) {
+                peer.ack(batch.last().expect("one").tag, true).await;
+                continue;
+            }
+            if !bad.contains(&number(first)) {
+                peer.ack(first.tag, false).await;
+                // Or the end of the connection would overtake it.
+                sleep(Duration::from_millis(20)).await;
+            }
+            break;
+        }
+        drop(peer);
+        peer = broker.accept().await;
+    }
+}
+
+/// Each connection brings a confirm before it ends, so none is without result; the messages beside
+/// the culprit would all the same have no attempts left, one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_beside_one_that_ends_connections_are_published() {
+    let bad = BTreeSet::from([77]);
+    let broker = ScriptedBroker::start().await;
+    let policy = RetryPolicy::default().max_elapsed(Duration::from_secs(100));
+    let builder = IdempotentPublisher::builder(broker.url()).retry(policy);
+    let (publisher, peer) = tokio::join!(builder.connect(), broker.accept());
+    let publisher = publisher.expect("connect");
+    let serving = tokio::spawn(ends_connections_early(broker, peer, bad));
+    let (all, _) = tokio::join!(publish_numbers(&publisher, 200), async {
+        // Others go on, as above.
+        while publisher.status().in_flight > 0 || publisher.status().confirmed == 0 {
+            let _ = publisher.publish_idempotent(OutgoingMessage::to("e", "queue").body("1000")).await;
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let failed: Vec<_> = (all.iter().enumerate()).filter(|(_, result)| result.is_err()).collect();
+    assert!(matches!(failed[..], [(77, _)]), "{failed:?}");
+    serving.abort();
+}
+
 /// Ten attempts are not gone in a moment when a broker takes connections and ends each at the first
 /// publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

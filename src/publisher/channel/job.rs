@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// How often a message is lost before it, or one beside it, is suspected to be the reason.
+const OFTEN: u32 = 2;
+
 /// How often a connection must end while one message is in flight alone before that is taken for
 /// its doing.
 const FATAL: u32 = 3;
@@ -38,6 +41,8 @@ pub(crate) struct Job {
     attempts: u32,
     /// How many of them were in vain because of another message.
     excused: u32,
+    /// How many of them ended with their channel or connection.
+    lost: u32,
     uncertain: bool,
     /// It was in flight when a channel ended over one message.
     suspect: bool,
@@ -105,6 +110,7 @@ impl Job {
             deadline,
             attempts: 0,
             excused: 0,
+            lost: 0,
             uncertain: false,
             suspect: false,
             alone: (0, 0),
@@ -140,6 +146,12 @@ impl Job {
     /// How often connections ended while it was in flight alone.
     pub(crate) fn times_alone(&self) -> u32 {
         self.alone.0
+    }
+
+    /// Whether it was lost with a channel or connection so often that this is unlikely to have been
+    /// by chance.
+    pub(crate) fn is_lost_again(&self) -> bool {
+        self.lost >= OFTEN
     }
 
     /// Its last attempt was in vain because of another message.
@@ -264,6 +276,7 @@ impl Job {
         policy: &RetryPolicy,
         now: Instant,
     ) -> Option<Self> {
+        self.lost += 1;
         self.uncertain = true;
         self.said = None;
         self.last = Some((kind, source));

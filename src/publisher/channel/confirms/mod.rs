@@ -97,6 +97,11 @@ impl Unconfirmed {
         self.slots.iter().next().is_some_and(|(_, first)| first.job.is_suspect())
     }
 
+    /// Whether one of them was lost before, and more than once.
+    pub(crate) fn holds_lost_again(&self) -> bool {
+        self.slots.iter().any(|(_, in_flight)| in_flight.job.is_lost_again())
+    }
+
     /// One of these ended the channel: those that `may` have done it are suspects. Gives how many
     /// they are.
     pub(crate) fn suspect(&mut self, may: impl Fn(&Job) -> bool) -> usize {

@@ -71,11 +71,12 @@ impl ChannelWorker {
     }
 
     /// A connection that ends without an answer of the broker may have done so over one of the
-    /// messages in flight, or again over one that is suspected already. Gives whether those in
-    /// flight were sent in vain, and how long to pause before the next.
+    /// messages in flight: if none was confirmed on it, if it held suspects, or if it is not the
+    /// first that they are lost with. Gives whether those in flight were sent in vain, and how long
+    /// to pause before the next.
     pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (bool, Option<Duration>) {
         let fruitless = self.generation.lost();
-        if fruitless == 0 && !unconfirmed.holds_suspects() {
+        if fruitless == 0 && !unconfirmed.holds_suspects() && !unconfirmed.holds_lost_again() {
             return (false, None);
         }
         let suspects = unconfirmed.suspect(|_| true);
