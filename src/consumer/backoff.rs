@@ -95,6 +95,8 @@ impl StoreHealth {
 pub(super) struct DependencyHealth {
     failures: u32,
     until: Option<Instant>,
+    /// Since when a message is tried, if one is.
+    trial: Option<Instant>,
 }
 
 impl DependencyHealth {
@@ -111,15 +113,31 @@ impl DependencyHealth {
         self.until = None;
     }
 
-    /// A handler ran and did not say so; gives whether that is news. What began before the pause
-    /// tells nothing of now.
-    pub(super) fn works(&mut self) -> bool {
-        self.until.is_none() && std::mem::take(&mut self.failures) > 0
+    /// Something is handed to the handler: what is tried, while it is in doubt.
+    pub(super) fn begins(&mut self) {
+        if self.is_doubtful() {
+            self.trial = Some(Instant::now());
+        }
+    }
+
+    /// What began then has ended; `works` if the handler ran and did not say that it is away. Gives
+    /// whether that is news. What began before the one that is tried tells nothing of now.
+    pub(super) fn ended(&mut self, begun: Instant, works: bool) -> bool {
+        if self.trial.is_none_or(|trial| begun < trial) {
+            return false;
+        }
+        self.trial = None;
+        works && self.until.is_none() && std::mem::take(&mut self.failures) > 0
     }
 
     /// Whether nothing is to be taken.
     pub(super) fn is_away(&self) -> bool {
         self.until.is_some()
+    }
+
+    /// Whether something may be handed to the handler: while it is in doubt, one message.
+    pub(super) fn allows(&self) -> bool {
+        !self.is_away() && (!self.is_doubtful() || self.trial.is_none())
     }
 
     /// Whether it was away last, and nothing has shown yet that it is back.
@@ -209,17 +227,27 @@ mod tests {
     #[test]
     fn dependency_is_in_doubt_until_a_handler_could_use_it() {
         let mut dependency = DependencyHealth::default();
-        assert!(!dependency.is_doubtful() && !dependency.works());
+        let before = Instant::now();
+        dependency.begins();
+        assert!(!dependency.is_doubtful() && !dependency.ended(before, true), "no news");
         assert!(dependency.failed() <= Duration::from_millis(200));
-        assert!(dependency.is_away() && dependency.retry_at().is_some());
-        assert!(!dependency.works() && dependency.is_doubtful(), "that one had begun before");
+        assert!(dependency.is_away() && dependency.retry_at().is_some() && !dependency.allows());
         dependency.retry();
-        assert!(!dependency.is_away() && dependency.is_doubtful());
+        assert!(!dependency.is_away() && dependency.is_doubtful() && dependency.allows());
+        assert!(!dependency.ended(before, true), "nothing was tried");
+        dependency.begins();
+        let tried = Instant::now();
+        assert!(!dependency.allows(), "one at a time");
+        assert!(!dependency.ended(before, true) && !dependency.allows(), "that one had begun before");
+        assert!(!dependency.ended(tried, false) && dependency.allows(), "its handler did not run");
+        dependency.begins();
         let longest = (0..20).map(|_| dependency.failed()).max().unwrap_or_default();
         assert!(longest > Duration::from_secs(2) && longest <= Duration::from_secs(5), "{longest:?}");
+        assert!(!dependency.ended(Instant::now(), true), "another one has said so since");
         dependency.retry();
-        assert!(dependency.works() && !dependency.works(), "once");
-        assert!(!dependency.is_doubtful());
+        dependency.begins();
+        assert!(dependency.ended(Instant::now(), true) && !dependency.ended(Instant::now(), true), "once");
+        assert!(!dependency.is_doubtful() && dependency.allows());
         assert!(dependency.failed() <= Duration::from_millis(200));
     }
 

@@ -36,6 +36,7 @@ pub(crate) struct ConsumerContext<S: IdempotencyStore, H> {
 /// A batch that has its outcomes.
 pub(super) struct Done {
     pub(super) handled: Vec<(Unsettled, Outcome)>,
+    pub(super) begun: Instant,
     pub(super) took: Duration,
     pub(super) together: bool,
 }
@@ -57,7 +58,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
 
     /// Lets the guard decide about a batch.
     pub(super) async fn handle(&self, batch: Vec<Unsettled>) -> Done {
-        let started = Instant::now();
+        let begun = Instant::now();
         let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
             batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
         let span = telemetry::span(&self.options.queue, self.guard.scope().as_str(), &messages);
@@ -65,9 +66,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
             self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
         telemetry::finish(&span, &messages, &outcomes);
         #[cfg(feature = "metrics")]
-        telemetry::record(self.guard.scope().as_str(), &outcomes, started.elapsed());
+        telemetry::record(self.guard.scope().as_str(), &outcomes, begun.elapsed());
         let unsettled = messages.into_iter().zip(deliveries);
         let unsettled = unsettled.map(|(message, delivery)| Unsettled { message, delivery });
-        Done { handled: unsettled.zip(outcomes).collect(), took: started.elapsed(), together }
+        Done { handled: unsettled.zip(outcomes).collect(), begun, took: begun.elapsed(), together }
     }
 }

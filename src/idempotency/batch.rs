@@ -17,7 +17,10 @@ use super::{
     outcome::Outcome,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
-use crate::message::{IncomingMessage, MessageId};
+use crate::{
+    error::Chain,
+    message::{IncomingMessage, MessageId},
+};
 
 /// What became of a batch.
 pub(crate) struct Batch {
@@ -106,7 +109,7 @@ impl<S: IdempotencyStore> Guard<S> {
                     // enough.
                     Some(Outcome::StoreUnavailable { error }) => unavailable(error),
                     Some(Outcome::DependencyUnavailable { error }) => {
-                        Outcome::DependencyUnavailable { error: error.to_string().into() }
+                        Outcome::DependencyUnavailable { error: Chain(&**error).to_string().into() }
                     }
                     _ => self.process(message, handler).await,
                 };

@@ -15,6 +15,8 @@ use lapin_idempotent::{
     consumer::{ConsumerBuilder, ConsumerState},
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
     limits::{LIMITS, limited, told},
     redelivery::{delete, millis},
@@ -30,7 +32,9 @@ use super::{
 trials! {
     dependency_that_is_away_is_asked_by_one_message_at_a_time,
     dependency_that_is_away_loses_and_parks_nothing,
+    dependency_is_not_back_by_what_began_before_it_was_away,
     message_whose_dependency_alone_is_away_holds_nobody_up,
+    stop_while_the_dependency_is_away_stays_a_stop,
 }
 
 /// Needs something for each message, or for those of one body only.
@@ -154,5 +158,102 @@ pub async fn message_whose_dependency_alone_is_away_holds_nobody_up() {
     handler.away.store(false, SeqCst);
     eventually("this one, too", async || (handler.done() == 51).then_some(())).await;
     consumer.stop().await;
+    delete(&client, &queue, &[]).await;
+}
+
+/// `early` begins before the dependency is away, and `tried` finds out that it is. Each ends when
+/// it is let.
+struct Gates {
+    asked: Mutex<Vec<String>>,
+    begun: Semaphore,
+    early: Semaphore,
+    tried: Semaphore,
+}
+
+impl Gates {
+    fn new() -> Self {
+        let shut = || Semaphore::new(0);
+        Self { asked: Mutex::default(), begun: shut(), early: shut(), tried: shut() }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("asked").clone()
+    }
+}
+
+async fn pass(gate: &Semaphore) {
+    gate.acquire().await.expect("open").forget();
+}
+
+struct Gated(Arc<Gates>);
+
+impl<S: IdempotencyStore> IdempotentHandler<S> for Gated {
+    async fn handle(&self, message: &IncomingMessage, _: &mut S::Session) -> HandlerResult {
+        let id = message.raw_message_id().unwrap_or_default();
+        let first = {
+            let mut asked = self.0.asked.lock().expect("asked");
+            asked.push(id.to_owned());
+            asked.iter().filter(|asked| *asked == id).count() == 1
+        };
+        match id {
+            "early" => {
+                self.0.begun.add_permits(1);
+                pass(&self.0.early).await;
+            }
+            "tried" if first => {
+                pass(&self.0.begun).await;
+                return Err(HandlerError::unavailable("the card network does not answer"));
+            }
+            "tried" => pass(&self.0.tried).await,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// A consumer that tries `tried` once more while `early` is still in hand and `next` waits.
+async fn tried_beside_an_early_one() -> (Client, String, Arc<Gates>, Running) {
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("depends").await;
+    for id in ["tried", "early"] {
+        client.publish(&queue, b"500", with_id(id)).await;
+    }
+    let gates = Arc::new(Gates::new());
+    let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).scope("ledger");
+    let consumer = Running::start(builder.workers(3), Gated(Arc::clone(&gates)));
+    consumer.until(ConsumerState::DependencyAway).await;
+    client.publish(&queue, b"500", with_id("next")).await;
+    eventually("it is tried again", async || (gates.asked().len() == 3).then_some(())).await;
+    eventually("the next one is here", async || (client.ready(&queue).await == 0).then_some(())).await;
+    let mut asked = gates.asked();
+    assert_eq!(asked.pop().as_deref(), Some("tried"), "beside one that takes long");
+    (client, queue, gates, consumer)
+}
+
+pub async fn dependency_is_not_back_by_what_began_before_it_was_away() {
+    let (client, queue, gates, consumer) = tried_beside_an_early_one().await;
+    gates.early.add_permits(1);
+    assert_eq!(consumer.decided(2).await, ["dependency_unavailable", "processed"]);
+    assert_eq!(consumer.monitor.status().state, ConsumerState::DependencyAway);
+    assert_eq!(gates.asked().len(), 3, "nothing else is begun");
+    gates.tried.add_permits(1);
+    consumer.decided(4).await;
+    consumer.until(ConsumerState::Consuming).await;
+    consumer.stop().await;
+    assert_eq!(gates.asked().last().map(String::as_str), Some("next"));
+    delete(&client, &queue, &[]).await;
+}
+
+/// Whoever watches must not take a consumer for ready that stops.
+pub async fn stop_while_the_dependency_is_away_stays_a_stop() {
+    let (client, queue, gates, consumer) = tried_beside_an_early_one().await;
+    consumer.ask_to_stop();
+    consumer.until(ConsumerState::Draining).await;
+    gates.tried.add_permits(1);
+    assert_eq!(consumer.decided(2).await, ["dependency_unavailable", "processed"]);
+    assert_eq!(consumer.monitor.status().state, ConsumerState::Draining);
+    gates.early.add_permits(1);
+    consumer.stop().await;
+    assert_eq!(client.ready(&queue).await, 1, "what was not begun is back");
     delete(&client, &queue, &[]).await;
 }

@@ -16,6 +16,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
     pub(super) async fn drain(&mut self, end: &End, mut driving: Pin<&mut impl Future<Output = Infallible>>) {
         let monitor = &self.context.monitor;
         let shutting_down = matches!(end, End::Shutdown);
+        self.draining = true;
         let now = Instant::now();
         let limit = now.checked_add(self.context.options.drain_timeout).unwrap_or(now + FAR);
         match end {

@@ -1,5 +1,7 @@
 //! What the outcomes say of the store, and of what the handler depends on.
 
+use tokio::time::Instant;
+
 use super::Consumption;
 use crate::{
     consumer::{
@@ -17,23 +19,27 @@ pub(super) fn is_away(outcome: &Outcome) -> bool {
 }
 
 impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
-    /// Learns from the outcomes of a batch; gives whether the store could not be asked, or what the
-    /// handler depends on is away.
-    pub(super) fn judge(&mut self, handled: &[(Unsettled, Outcome)]) -> bool {
+    /// Learns from the outcomes of a batch that began then; gives whether the store could not be
+    /// asked, or what the handler depends on is away.
+    pub(super) fn judge(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) -> bool {
         let store_away = self.judge_store(handled);
         if !store_away {
             self.store.works();
         }
-        self.judge_dependency(handled) || store_away
+        self.judge_dependency(begun, handled) || store_away
     }
 
     /// Whether the outcomes say that what the handler depends on is away. Then nothing is taken for
     /// a while, and one message is tried after that.
-    fn judge_dependency(&mut self, handled: &[(Unsettled, Outcome)]) -> bool {
+    fn judge_dependency(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) -> bool {
         let error = handled.iter().find_map(|(_, outcome)| match outcome {
             Outcome::DependencyUnavailable { error } => Some(error),
             _ => None,
         });
+        let ran = |(_, outcome): &(Unsettled, Outcome)| {
+            matches!(outcome, Outcome::Processed | Outcome::Retry { .. } | Outcome::Reject { .. })
+        };
+        let news = self.dependency.ended(begun, error.is_none() && handled.iter().any(ran));
         if let Some(error) = error {
             if !self.dependency.is_away() {
                 let (error, pause) = (Chain(&**error).to_string(), self.dependency.failed());
@@ -43,10 +49,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
             }
             return true;
         }
-        let ran = |(_, outcome): &(Unsettled, Outcome)| {
-            matches!(outcome, Outcome::Processed | Outcome::Retry { .. } | Outcome::Reject { .. })
-        };
-        if handled.iter().any(ran) && self.dependency.works() {
+        if news {
             self.show();
         }
         false
@@ -73,8 +76,12 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         self.show();
     }
 
-    /// Shows the monitor whether anything is taken, and why not.
+    /// Shows the monitor whether anything is taken, and why not; until the subscription ends, after
+    /// which nothing is.
     pub(super) fn show(&self) {
+        if self.draining {
+            return;
+        }
         self.context.monitor.enter(match () {
             () if self.store.is_away() => ConsumerState::StoreAway,
             () if self.paused => ConsumerState::Paused,

@@ -69,6 +69,8 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     suspect_in_hand: bool,
     /// Whether nothing is to be taken, because somebody said so.
     paused: bool,
+    /// Whether the subscription has ended, and what is in hand is let finish.
+    draining: bool,
     decided: u64,
 }
 
@@ -107,6 +109,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             held: 0,
             suspect_in_hand: false,
             paused: false,
+            draining: false,
             decided: 0,
         }
     }
@@ -193,8 +196,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     fn is_idle(&self) -> bool {
         !self.paused
             && !self.store.is_away()
-            && !self.dependency.is_away()
-            && (self.working.is_empty() || !self.dependency.is_doubtful())
+            && self.dependency.allows()
             && !self.suspect_in_hand
             && self.working.len() < self.context.options.workers
     }
@@ -242,6 +244,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn work(&mut self, batch: Vec<Unsettled>) {
+        self.dependency.begins();
         self.in_hand += batch.len();
         self.context.monitor.in_hand(self.in_hand);
         self.working.push(self.context.handle(batch).boxed());
@@ -259,14 +262,14 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
 
     /// Begins to settle a batch; adds the tags of what may be acked.
     fn finished(&mut self, done: Done, tags: &mut Vec<u64>) {
-        let Done { handled, took, together } = done;
+        let Done { handled, begun, took, together } = done;
         let count = handled.len();
         self.in_hand -= count;
         self.suspect_in_hand = false;
         self.decided += count as u64;
         self.context.monitor.in_hand(self.in_hand);
         self.context.monitor.decided(handled.iter().map(|(_, outcome)| outcome));
-        let away = self.judge(&handled);
+        let away = self.judge(begun, &handled);
         self.size.learn(count, took, together && !away);
         if !away {
             self.carried.prefetch.measured(count, took, self.context.options.workers);
