@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Consumes a queue that exists, until Ctrl-C or SIGTERM. [`consume`] is the loop to copy: it acks,
-//! delays, parks and holds as the consumer of the crate does, pauses while the store is away,
-//! subscribes again after a lost connection, and finishes what it has in hand when it stops.
+//! delays, parks and holds as the consumer of the crate does, pauses while the store or what the
+//! handler needs is away, subscribes again after a lost connection, and finishes what it has in
+//! hand when it stops.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -17,8 +18,7 @@ use lapin::{
     types::FieldTable,
 };
 use lapin_idempotent::{
-    BoxError, Guard, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, MemoryStore,
-    Outcome, Scope,
+    BoxError, Guard, HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, MemoryStore, Scope,
     consumer::{DeliverySettler, UnsettledDelivery},
     idempotency::Lease,
 };
@@ -31,8 +31,8 @@ use tokio::{
 /// How many deliveries are here at most, those that are held included.
 const PREFETCH: u16 = 32;
 
-/// How long the store is left alone when it could not be asked.
-const STORE_AWAY: Duration = Duration::from_secs(1);
+/// How long the store, or what the handler depends on, is left alone when it is away.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// How long to wait before a lost subscription is made anew.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -87,9 +87,9 @@ async fn subscription<S: IdempotencyStore, H: IdempotentHandler<S>>(
             next = next(&mut due, &mut deliveries, settler, not_before) => next?,
         };
         let outcome = guard.process(delivery.message(), handler).await;
-        if let Outcome::StoreUnavailable { error } = &outcome {
-            eprintln!("the store cannot be asked: {error}");
-            not_before = Instant::now() + STORE_AWAY;
+        if outcome.is_unavailable() {
+            eprintln!("{}; nothing is taken for a while", outcome.name());
+            not_before = Instant::now() + AWAY;
         }
         settling.push(settler.settle(delivery, outcome));
     }
@@ -106,7 +106,7 @@ async fn subscription<S: IdempotencyStore, H: IdempotentHandler<S>>(
     Ok(timeout(LIMIT, finish).await??)
 }
 
-/// The next message to ask the guard for, but not before the store is to be asked again.
+/// The next message to ask the guard for, but not before what is away is to be tried again.
 async fn next(
     due: &mut VecDeque<UnsettledDelivery>,
     deliveries: &mut Consumer,

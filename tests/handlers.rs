@@ -194,12 +194,15 @@ async fn closure_is_a_handler() {
 #[test]
 fn handler_error_says_what_it_asks_for() {
     let told = |error: &HandlerError| {
-        (error.is_retry(), error.is_reject(), error.delay(), error.source().to_string())
+        let asks = (error.is_retry(), error.is_reject(), error.is_unavailable());
+        (asks, error.delay(), error.source().to_string())
     };
+    let (retry, reject, unavailable) = ((true, false, false), (false, true, false), (false, false, true));
     let minute = Duration::from_secs(60);
-    assert_eq!(told(&HandlerError::retry("away")), (true, false, None, "away".into()));
-    assert_eq!(told(&HandlerError::retry_after(minute, "busy")), (true, false, Some(minute), "busy".into()));
-    assert_eq!(told(&HandlerError::reject("no such account")), (false, true, None, "no such account".into()));
+    assert_eq!(told(&HandlerError::retry("away")), (retry, None, "away".into()));
+    assert_eq!(told(&HandlerError::retry_after(minute, "busy")), (retry, Some(minute), "busy".into()));
+    assert_eq!(told(&HandlerError::reject("no such account")), (reject, None, "no such account".into()));
+    assert_eq!(told(&HandlerError::unavailable("down")), (unavailable, None, "down".into()));
     let error = HandlerError::from(std::fmt::Error);
     assert!(error.source().is::<std::fmt::Error>(), "as it was");
 }
@@ -248,4 +251,59 @@ fn boxed_errors_are_what_the_handler_says() {
     let error = || -> BoxError { "away".into() };
     assert!(HandlerError::retry(error()).is_retry());
     assert!(HandlerError::reject(error()).is_reject());
+}
+
+/// Depends on something that is away, for some messages.
+#[derive(Default)]
+struct Depends(Mutex<Vec<String>>);
+
+impl Depends {
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the card network is away")]
+struct Away(#[source] std::io::Error);
+
+impl<S: IdempotencyStore> IdempotentHandler<S> for Depends {
+    async fn handle(&self, message: &IncomingMessage, _: &mut S::Session) -> HandlerResult {
+        let id = message.raw_message_id().unwrap().to_owned();
+        self.0.lock().unwrap().push(id.clone());
+        match id.as_str() {
+            "needs it" => Err(HandlerError::unavailable(Away(std::io::ErrorKind::ConnectionRefused.into()))),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn unavailable_is_no_failure_and_releases_the_claim() {
+    let message = IncomingMessage::new("500").with_message_id("needs it");
+    let handler = Depends::default();
+    let store = MemoryStore::new(10);
+    let guard = guard(store.clone()).immediate_retries(5);
+    for _ in 0..2 {
+        let outcome = guard.process(&message, &handler).await;
+        assert!(matches!(outcome, Outcome::DependencyUnavailable { .. }), "{outcome:?}");
+        assert!(outcome.is_unavailable() && !outcome.is_handled());
+        assert_eq!(handler.asked(), ["needs it"], "not again at once, and the claim was released");
+    }
+    assert!(matches!(guard.process(&message, &Notes::default()).await, Outcome::Processed));
+}
+
+#[tokio::test]
+async fn rest_of_a_batch_is_not_asked_what_is_away() {
+    let ids = ["a", "needs it", "b", "c"];
+    let batch = ids.map(|id| IncomingMessage::new("500").with_message_id(id));
+    let (store, handler) = (transactions(), Depends::default());
+    let outcomes = guard(store.clone()).process_batch(&batch, &handler).await;
+    let names: Vec<_> = outcomes.iter().map(Outcome::name).collect();
+    let away = "dependency_unavailable";
+    assert_eq!(names, ["processed", away, away, away]);
+    assert_eq!(handler.asked(), ["a", "needs it", "a", "needs it"], "together, then one by one");
+    assert_eq!(store.commits(), 1);
+    let Outcome::DependencyUnavailable { error } = &outcomes[3] else { panic!("{outcomes:?}") };
+    assert_eq!(error.to_string(), "the card network is away: connection refused", "with its causes");
 }

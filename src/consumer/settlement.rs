@@ -169,6 +169,9 @@ mod tests {
         for (outcome, expected) in table {
             assert_eq!(settle(&outcome), expected, "{}", outcome.name());
             assert_eq!(settle(&outcome) == Settlement::Ack, outcome.is_handled(), "{}", outcome.name());
+            let away =
+                expected == Settlement::Hold { after: AWAY } && outcome.name().ends_with("_unavailable");
+            assert_eq!(away, outcome.is_unavailable(), "{}", outcome.name());
         }
     }
 }

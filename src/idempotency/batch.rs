@@ -88,7 +88,7 @@ impl<S: IdempotencyStore> Guard<S> {
         let mut sessions = 0;
         while let Some(part) = parts.pop() {
             sessions += 1;
-            if S::BATCHES && part.len() > 1 && !is_away(outcomes.last()) {
+            if S::BATCHES && part.len() > 1 && !outcomes.last().is_some_and(Outcome::is_unavailable) {
                 let identified = self.identify_all(part);
                 match self.together(&identified, handler).await {
                     Ok(decided) => {
@@ -238,10 +238,6 @@ impl<S: IdempotencyStore> Guard<S> {
             })
             .collect()
     }
-}
-
-fn is_away(last: Option<&Outcome>) -> bool {
-    matches!(last, Some(Outcome::StoreUnavailable { .. } | Outcome::DependencyUnavailable { .. }))
 }
 
 /// The same error once more; its causes as text, as they cannot be cloned.

@@ -133,6 +133,14 @@ impl Outcome {
     pub fn is_handled(&self) -> bool {
         matches!(self, Self::Processed | Self::Duplicate(_))
     }
+
+    /// Whether it says nothing of its message, and that the next one would fare no better: the
+    /// store could not be asked, or what the handler depends on is away. Besides holding this
+    /// message, a consume loop should take nothing until the time of the settlement is over, and
+    /// then try one message before all others.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::StoreUnavailable { .. } | Self::DependencyUnavailable { .. })
+    }
 }
 
 /// A delivery whose effect had been committed before.

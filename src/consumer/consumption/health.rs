@@ -13,11 +13,6 @@ use crate::{
     idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
 };
 
-/// Whether an outcome says that something is away, and nothing of its message.
-pub(super) fn is_away(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::StoreUnavailable { .. } | Outcome::DependencyUnavailable { .. })
-}
-
 impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
     /// Learns from the outcomes of a batch that began then; gives whether the store could not be
     /// asked, or what the handler depends on is away.

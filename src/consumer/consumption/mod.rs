@@ -12,7 +12,6 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, 
 mod drain;
 mod health;
 
-use self::health::is_away;
 use super::{
     backoff::{DependencyHealth, StoreHealth},
     batch_size::BatchSize,
@@ -276,7 +275,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         }
         let mut back = Vec::new();
         for (unsettled, outcome) in handled {
-            let away = is_away(&outcome);
+            let away = outcome.is_unavailable();
             let decision = self.context.settler.settle(
                 unsettled,
                 &outcome,
