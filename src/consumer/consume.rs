@@ -114,7 +114,8 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     /// Consumes until `shutdown` completes: then takes no more messages, lets the handlers that run
     /// finish, settles, and returns. Unsettled deliveries go back to the queue.
     ///
-    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out.
+    /// Once it runs, a lost connection, a deleted queue or an unreachable store is waited out; a
+    /// store that cannot be reached is also waited for at the start.
     /// While the store is away, the deliveries that are here stay here, unacknowledged; only
     /// shutdown, a lost channel and the broker's own consumer timeout give them back.
     ///
@@ -138,7 +139,7 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     ///
     /// # Errors
     ///
-    /// A [`ConsumeError`] if it cannot start: no broker, no such queue, or a store that
+    /// A [`ConsumeError`] if it cannot start: no broker, no such queue, or a store that answers and
     /// cannot work, such as one without its table. None if it was told to stop before.
     ///
     /// # Cancellation

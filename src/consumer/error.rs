@@ -25,7 +25,7 @@ pub enum ConsumeErrorKind {
     Invalid,
     /// No connection to the broker, or it was lost before anything was consumed.
     Connect,
-    /// The store is unusable: it says what is missing.
+    /// The store answers, and is unusable: it says what is missing.
     Store,
     /// The broker refused the subscription: no such queue, or no permission.
     Refused,

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    backoff::SubscriptionFailures,
+    backoff::{StoreHealth, SubscriptionFailures},
     consumption::{Carried, Consumption, End},
     context::ConsumerContext,
     delay_queues::Redelivery,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     amqp::{ServerVersion, server_version},
     error::Chain,
-    idempotency::{IdempotencyStore, IdempotentHandler},
+    idempotency::{IdempotencyStore, IdempotentHandler, StoreError, StoreErrorKind},
 };
 
 /// The broker cannot do what is asked of it.
@@ -107,8 +107,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
 
     /// Finds out what will not work before anything is taken, and subscribes.
     async fn start(&self, prefetch: u16) -> Result<Subscription, ConsumeError> {
+        self.check_store().await?;
         let store = self.guard.store();
-        store.check().await?;
         let workers = self.options.workers;
         if let Some(sessions) = store.sessions().filter(|sessions| *sessions < workers) {
             tracing::warn!(
@@ -119,6 +119,25 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         }
         self.check_broker().await?;
         Subscription::open(&self.connect, &self.options, prefetch).await
+    }
+
+    /// Waits until the store answers. What it lacks then is an error: no waiting would help.
+    async fn check_store(&self) -> Result<(), StoreError> {
+        let mut health = StoreHealth::default();
+        loop {
+            let error = match self.guard.store().check().await {
+                Err(error) if error.kind() == StoreErrorKind::Unavailable => Chain(&error).to_string(),
+                checked => {
+                    self.monitor.enter(ConsumerState::Starting);
+                    return checked;
+                }
+            };
+            let pause = health.failed();
+            tracing::warn!(queue = %self.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
+            self.monitor.failed(&error);
+            self.monitor.enter(ConsumerState::StoreAway);
+            sleep(pause).await;
+        }
     }
 
     /// Refuses what the broker does not have, rather than let it be ignored.

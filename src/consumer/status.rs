@@ -58,7 +58,8 @@ pub enum ConsumerState {
     Consuming,
     /// The connection or the subscription is lost; it is made anew.
     Reconnecting,
-    /// The store cannot be asked. Nothing is taken and nothing acked until it answers again.
+    /// The store cannot be asked. Nothing is taken and nothing acked until it answers, again or for
+    /// the first time.
     StoreAway,
     /// The handler said that what it depends on is away
     /// ([`HandlerError::unavailable`](crate::HandlerError::unavailable)). One message at a time is

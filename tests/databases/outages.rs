@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use lapin_idempotent::{
     HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, PostgresStore,
-    consumer::ConsumerState, idempotency::StoreErrorKind, store::SqlStore,
+    consumer::{ConsumeErrorKind, ConsumerState},
+    idempotency::StoreErrorKind,
+    store::SqlStore,
 };
 use sqlx::{Postgres, Transaction};
 use tokio::time::{Instant, sleep, timeout};
@@ -12,15 +14,28 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     claims::request,
     consuming::{assert_one_effect_each, consumer, delete},
-    database::{Insert, Kind, Table, message},
+    database::{Insert, Kind, Table, message, short},
     flow::Flow,
-    support::{DEADLINE, amqp::Client, broker, consumer::Running, eventually, proxy::Proxy, server::Server},
+    support::{
+        DEADLINE,
+        amqp::{Client, with_id},
+        broker,
+        consumer::Running,
+        eventually,
+        proxy::Proxy,
+        server::Server,
+    },
     tags::Tags,
 };
+
+/// How long one call waits for a server that is not there.
+const SOON: Duration = Duration::from_millis(500);
 
 trials! {
     server_stopped_for_20_seconds_nothing_acked_meanwhile,
     batch_asks_a_store_that_is_away_once,
+    consumer_waits_for_a_database_that_is_not_there_yet<Postgres, MySql>,
+    consumer_does_not_start_on_a_lazy_store_without_its_table<Postgres, MySql, Sqlite>,
     frozen_server_is_an_error_in_time<Postgres, MySql>,
     server_that_is_not_there_is_an_error_that_says_so<Postgres, MySql>,
     passwords_are_never_printed<Postgres, MySql>,
@@ -154,4 +169,44 @@ pub async fn passwords_are_never_printed<K: Kind>() {
         let told = told(&error);
         assert!(!told.contains(SECRET), "{told}");
     }
+}
+
+/// Messages wait in the queue, and are handled when the server is there.
+pub async fn consumer_waits_for_a_database_that_is_not_there_yet<K: Kind>() {
+    let server = Server::start(if K::NAME == "MySQL" { "mysql" } else { "postgres" }, &[]).await;
+    let table = Table::<K>::create_on(server.url()).await;
+    server.stop().await;
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("database-later").await;
+    for n in 0..5 {
+        client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
+    }
+    let lazy = SqlStore::<K>::connect_lazy_with(server.url(), |pool| pool.acquire_timeout(SOON));
+    let lazy = Table { store: lazy.expect("URL").with_table(&table.name).expect("name"), ..table };
+    let running = Running::start(consumer(&lazy, &broker(), &queue), lazy.insert());
+    running.until(ConsumerState::StoreAway).await;
+    let status = running.monitor.status();
+    assert!(status.is_live() && !status.is_ready() && status.last_error.is_some(), "{status:?}");
+    assert_eq!(client.ready(&queue).await, 5, "nothing is taken");
+    server.start_again().await;
+    running.until(ConsumerState::Consuming).await;
+    eventually("all take effect", async || (lazy.effects().await == (5, 5)).then_some(())).await;
+    running.stop().await;
+    assert_eq!(client.ready(&queue).await, 0);
+    delete(&queue).await;
+}
+
+/// What waiting does not mend is an error.
+pub async fn consumer_does_not_start_on_a_lazy_store_without_its_table<K: Kind>() {
+    let odd = format!("{}?mode=perhaps&sslmode=perhaps&ssl-mode=perhaps", K::url());
+    let error = SqlStore::<K>::connect_lazy(&odd).map(drop).expect_err("no such mode");
+    assert_eq!(error.kind(), StoreErrorKind::Configuration);
+    let lazy = SqlStore::<K>::connect_lazy(&K::url()).expect("URL").with_table(&short("none")).expect("name");
+    let table = Table { store: lazy, ..Table::<K>::create().await };
+    // Nobody listens there: the store is looked at before the broker.
+    let consumer = consumer(&table, "amqp://127.0.0.1:1", "nowhere");
+    let ended = consumer.run_until(table.insert(), std::future::pending());
+    let error = timeout(DEADLINE, ended).await.expect("in time").expect_err("no table");
+    assert_eq!(error.kind(), ConsumeErrorKind::Store);
+    assert!(told(&error).contains("missing"), "{}", told(&error));
 }

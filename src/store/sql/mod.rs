@@ -104,9 +104,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         set_up: impl FnOnce(PoolOptions<DB>) -> PoolOptions<DB>,
     ) -> Result<Self, StoreError> {
         let limits = Limits::default();
-        let url = ConnectOptions::<DB>::from_str(url);
-        let url = url.map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
-        let settings = DB::settings(url, &limits);
+        let settings = settings::<DB>(url, &limits)?;
         let pool = match set_up(DB::pool(&limits)).connect_with(settings.clone()).await {
             // The pool has tried until its time was over, and does not say what was wrong.
             Err(sqlx::Error::PoolTimedOut) => match timeout(limits.acquire, settings.connect()).await {
@@ -116,6 +114,43 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             tried => tried,
         };
         Ok(Self::new(pool.map_err(failed::<DB>)?))
+    }
+
+    /// As [`connect`](Self::connect), but does not connect before the first call: for a service that
+    /// may start before its database.
+    ///
+    /// Whatever is wrong beyond the URL is told by the calls, then: the database cannot be reached,
+    /// refuses the login or lacks the table. A consumer whose database cannot be reached, or
+    /// refuses the login, waits for it ([`StoreAway`](crate::consumer::ConsumerState::StoreAway));
+    /// then it looks at the table, and does not start without it.
+    ///
+    /// # Errors
+    ///
+    /// `Configuration` for a URL that cannot be used. The URL is in no error.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn connect_lazy(url: &str) -> Result<Self, StoreError> {
+        Self::connect_lazy_with(url, |pool| pool)
+    }
+
+    /// The same, with a pool that is set up otherwise, such as `|pool| pool.max_connections(32)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_lazy`](Self::connect_lazy).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn connect_lazy_with(
+        url: &str,
+        set_up: impl FnOnce(PoolOptions<DB>) -> PoolOptions<DB>,
+    ) -> Result<Self, StoreError> {
+        let limits = Limits::default();
+        let settings = settings::<DB>(url, &limits)?;
+        Ok(Self::new(set_up(DB::pool(&limits)).connect_lazy_with(settings)))
     }
 
     /// A store over your own pool: its size and its limit for the wait for a connection are yours.
@@ -196,6 +231,12 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     pub fn pool(&self) -> &Pool<DB> {
         &self.pool
     }
+}
+
+fn settings<DB: SqlDatabase>(url: &str, limits: &Limits) -> Result<ConnectOptions<DB>, StoreError> {
+    let url = ConnectOptions::<DB>::from_str(url);
+    let url = url.map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
+    Ok(DB::settings(url, limits))
 }
 
 impl<DB: SqlDatabase> Clone for SqlStore<DB> {
