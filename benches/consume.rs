@@ -323,6 +323,6 @@ async fn sqlite(amqp: &str, queue: &str, messages: usize, batch: usize) -> Durat
 
 async fn redis(amqp: &str, queue: &str, messages: usize) -> Duration {
     let store = RedisStore::connect(&variable("REDIS_URL")).await.expect("Redis");
-    let store = store.prefix(&table("bench")).expect("prefix").retention(KEPT).expect("retention");
+    let store = store.prefix(&table("bench")).retention(KEPT);
     consume(IdempotentConsumer::builder(amqp, queue, store).workers(32), Nothing, messages).await
 }

@@ -24,7 +24,7 @@ pub use mysql::{MySqlStore, MySqlTransaction};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresStore, PostgresTransaction};
 #[cfg(feature = "redis")]
-pub use redis::{RedisConnection, RedisStore};
+pub use redis::{InvalidRedisSetting, RedisConnection, RedisStore};
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlStore};
 #[cfg(feature = "sqlite")]

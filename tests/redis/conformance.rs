@@ -25,7 +25,7 @@ pub(crate) async fn of_one_server() {
     let prefix = unique("conformance");
     let open = async || {
         let store = RedisStore::connect(&variable("REDIS_URL")).await.expect("connect");
-        store.prefix(&prefix).expect("prefix").lease(LEASE).expect("lease")
+        store.prefix(&prefix).lease(LEASE)
     };
     conformance::run(&open, capabilities()).await.assert();
     conformance::run_inspection(&open, capabilities()).await.assert();
@@ -36,7 +36,7 @@ pub(crate) async fn of_a_cluster() {
     let open = async || {
         let urls = variable("REDIS_CLUSTER_URL");
         let store = RedisStore::connect_cluster(urls.split(',')).await.expect("connect");
-        store.prefix(&prefix).expect("prefix").lease(LEASE).expect("lease")
+        store.prefix(&prefix).lease(LEASE)
     };
     conformance::run(&open, capabilities()).await.assert();
     conformance::run_inspection(&open, capabilities()).await.assert();

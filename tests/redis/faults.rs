@@ -33,7 +33,7 @@ const DURABLE: &[&str] = &["--appendfsync", "always"];
 const LIMIT: Duration = Duration::from_secs(2);
 
 fn limited(store: RedisStore) -> RedisStore {
-    store.timeout(LIMIT).expect("timeout")
+    store.timeout(LIMIT)
 }
 
 /// Fails within the limit, give or take a slow machine.
@@ -90,7 +90,7 @@ pub(crate) async fn store_outlives_a_whole_cluster() {
 pub(crate) async fn completing_outlasts_a_restart() {
     let server = Server::start("redis", DURABLE).await;
     let store = RedisStore::connect(server.url()).await.expect("connect");
-    let store = store.timeout(Duration::from_secs(30)).expect("timeout");
+    let store = store.timeout(Duration::from_secs(30));
     let leases = vec![acquire(&store, "s", "a").await, acquire(&store, "s", "b").await];
     server.kill().await;
     let (completed, ()) = tokio::join!(store.complete_each(leases), server.start_again());
@@ -140,7 +140,7 @@ pub(crate) async fn frozen_server_keeps_nobody_waiting_for_long() {
         let start = Instant::now();
         let batch = store.claim_each(&[request("s", "x"), request("s", "y")]).await;
         assert!(batch.into_iter().all(|answer| answer.is_err()));
-        let fresh = limited(RedisStore::open(server.urls()[0]).expect("open"));
+        let fresh = limited(RedisStore::connect_lazy(server.urls()[0]).expect("open"));
         assert_eq!(fresh.check().await.expect_err("frozen").kind(), StoreErrorKind::Unavailable);
         assert!(start.elapsed() < 2 * LIMIT + Duration::from_secs(1), "{:?}", start.elapsed());
 
@@ -155,7 +155,7 @@ pub(crate) async fn frozen_server_keeps_nobody_waiting_for_long() {
 pub(crate) async fn frozen_node_of_a_cluster_keeps_only_its_own_waiting() {
     let limit = Duration::from_secs(1);
     let server = Server::start("redis-cluster", &[]).await;
-    let store = RedisStore::connect_cluster(server.urls()).await.expect("connect").timeout(limit).unwrap();
+    let store = RedisStore::connect_cluster(server.urls()).await.expect("connect").timeout(limit);
     let info: String = ask(server.urls()[0], &["INFO", "server"]).await;
     let process = info.lines().find_map(|line| line.strip_prefix("process_id:")).expect("process").trim();
     let signal = |name: &str| {
@@ -183,8 +183,7 @@ pub(crate) async fn frozen_node_of_a_cluster_keeps_only_its_own_waiting() {
 
 pub(crate) async fn full_server_refuses_claims_and_still_completes() {
     let server = Server::start("redis", &[]).await;
-    let store =
-        RedisStore::connect(server.url()).await.expect("connect").lease(Duration::from_secs(3)).unwrap();
+    let store = RedisStore::connect(server.url()).await.expect("connect").lease(Duration::from_secs(3));
     let (completing, renewing) = (acquire(&store, "s", "a").await, acquire(&store, "s", "b").await);
     server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let error = try_claim(&store, "s", "new").await.expect_err("full");
@@ -216,7 +215,7 @@ pub(crate) async fn password_is_never_told() {
         server.with_password(WRONG) + "?protocol=resp3",
         server.url().to_owned(),
     ] {
-        let refused = RedisStore::open(&url).expect("open");
+        let refused = RedisStore::connect_lazy(&url).expect("open");
         assert!(!format!("{refused:?} {refused:#?}").contains("canary"));
         let error = refused.check().await.expect_err("not let in");
         assert_eq!(error.kind(), StoreErrorKind::Configuration, "{}", told(&error));

@@ -83,7 +83,7 @@ pub(crate) async fn identity_is_exact_whatever_it_contains() {
 pub(crate) async fn cluster_spreads_identities_over_its_nodes() {
     let prefix = unique("spread");
     let store = cluster().await;
-    let store = store.prefix(&prefix).unwrap();
+    let store = store.prefix(&prefix);
     // Were what stands between braces taken for a hash tag, all of them would be on one node.
     let requests: Vec<_> = (0..1000).map(|n| request("{orders}", &format!("{{tag}}-{n}"))).collect();
     for answer in store.claim_each(&requests).await {
@@ -101,7 +101,7 @@ pub(crate) async fn cluster_spreads_identities_over_its_nodes() {
 pub(crate) async fn redis_forgets_after_the_retention_and_not_before() {
     let retention = Duration::from_millis(1500);
     for store in both().await {
-        let store = store.lease(Duration::from_millis(400)).unwrap().retention(retention).unwrap();
+        let store = store.lease(Duration::from_millis(400)).retention(retention);
         let held = acquire(&store, "s", "x").await;
         // It counts from the completion, not from the claim.
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -128,8 +128,8 @@ pub(crate) async fn identity_in_progress_is_not_forgotten_before_its_lease_ends(
     let prefix = unique("bounded");
     let store = node().await;
     let url = variable("REDIS_URL");
-    let store = store.prefix(&prefix).unwrap().lease(Duration::from_secs(2)).unwrap();
-    let store = store.retention(Duration::from_secs(2)).unwrap();
+    let store = store.prefix(&prefix).lease(Duration::from_secs(2));
+    let store = store.retention(Duration::from_secs(2));
     let lease = acquire(&store, "s", "x").await;
     let kept = async || -> i64 { ask(&url, &["PTTL", &format!("{prefix}{{}}:1:s:x")]).await };
     let first = kept().await;
@@ -185,7 +185,7 @@ pub(crate) async fn operators_can_look_into_the_store() {
 pub(crate) async fn what_is_not_ours_is_an_error_and_is_left_alone() {
     let prefix = unique("foreign");
     let store = node().await;
-    let store = store.prefix(&prefix).unwrap();
+    let store = store.prefix(&prefix);
     let url = variable("REDIS_URL");
     for (id, words) in [
         ("string", ["SET", "KEY", "x", "PX", "60000"].as_slice()),

@@ -38,12 +38,12 @@ impl Inspect for RedisStore {
             loop {
                 let mut scan = cmd("SCAN");
                 scan.arg(&cursor).arg("MATCH").arg(self.pattern(scope)).arg("COUNT").arg(PAGE);
-                let page = self.link.to_slot(&scan, slot, self.timeout).await?;
+                let page = self.link()?.to_slot(&scan, slot, self.options.limit()).await?;
                 let (next, keys): (String, Vec<Vec<u8>>) =
                     from_redis_value(page).map_err(|_| Failure::unexpected())?;
                 let asked: Vec<Cmd> =
                     keys.iter().map(|key| cmd("HEXISTS").arg(key).arg("a").take()).collect();
-                let answers = self.link.commands(&asked, self.timeout).await;
+                let answers = self.link()?.commands(&asked, self.options.limit()).await;
                 for (key, answer) in keys.into_iter().zip(answers) {
                     if from_redis_value(answer?).map_err(|_| Failure::unexpected())? {
                         completed.insert(key);
@@ -77,7 +77,7 @@ impl RedisStore {
         if !self.link.is_cluster() {
             return Ok(vec![0]);
         }
-        let slots = self.link.to_slot(cmd("CLUSTER").arg("SLOTS"), 0, self.timeout).await?;
+        let slots = self.link()?.to_slot(cmd("CLUSTER").arg("SLOTS"), 0, self.options.limit()).await?;
         let ranges: Vec<Vec<Value>> = from_redis_value(slots).map_err(|_| Failure::unexpected())?;
         let mut primaries = BTreeMap::new();
         for range in ranges {

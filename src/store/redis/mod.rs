@@ -5,6 +5,7 @@ mod check;
 mod connection;
 mod error;
 mod inspect;
+mod options;
 mod script;
 mod sentinel;
 
@@ -15,11 +16,13 @@ use redis::Value;
 use uuid::Uuid;
 
 pub use connection::RedisConnection;
+pub use options::InvalidRedisSetting;
 
 use self::{
     address::refused,
     connection::{Again, SharedConnection},
     error::Failure,
+    options::Options,
     script::{Answer, CLAIM, COMPLETE, Call, FIND, RELEASE, RENEW},
 };
 use super::lease;
@@ -27,14 +30,6 @@ use crate::{
     idempotency::{ClaimRequest, Claims, IdempotencyStore, Lease, Scope, StoreError, StoreErrorKind},
     message::MessageId,
 };
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const DEFAULT_RETENTION: Duration = DAY.saturating_mul(7);
-/// Milliseconds since 1970 that are added to it are still exact in a script, whose numbers are
-/// doubles.
-const LONGEST: Duration = DAY.saturating_mul(36_500);
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-const DEFAULT_PREFIX: &str = "lapin-idempotent";
 
 /// Remembers identities in Redis or Valkey: one server, one that Sentinel looks after, or a
 /// cluster.
@@ -81,6 +76,14 @@ const DEFAULT_PREFIX: &str = "lapin-idempotent";
 /// certificates; a program in which rustls has more than one crypto provider must have installed
 /// one.
 ///
+/// # Settings
+///
+/// [`lease`](Self::lease), [`retention`](Self::retention), [`timeout`](Self::timeout) and
+/// [`prefix`](Self::prefix) are set in any order, and judged together: by
+/// [`check`](IdempotencyStore::check), which a consumer calls before it takes messages, and by every
+/// other call. While one of them cannot be, nothing is sent, and the error is of kind
+/// [`StoreErrorKind::Configuration`], with an [`InvalidRedisSetting`] that names it for a source.
+///
 /// Clones share their connection. A store belongs to the Tokio runtime that first used it.
 ///
 /// ```no_run
@@ -88,18 +91,16 @@ const DEFAULT_PREFIX: &str = "lapin-idempotent";
 /// use std::time::Duration;
 /// use lapin_idempotent::RedisStore;
 ///
-/// let store = RedisStore::connect("redis://localhost").await?.retention(Duration::from_secs(30 * 24 * 3600))?;
+/// let store = RedisStore::connect("redis://localhost").await?.retention(Duration::from_secs(30 * 24 * 3600));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
 pub struct RedisStore {
     link: Arc<SharedConnection>,
-    prefix: Arc<str>,
-    lease: Duration,
-    retention: Duration,
-    timeout: Duration,
-    eviction_allowed: bool,
+    options: Options,
+    /// What is wrong with them.
+    invalid: Option<InvalidRedisSetting>,
 }
 
 impl RedisStore {
@@ -111,7 +112,7 @@ impl RedisStore {
     /// [`check`](IdempotencyStore::check) objects to; [`StoreErrorKind::Unavailable`] if the server
     /// cannot be reached. No error holds the password.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
-        let store = Self::open(url)?;
+        let store = Self::connect_lazy(url)?;
         store.check().await?;
         Ok(store)
     }
@@ -123,17 +124,19 @@ impl RedisStore {
     ///
     /// Those of [`connect`](Self::connect).
     pub async fn connect_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
-        let store = Self::open_cluster(urls)?;
+        let store = Self::connect_cluster_lazy(urls)?;
         store.check().await?;
         Ok(store)
     }
 
-    /// Like [`connect`](Self::connect), but connects with the first call, and checks nothing.
+    /// Like [`connect`](Self::connect), but connects with the first call, and checks nothing: for a
+    /// service that may start before its server. A consumer checks it before it takes messages, and
+    /// waits for it while it cannot be reached.
     ///
     /// # Errors
     ///
     /// [`StoreErrorKind::Configuration`] for a URL that is refused.
-    pub fn open(url: &str) -> Result<Self, StoreError> {
+    pub fn connect_lazy(url: &str) -> Result<Self, StoreError> {
         Ok(Self::over(SharedConnection::to_node(url)?))
     }
 
@@ -143,7 +146,7 @@ impl RedisStore {
     /// # Errors
     ///
     /// [`StoreErrorKind::Configuration`] for URLs that are refused.
-    pub fn open_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
+    pub fn connect_cluster_lazy<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
         Ok(Self::over(SharedConnection::to_cluster(urls)?))
     }
 
@@ -153,89 +156,64 @@ impl RedisStore {
     }
 
     fn over(link: SharedConnection) -> Self {
-        Self {
-            link: Arc::new(link),
-            prefix: DEFAULT_PREFIX.into(),
-            lease: lease::DEFAULT_LEASE,
-            retention: DEFAULT_RETENTION,
-            timeout: DEFAULT_TIMEOUT,
-            eviction_allowed: false,
-        }
+        Self { link: Arc::new(link), options: Options::default(), invalid: None }
     }
 
-    /// How long a lease runs unless it is renewed; it is, while the handler runs. Default: 30
-    /// seconds.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreErrorKind::Configuration`] if it is shorter than a millisecond, or longer than the
-    /// retention.
-    pub fn lease(mut self, lease: Duration) -> Result<Self, StoreError> {
-        if lease < Duration::from_millis(1) {
-            return Err(refused("a lease must run for a millisecond at least"));
-        }
-        self.lease = lease;
-        self.fits()
+    /// How long a lease runs unless it is renewed; it is, while the handler runs: a millisecond at
+    /// least, and no longer than the retention. Default: 30 seconds.
+    #[must_use]
+    pub fn lease(self, lease: Duration) -> Self {
+        self.with(|options| options.lease = lease)
     }
 
     /// How long Redis remembers what was completed: choose it longer than any copy of a message can
-    /// still arrive. Default: seven days.
+    /// still arrive; a hundred years at most. Default: seven days.
     ///
     /// It holds for what is completed from now on.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreErrorKind::Configuration`] if it is shorter than the lease, or longer than a hundred
-    /// years.
-    pub fn retention(mut self, retention: Duration) -> Result<Self, StoreError> {
-        if retention > LONGEST {
-            return Err(refused("the retention must not be longer than a hundred years"));
-        }
-        self.retention = retention;
-        self.fits()
+    #[must_use]
+    pub fn retention(self, retention: Duration) -> Self {
+        self.with(|options| options.retention = retention)
     }
 
-    fn fits(self) -> Result<Self, StoreError> {
-        if self.retention < self.lease {
-            return Err(refused("the retention must not be shorter than the lease"));
-        }
-        Ok(self)
-    }
-
-    /// How long one call may take. Default: five seconds.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreErrorKind::Configuration`] if it is shorter than a millisecond.
-    pub fn timeout(mut self, timeout: Duration) -> Result<Self, StoreError> {
-        if timeout < Duration::from_millis(1) {
-            return Err(refused("the timeout must be a millisecond at least"));
-        }
-        self.timeout = timeout.min(DAY);
-        Ok(self)
+    /// How long one call may take: a millisecond at least; more than a day counts as a day. Default:
+    /// five seconds.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with(|options| options.timeout = timeout)
     }
 
     /// What the keys begin with: 1 to 64 characters of visible ASCII, no braces. Default:
     /// `lapin-idempotent`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreErrorKind::Configuration`] if it is anything else.
-    pub fn prefix(mut self, prefix: &str) -> Result<Self, StoreError> {
-        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'{' && byte != b'}';
-        if !(1..=64).contains(&prefix.len()) || !prefix.bytes().all(plain) {
-            return Err(refused("a prefix has 1 to 64 characters of visible ASCII, and no braces"));
-        }
-        self.prefix = prefix.into();
-        Ok(self)
+    #[must_use]
+    pub fn prefix(self, prefix: &str) -> Self {
+        self.with(|options| options.prefix = prefix.into())
     }
 
     /// Accepts a server that may evict identities, or does not tell. **Each that it evicts can take
-    /// effect again.**
+    /// effect again.** Default: it is refused.
     #[must_use]
-    pub fn allow_eviction(mut self) -> Self {
-        self.eviction_allowed = true;
+    pub fn allow_eviction(self) -> Self {
+        self.with(|options| options.eviction_allowed = true)
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Options)) -> Self {
+        set(&mut self.options);
+        self.invalid = self.options.check().err();
         self
+    }
+
+    /// The way to the servers, for a store whose settings can be.
+    fn link(&self) -> Result<&SharedConnection, StoreError> {
+        match self.invalid {
+            None => Ok(&self.link),
+            Some(invalid) => Err(refused(invalid)),
+        }
+    }
+
+    /// The answers to so many calls of a store whose settings cannot be.
+    fn refused<T>(&self, calls: usize) -> Vec<Result<T, StoreError>> {
+        let refused = || self.link().and(Err(Failure::unexpected().into()));
+        (0..calls).map(|_| refused()).collect()
     }
 
     /// Up to the message ID. The scope's length tells where it ends, whatever is in it. A cluster
@@ -243,7 +221,7 @@ impl RedisStore {
     /// nothing, so it is all of the key, whatever braces follow.
     fn start_of_key(&self, scope: &Scope) -> String {
         let scope = scope.as_str();
-        format!("{}{{}}:{}:{scope}:", self.prefix, scope.len())
+        format!("{}{{}}:{}:{scope}:", self.options.prefix, scope.len())
     }
 
     fn key(&self, scope: &Scope, message_id: &MessageId) -> String {
@@ -256,7 +234,11 @@ impl RedisStore {
 
     fn claiming(&self, request: &ClaimRequest) -> Call {
         let key = self.key(&request.scope, &request.message_id);
-        CLAIM.on(key).millis(self.lease).millis(self.retention).bytes(Uuid::new_v4().as_bytes())
+        CLAIM
+            .on(key)
+            .millis(self.options.lease)
+            .millis(self.options.retention)
+            .bytes(Uuid::new_v4().as_bytes())
     }
 
     fn completing(&self, lease: &Lease) -> Call {
@@ -264,17 +246,24 @@ impl RedisStore {
             .on(self.key_of(lease))
             .number(lease.token())
             .bytes(lease.fingerprint().as_bytes())
-            .millis(self.retention)
+            .millis(self.options.retention)
     }
 
-    async fn ask(&self, call: Call, again: Again) -> Result<Answer, Failure> {
-        let mut answers = self.link.run(&[call], self.timeout, again).await;
-        Answer::parse(answers.pop().ok_or_else(Failure::unexpected)??)
+    async fn ask(&self, call: Call, again: Again) -> Result<Answer, StoreError> {
+        let mut answers = self.run(&[call], again).await?;
+        Ok(Answer::parse(answers.pop().ok_or_else(Failure::unexpected)??)?)
+    }
+
+    async fn run(&self, calls: &[Call], again: Again) -> Result<Vec<Result<Value, Failure>>, StoreError> {
+        Ok(self.link()?.run(calls, self.options.limit(), again).await)
     }
 
     async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
-        let call =
-            RENEW.on(self.key_of(lease)).number(lease.token()).millis(self.lease).millis(self.retention);
+        let call = RENEW
+            .on(self.key_of(lease))
+            .number(lease.token())
+            .millis(self.options.lease)
+            .millis(self.options.retention);
         done(&self.ask(call, Again::Once).await?)
     }
 }
@@ -310,26 +299,27 @@ impl IdempotencyStore for RedisStore {
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
         let request = lease::single(requests)?;
-        let mut answers = self.link.run(&[self.claiming(request)], self.timeout, Again::Once).await;
+        let mut answers = self.run(&[self.claiming(request)], Again::Once).await?;
         claimed(request, answers.pop().ok_or_else(Failure::unexpected)?)
     }
 
     async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<Lease>, StoreError>> {
         let calls: Vec<Call> = requests.iter().map(|request| self.claiming(request)).collect();
-        let answers = self.link.run(&calls, self.timeout, Again::Once).await;
+        let Ok(answers) = self.run(&calls, Again::Once).await else { return self.refused(calls.len()) };
         requests.iter().zip(answers).map(|(request, answer)| claimed(request, answer)).collect()
     }
 
     /// Completed twice under the same lease is completed once: the second answers `Ok`, too.
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {
-        let mut answers =
-            self.link.run(&[self.completing(&session)], self.timeout, Again::Persistently).await;
+        let mut answers = self.run(&[self.completing(&session)], Again::Persistently).await?;
         completed(answers.pop().ok_or_else(Failure::unexpected)?)
     }
 
     async fn complete_each(&self, sessions: Vec<Lease>) -> Vec<Result<(), StoreError>> {
         let calls: Vec<Call> = sessions.iter().map(|session| self.completing(session)).collect();
-        let answers = self.link.run(&calls, self.timeout, Again::Persistently).await;
+        let Ok(answers) = self.run(&calls, Again::Persistently).await else {
+            return self.refused(calls.len());
+        };
         answers.into_iter().map(completed).collect()
     }
 
@@ -346,17 +336,17 @@ impl IdempotencyStore for RedisStore {
     /// [`StoreErrorKind::Configuration`] if `retention` is longer than the store's own: identities
     /// would be forgotten too early (I7).
     async fn purge(&self, retention: Duration, _: u32) -> Result<u64, StoreError> {
-        if retention > self.retention {
+        if retention > self.options.retention {
             return Err(refused(format!(
                 "Redis forgets after {:?}, which is sooner than {retention:?}: set the retention on the store",
-                self.retention
+                self.options.retention
             )));
         }
         Ok(0)
     }
 
     fn remembers(&self) -> Option<Duration> {
-        Some(self.retention)
+        Some(self.options.retention)
     }
 
     /// Not in a cluster: there each call is sent to its own node, and a silent node must hold up
@@ -367,7 +357,7 @@ impl IdempotencyStore for RedisStore {
 
     fn keep_alive(&self, session: &Lease) -> Option<BoxFuture<'static, StoreError>> {
         let (store, session) = (self.clone(), Arc::new(session.clone()));
-        Some(lease::keep_alive(self.lease, move || {
+        Some(lease::keep_alive(self.options.lease, move || {
             let (store, session) = (store.clone(), Arc::clone(&session));
             async move { store.renew(&session).await }
         }))
@@ -376,9 +366,9 @@ impl IdempotencyStore for RedisStore {
     /// Asks every node for its version and its `maxmemory-policy`, and tries whether scripts may
     /// run. Replicas are asked, too; one that cannot be reached is passed over.
     async fn check(&self) -> Result<(), StoreError> {
-        check::check(&self.link, self.timeout, self.eviction_allowed).await?;
+        check::check(self.link()?, self.options.limit(), self.options.eviction_allowed).await?;
         // Not a key of any identity: those have a colon after the braces.
-        self.ask(FIND.on(format!("{}{{}}", self.prefix)), Again::Once).await?;
+        self.ask(FIND.on(format!("{}{{}}", self.options.prefix)), Again::Once).await?;
         Ok(())
     }
 }
@@ -387,11 +377,11 @@ impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
             .field("servers", &self.link.shown())
-            .field("prefix", &self.prefix)
-            .field("lease", &self.lease)
-            .field("retention", &self.retention)
-            .field("timeout", &self.timeout)
-            .field("eviction_allowed", &self.eviction_allowed)
-            .finish()
+            .field("prefix", &self.options.prefix)
+            .field("lease", &self.options.lease)
+            .field("retention", &self.options.retention)
+            .field("timeout", &self.options.timeout)
+            .field("eviction_allowed", &self.options.eviction_allowed)
+            .finish_non_exhaustive()
     }
 }

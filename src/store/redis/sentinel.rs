@@ -37,7 +37,7 @@ impl RedisStore {
         sentinels: impl IntoIterator<Item = &'a str>,
         primary: &str,
     ) -> Result<Self, StoreError> {
-        let store = Self::open_sentinel(sentinels, primary)?;
+        let store = Self::connect_sentinel_lazy(sentinels, primary)?;
         store.check().await?;
         Ok(store)
     }
@@ -49,7 +49,7 @@ impl RedisStore {
     ///
     /// [`StoreErrorKind::Configuration`](crate::idempotency::StoreErrorKind::Configuration) for
     /// URLs that are refused.
-    pub fn open_sentinel<'a>(
+    pub fn connect_sentinel_lazy<'a>(
         sentinels: impl IntoIterator<Item = &'a str>,
         primary: &str,
     ) -> Result<Self, StoreError> {
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn primary_is_named_and_no_secret_told() {
         let sentinels = ["redis://:canary@s1:26379", "redis://s2:26379"];
-        let store = RedisStore::open_sentinel(sentinels, "redis://:canary2@mymaster/3").unwrap();
+        let store = RedisStore::connect_sentinel_lazy(sentinels, "redis://:canary2@mymaster/3").unwrap();
         let shown = format!("{store:?}");
         assert!(shown.contains("mymaster of s1:26379,s2:26379") && !shown.contains("canary"), "{shown}");
         for (sentinels, primary) in [
@@ -107,7 +107,10 @@ mod tests {
             (&[], "redis://mymaster"),
             (&["http://s1"], "redis://mymaster"),
         ] {
-            assert!(RedisStore::open_sentinel(sentinels.iter().copied(), primary).is_err(), "{primary}");
+            assert!(
+                RedisStore::connect_sentinel_lazy(sentinels.iter().copied(), primary).is_err(),
+                "{primary}"
+            );
         }
     }
 }

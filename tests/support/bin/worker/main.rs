@@ -45,12 +45,12 @@ async fn main() -> Result<(), BoxError> {
             leases(&options, options.leased.into_iter().fold(store, MemoryStore::lease)).await
         }
         "redis" | "rediss" => {
-            let mut store = RedisStore::open(&options.store)?.prefix(&options.table)?;
+            let mut store = RedisStore::connect_lazy(&options.store)?.prefix(&options.table);
             if let Some(lease) = options.leased {
-                store = store.lease(lease)?;
+                store = store.lease(lease);
             }
             if let Some(retention) = options.retention {
-                store = store.retention(retention)?;
+                store = store.retention(retention);
             }
             leases(&options, store).await
         }
