@@ -283,7 +283,7 @@ impl IdempotentHandler<RedisStore> for Nothing {
 
 async fn postgres_store(many: bool) -> (PostgresStore, Effect) {
     let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-    let store = store.with_table(&table("ids")).expect("name");
+    let store = store.table(&table("ids")).expect("name");
     store.create_schema().await.expect("schema");
     let effects = table("effects");
     let create = format!("CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)");

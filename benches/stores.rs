@@ -102,10 +102,10 @@ async fn at_once<S: IdempotencyStore>(store: &S, requests: &[ClaimRequest], task
 
 async fn claims(figures: &mut Figures, ids: usize, rounds: usize) {
     let postgres = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-    let postgres = postgres.with_table(&table()).expect("name");
+    let postgres = postgres.table(&table()).expect("name");
     postgres.create_schema().await.expect("schema");
     let mysql = MySqlStore::connect(&variable("MYSQL_URL")).await.expect("MySQL");
-    let mysql = mysql.with_table(&table()).expect("name");
+    let mysql = mysql.table(&table()).expect("name");
     mysql.create_schema().await.expect("schema");
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(table());
     let sqlite = SqliteStore::connect(&format!("sqlite:{}", file.display())).await.expect("SQLite");
@@ -143,7 +143,7 @@ impl Table {
     async fn create(partitioned: bool) -> Self {
         let name = table();
         let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-        let store = store.with_table(&name).expect("name");
+        let store = store.table(&name).expect("name");
         let store = if partitioned { store.partitioned(NonZero::new(24).expect("hours")) } else { store };
         store.create_schema().await.expect("schema");
         Self { store, name }

@@ -188,7 +188,7 @@ async fn messages_beside_one_that_ends_connections_are_published() {
     let (publisher, peer) = tokio::join!(builder.connect(), broker.accept());
     let publisher = publisher.expect("connect");
     let serving = tokio::spawn(ends_connections_early(broker, peer, bad));
-    let (all, _) = tokio::join!(publish_numbers(&publisher, 200), async {
+    let (all, ()) = tokio::join!(publish_numbers(&publisher, 200), async {
         // Others go on, as above.
         while publisher.status().in_flight > 0 || publisher.status().confirmed == 0 {
             let _ = publisher.publish_idempotent(OutgoingMessage::to("e", "queue").body("1000")).await;

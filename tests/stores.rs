@@ -270,11 +270,8 @@ mod sqlite {
 
         #[tokio::test(flavor = "multi_thread")]
         async fn in_memory_in_another_table_and_behind_an_arc() {
-            let store = SqliteStore::connect("sqlite::memory:")
-                .await
-                .expect("open")
-                .with_table("inbox")
-                .expect("name");
+            let store =
+                SqliteStore::connect("sqlite::memory:").await.expect("open").table("inbox").expect("name");
             store.create_schema().await.expect("schema");
             let store = Arc::new(store);
             let capabilities = Capabilities::transactional().exclusive();
@@ -313,7 +310,7 @@ mod sqlite {
         let store = SqliteStore::connect(&file("empty")).await.expect("open");
         let error = store.claim(&[request("s", "x")]).await.expect_err("no table");
         assert_eq!(error.kind(), StoreErrorKind::Schema);
-        assert!(store.with_table("Robert'); DROP TABLE x").is_err());
+        assert!(store.table("Robert'); DROP TABLE x").is_err());
     }
 
     #[tokio::test]

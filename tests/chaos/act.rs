@@ -57,7 +57,7 @@ impl Act<'_> {
         let table = |what: &str| format!("{what}_{}", if self.guarded { "guarded" } else { "control" });
         let effects = table("effect");
         let store = PostgresStore::connect(stage.postgres.url()).await.expect("connect");
-        let store = store.with_table(&table("identity")).expect("name");
+        let store = store.table(&table("identity")).expect("name");
         store.create_schema().await.expect("schema");
         store.pool().close().await;
         stage

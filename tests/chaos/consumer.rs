@@ -70,7 +70,7 @@ pub async fn run(options: &Options) -> Result<(), BoxError> {
             _ = terminate.recv() => {}
         }
     };
-    let store = PostgresStore::connect(&options.postgres).await?.with_table(&options.identities)?;
+    let store = PostgresStore::connect(&options.postgres).await?.table(&options.identities)?;
     let amqp = options.common.nodes();
     let mut consumer = IdempotentConsumer::builder_for_cluster(amqp, &options.common.queue, store)
         .scope("ledger")

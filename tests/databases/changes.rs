@@ -279,7 +279,7 @@ pub async fn dropped_claim_leaves_no_open_transaction<K: Kind>() {
     let store = SqlStore::<K>::connect_with(&table.url, |pool| pool.max_connections(1))
         .await
         .expect("connect")
-        .with_table(&table.name)
+        .table(&table.name)
         .expect("name");
     let mut written = 0;
     for round in 0..4 {
@@ -327,7 +327,7 @@ impl IdempotentHandler<PostgresStore> for Reads {
 pub async fn handler_whose_statement_went_stale_runs_again_at_once() {
     let table = Table::<Postgres>::create().await;
     let one = PostgresStore::connect_with(&table.url, |pool| pool.max_connections(1)).await.expect("connect");
-    let table = Table { store: one.with_table(&table.name).expect("name"), ..table };
+    let table = Table { store: one.table(&table.name).expect("name"), ..table };
     let reads = Reads(table.insert());
     for (n, length) in [300, 400, 500].into_iter().enumerate() {
         let outcome = table.guard().process(&message(&format!("m{n}")), &reads).await;

@@ -112,7 +112,7 @@ pub async fn exhausted_pool_is_an_error_in_time<K: Kind>() {
     let options = sqlx::pool::PoolOptions::<K>::new().max_connections(1);
     let pool: Pool<K> =
         options.acquire_timeout(Duration::from_millis(300)).connect(&table.url).await.expect("pool");
-    let store = SqlStore::new(pool).with_table(&table.name).expect("name");
+    let store = SqlStore::new(pool).table(&table.name).expect("name");
     let held = store.claim(&[request("test", "a")]).await.expect("claim").session.expect("acquired");
     let error = timeout(DEADLINE, store.claim(&[request("test", "b")])).await.expect("in time");
     let error = error.map(|_| ()).expect_err("no connection");
@@ -132,7 +132,7 @@ pub async fn opposite_orders_never_deadlock<K: Kind>() {
         // Every other round with stores that have met no copy yet: they claim large batches another
         // way.
         let fresh = |store: &SqlStore<K>| match round % 2 {
-            0 => SqlStore::new(store.pool().clone()).with_table(&table.name).expect("name"),
+            0 => SqlStore::new(store.pool().clone()).table(&table.name).expect("name"),
             _ => store.clone(),
         };
         let batch: Vec<_> = (0..300).map(|n| request("test", &format!("{round}-{n}"))).collect();
@@ -180,7 +180,7 @@ pub async fn large_batches_find_what_is_known<K: Kind>() {
 /// seen.
 pub async fn large_batches_wait_for_rivals<K: Kind>() {
     let table = Table::<K>::create().await;
-    let fresh = || SqlStore::new(table.store.pool().clone()).with_table(&table.name).expect("name");
+    let fresh = || SqlStore::new(table.store.pool().clone()).table(&table.name).expect("name");
     for (round, completed) in [true, false].into_iter().enumerate() {
         let batch = many(&round.to_string());
         let held = table.store.claim(&batch[50..51]).await.expect("claim").session.expect("acquired");
@@ -274,7 +274,7 @@ pub async fn serialization_failure_is_done_again() {
     let options = table.url.parse::<sqlx::postgres::PgConnectOptions>().expect("url");
     let options = options.options([("default_transaction_isolation", "serializable")]);
     let pool = sqlx::postgres::PgPoolOptions::new().connect_with(options).await.expect("pool");
-    let store = PostgresStore::new(pool.clone()).with_table(&table.name).expect("name");
+    let store = PostgresStore::new(pool.clone()).table(&table.name).expect("name");
     let handler = Summing { table: sums.clone(), rival: pool, runs: AtomicU32::new(0) };
     let guard = lapin_idempotent::Guard::new(store, Scope::new("test").unwrap());
     let outcome = guard.process(&message("a"), &handler).await;

@@ -182,7 +182,7 @@ pub async fn consumer_waits_for_a_database_that_is_not_there_yet<K: Kind>() {
         client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
     }
     let lazy = SqlStore::<K>::connect_lazy_with(server.url(), |pool| pool.acquire_timeout(SOON));
-    let lazy = Table { store: lazy.expect("URL").with_table(&table.name).expect("name"), ..table };
+    let lazy = Table { store: lazy.expect("URL").table(&table.name).expect("name"), ..table };
     let running = Running::start(consumer(&lazy, &broker(), &queue), lazy.insert());
     running.until(ConsumerState::StoreAway).await;
     let status = running.monitor.status();
@@ -201,7 +201,7 @@ pub async fn consumer_does_not_start_on_a_lazy_store_without_its_table<K: Kind>(
     let odd = format!("{}?mode=perhaps&sslmode=perhaps&ssl-mode=perhaps", K::url());
     let error = SqlStore::<K>::connect_lazy(&odd).map(drop).expect_err("no such mode");
     assert_eq!(error.kind(), StoreErrorKind::Configuration);
-    let lazy = SqlStore::<K>::connect_lazy(&K::url()).expect("URL").with_table(&short("none")).expect("name");
+    let lazy = SqlStore::<K>::connect_lazy(&K::url()).expect("URL").table(&short("none")).expect("name");
     let table = Table { store: lazy, ..Table::<K>::create().await };
     // Nobody listens there: the store is looked at before the broker.
     let consumer = consumer(&table, "amqp://127.0.0.1:1", "nowhere");

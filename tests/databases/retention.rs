@@ -90,7 +90,7 @@ pub async fn purge_reads_what_it_deletes_and_no_more() {
     };
     // Its statistics are those of the one session.
     let one = PostgresStore::connect_with(&table.url, |pool| pool.max_connections(1)).await.expect("connect");
-    let store = one.with_table(name).expect("name").statement_timeout(HOUR);
+    let store = one.table(name).expect("name").statement_timeout(HOUR);
     let purge = async |minutes: u64| {
         let blocks = format!(
             "SELECT pg_stat_force_next_flush()::text, (heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint \

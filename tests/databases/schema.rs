@@ -73,7 +73,7 @@ pub async fn table_of_another_schema_and_reserved_words<K: Kind>() {
     let schema = short("schema");
     let outside = Table::<K>::create().await;
     outside.sql(&format!("CREATE SCHEMA {schema}")).await;
-    let store = outside.again().await.store.with_table(&format!("{schema}.order")).expect("name");
+    let store = outside.again().await.store.table(&format!("{schema}.order")).expect("name");
     store.create_schema().await.expect("create");
     let there = Table { store, ..outside.clone() };
     for (table, expected) in [(&outside, "processed"), (&there, "processed"), (&there, "duplicate")] {
@@ -82,7 +82,7 @@ pub async fn table_of_another_schema_and_reserved_words<K: Kind>() {
     outside
         .sql(&format!("DROP SCHEMA {schema} {}", if K::NAME == "PostgreSQL" { "CASCADE" } else { "" }))
         .await;
-    assert!(outside.again().await.store.with_table("order; DROP TABLE x").is_err());
+    assert!(outside.again().await.store.table("order; DROP TABLE x").is_err());
 }
 
 pub async fn printed_sql_is_what_is_created<K: Kind>() {

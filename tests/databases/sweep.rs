@@ -141,7 +141,7 @@ async fn publish(url: &str, queue: &str, id: &str) {
 async fn consume(table: &Table<Postgres>, url: &str, database: &str, queue: &str) {
     loop {
         let Ok(store) = PostgresStore::connect(database).await else { continue };
-        let store = store.with_table(&table.name).expect("name");
+        let store = store.table(&table.name).expect("name");
         let consumer = IdempotentConsumer::builder(url, queue, store)
             .scope("test")
             .connect_timeout(Duration::from_secs(2))

@@ -91,7 +91,7 @@ pub(crate) async fn settings_come_in_any_order() {
 pub(crate) async fn urls_that_cannot_work_are_refused() {
     let refused = [
         RedisStore::connect_lazy("http://localhost"),
-        RedisStore::connect_cluster_lazy([]),
+        RedisStore::connect_cluster_lazy([""; 0]),
         RedisStore::connect_cluster_lazy(["redis://:canary@a", "redis://:canary2@b"]),
     ];
     for (index, result) in refused.into_iter().enumerate() {

@@ -357,7 +357,7 @@ impl PostgresStore {
     /// partitions that are there stay as they are, and new ones fill the gaps between them.
     #[must_use]
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
-        let statements = Postgres::statements(self.table().clone(), Some(u32::from(hours.get())));
+        let statements = Postgres::statements(self.table_name().clone(), Some(u32::from(hours.get())));
         self.with_statements(statements)
     }
 }

@@ -16,8 +16,8 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn parse<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
-        let nodes = urls.into_iter().map(node).collect::<Result<Vec<_>, _>>()?;
+    pub(super) fn parse(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, StoreError> {
+        let nodes = urls.into_iter().map(|url| node(url.as_ref())).collect::<Result<Vec<_>, _>>()?;
         if nodes.is_empty() {
             return Err(refused("no URL was given"));
         }
@@ -91,6 +91,6 @@ mod tests {
             assert_eq!(error.kind(), StoreErrorKind::Configuration, "{text}");
             assert!(!format!("{error} {error:?}").contains("canary"), "{text}: {error:?}");
         }
-        assert!(Addresses::parse([]).is_err());
+        assert!(Addresses::parse([""; 0]).is_err());
     }
 }

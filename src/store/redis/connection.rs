@@ -102,7 +102,7 @@ impl SharedConnection {
         Ok(Self::new(Opener::Node(client), addresses.secrets, addresses.shown))
     }
 
-    pub(super) fn to_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
+    pub(super) fn to_cluster(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, StoreError> {
         let Addresses { nodes, secrets, shown } = Addresses::parse(urls)?;
         let client = ClusterClient::new(nodes).map_err(|error| refused(error.to_string()))?;
         Ok(Self::new(Opener::Cluster(Box::new(client)), secrets, shown))

@@ -123,7 +123,9 @@ impl RedisStore {
     /// # Errors
     ///
     /// Those of [`connect`](Self::connect).
-    pub async fn connect_cluster<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
+    pub async fn connect_cluster(
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Self, StoreError> {
         let store = Self::connect_cluster_lazy(urls)?;
         store.check().await?;
         Ok(store)
@@ -146,7 +148,7 @@ impl RedisStore {
     /// # Errors
     ///
     /// [`StoreErrorKind::Configuration`] for URLs that are refused.
-    pub fn connect_cluster_lazy<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Self, StoreError> {
+    pub fn connect_cluster_lazy(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, StoreError> {
         Ok(Self::over(SharedConnection::to_cluster(urls)?))
     }
 

@@ -33,8 +33,8 @@ impl RedisStore {
     /// # Errors
     ///
     /// Those of [`connect`](Self::connect).
-    pub async fn connect_sentinel<'a>(
-        sentinels: impl IntoIterator<Item = &'a str>,
+    pub async fn connect_sentinel(
+        sentinels: impl IntoIterator<Item = impl AsRef<str>>,
         primary: &str,
     ) -> Result<Self, StoreError> {
         let store = Self::connect_sentinel_lazy(sentinels, primary)?;
@@ -49,8 +49,8 @@ impl RedisStore {
     ///
     /// [`StoreErrorKind::Configuration`](crate::idempotency::StoreErrorKind::Configuration) for
     /// URLs that are refused.
-    pub fn connect_sentinel_lazy<'a>(
-        sentinels: impl IntoIterator<Item = &'a str>,
+    pub fn connect_sentinel_lazy(
+        sentinels: impl IntoIterator<Item = impl AsRef<str>>,
         primary: &str,
     ) -> Result<Self, StoreError> {
         let (sentinels, secrets, shown) = parse(sentinels, primary)?;
@@ -58,8 +58,8 @@ impl RedisStore {
     }
 }
 
-fn parse<'a>(
-    sentinels: impl IntoIterator<Item = &'a str>,
+fn parse(
+    sentinels: impl IntoIterator<Item = impl AsRef<str>>,
     primary: &str,
 ) -> Result<(Sentinels, Secrets, String), StoreError> {
     let Addresses { nodes, secrets, shown } = Addresses::parse(sentinels)?;

@@ -168,7 +168,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 
     #[cfg(feature = "postgres")]
-    pub(super) fn table(&self) -> &TableName {
+    pub(super) fn table_name(&self) -> &TableName {
         &self.statements.table
     }
 
@@ -182,7 +182,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     /// # Errors
     ///
     /// [`InvalidTableName`] unless both match `[a-z_][a-z0-9_]{0,39}`.
-    pub fn with_table(self, table: &str) -> Result<Self, InvalidTableName> {
+    pub fn table(self, table: &str) -> Result<Self, InvalidTableName> {
         let statements = DB::statements(TableName::new(table)?, self.statements.partition_hours);
         Ok(self.with_statements(statements))
     }

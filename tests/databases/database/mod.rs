@@ -120,7 +120,7 @@ impl<K: Kind> Table<K> {
 
     /// The same tables by another pool, as another process has it.
     pub async fn open(url: &str, name: &str, effects: &str) -> Self {
-        let store = SqlStore::<K>::connect(url).await.expect("connect").with_table(name).expect("name");
+        let store = SqlStore::<K>::connect(url).await.expect("connect").table(name).expect("name");
         Self { url: url.to_owned(), store, effects: effects.to_owned(), name: name.to_owned() }
     }
 

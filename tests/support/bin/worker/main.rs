@@ -63,7 +63,7 @@ async fn main() -> Result<(), BoxError> {
 
 /// Transactions, or leases on the same table.
 async fn sql<DB: Effects>(options: &Options) -> Result<(), BoxError> {
-    let store = SqlStore::<DB>::connect(&options.store).await?.with_table(&options.table)?;
+    let store = SqlStore::<DB>::connect(&options.store).await?.table(&options.table)?;
     store.create_schema().await?;
     if let Some(lease) = options.leased {
         return leases(options, store.leased(lease)?).await;
