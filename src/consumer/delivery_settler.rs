@@ -127,8 +127,8 @@ impl DeliverySettler {
 
     /// Like [`builder`](Self::builder), for several nodes of one cluster; each connect tries them
     /// in random order.
-    pub fn builder_for_cluster<'a>(
-        uris: impl IntoIterator<Item = &'a str>,
+    pub fn builder_for_cluster(
+        uris: impl IntoIterator<Item = impl AsRef<str>>,
         queue: impl Into<String>,
     ) -> DeliverySettlerBuilder {
         DeliverySettlerBuilder { connect: ConnectOptions::new(uris), options: Options::new(queue.into()) }

@@ -80,8 +80,8 @@ use crate::{
 ///
 /// [`lease`](Self::lease), [`retention`](Self::retention), [`timeout`](Self::timeout) and
 /// [`prefix`](Self::prefix) are set in any order, and judged together: by
-/// [`check`](IdempotencyStore::check), which a consumer calls before it takes messages, and by every
-/// other call. While one of them cannot be, nothing is sent, and the error is of kind
+/// [`check`](IdempotencyStore::check), which a consumer calls before it takes messages, and by
+/// every other call. While one of them cannot be, nothing is sent, and the error is of kind
 /// [`StoreErrorKind::Configuration`], with an [`InvalidRedisSetting`] that names it for a source.
 ///
 /// Clones share their connection. A store belongs to the Tokio runtime that first used it.
@@ -177,8 +177,8 @@ impl RedisStore {
         self.with(|options| options.retention = retention)
     }
 
-    /// How long one call may take: a millisecond at least; more than a day counts as a day. Default:
-    /// five seconds.
+    /// How long one call may take: a millisecond at least; more than a day counts as a day.
+    /// Default: five seconds.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|options| options.timeout = timeout)

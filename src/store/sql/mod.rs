@@ -116,8 +116,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Ok(Self::new(pool.map_err(failed::<DB>)?))
     }
 
-    /// As [`connect`](Self::connect), but does not connect before the first call: for a service that
-    /// may start before its database.
+    /// As [`connect`](Self::connect), but does not connect before the first call: for a service
+    /// that may start before its database.
     ///
     /// Whatever is wrong beyond the URL is told by the calls, then: the database cannot be reached,
     /// refuses the login or lacks the table. A consumer whose database cannot be reached, or
