@@ -41,7 +41,7 @@ pub(crate) struct Job {
     attempts: u32,
     /// How many of them were in vain because of another message.
     excused: u32,
-    /// How many of them ended with their channel or connection.
+    /// How many of them ended with their channel or connection, and not because of a late confirm.
     lost: u32,
     uncertain: bool,
     /// It was in flight when a channel ended over one message.
@@ -276,7 +276,10 @@ impl Job {
         policy: &RetryPolicy,
         now: Instant,
     ) -> Option<Self> {
-        self.lost += 1;
+        // A confirm that is late says nothing of who ends connections.
+        if kind == PublishErrorKind::Disconnected {
+            self.lost += 1;
+        }
         self.uncertain = true;
         self.said = None;
         self.last = Some((kind, source));
