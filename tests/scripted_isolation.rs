@@ -125,14 +125,19 @@ async fn ends_connections(
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn message_over_which_connections_end_fails_alone() {
-    let bad = BTreeSet::from([77]);
+/// A publisher that does not run out of time, and what it is connected to.
+async fn patient() -> (ScriptedBroker, Peer, IdempotentPublisher) {
     let broker = ScriptedBroker::start().await;
     let policy = RetryPolicy::default().max_elapsed(Duration::from_secs(100));
     let builder = IdempotentPublisher::builder(broker.url()).retry(policy);
     let (publisher, peer) = tokio::join!(builder.connect(), broker.accept());
-    let publisher = publisher.expect("connect");
+    (broker, peer, publisher.expect("connect"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_over_which_connections_end_fails_alone() {
+    let bad = BTreeSet::from([77]);
+    let (broker, peer, publisher) = patient().await;
     let ended = Arc::new(AtomicUsize::new(0));
     let serving = tokio::spawn(ends_connections(broker, peer, bad.clone(), Arc::clone(&ended)));
     // Others go on being published, or nothing would tell a message that ends connections from a
@@ -181,13 +186,8 @@ async fn ends_connections_early(broker: ScriptedBroker, first: Peer, bad: BTreeS
 /// the culprit would all the same have no attempts left, one after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_beside_one_that_ends_connections_are_published() {
-    let bad = BTreeSet::from([77]);
-    let broker = ScriptedBroker::start().await;
-    let policy = RetryPolicy::default().max_elapsed(Duration::from_secs(100));
-    let builder = IdempotentPublisher::builder(broker.url()).retry(policy);
-    let (publisher, peer) = tokio::join!(builder.connect(), broker.accept());
-    let publisher = publisher.expect("connect");
-    let serving = tokio::spawn(ends_connections_early(broker, peer, bad));
+    let (broker, peer, publisher) = patient().await;
+    let serving = tokio::spawn(ends_connections_early(broker, peer, BTreeSet::from([77])));
     let (all, ()) = tokio::join!(publish_numbers(&publisher, 200), async {
         // Others go on, as above.
         while publisher.status().in_flight > 0 || publisher.status().confirmed == 0 {

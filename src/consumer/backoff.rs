@@ -11,6 +11,9 @@ const FRUITLESS: u32 = 5;
 /// A subscription that lasted so long is no failure, even if nothing was in the queue.
 const LONG: Duration = Duration::from_secs(10);
 
+/// Longer than anything is waited for.
+const FAR: Duration = Duration::from_hours(24 * 365);
+
 /// Counts subscriptions that end.
 #[derive(Debug, Default)]
 pub(super) struct SubscriptionFailures {
@@ -48,16 +51,16 @@ impl SubscriptionFailures {
     }
 }
 
-/// Whether the store answers; while it does not nothing is taken, and it is asked by a probe only.
+/// Whether something that the consumer needs is there. After it failed it is left alone for a
+/// while, and then tried.
 #[derive(Debug, Default)]
-pub(super) struct StoreHealth {
+pub(super) struct Health {
     failures: u32,
     until: Option<Instant>,
 }
 
-impl StoreHealth {
-    /// It could not be asked for a message, or did not answer a probe; gives how long it is left
-    /// alone.
+impl Health {
+    /// It failed; gives how long it is left alone.
     pub(super) fn failed(&mut self) -> Duration {
         self.failures += 1;
         let pause = varied(backoff(self.failures, Duration::from_millis(200), Duration::from_secs(5)));
@@ -65,26 +68,30 @@ impl StoreHealth {
         pause
     }
 
-    /// It answered a probe. Whether it does more than that is still to be seen: until then, the
-    /// next pause is not a short one again.
-    pub(super) fn answered(&mut self) {
+    /// It is left alone no more. Whether it works is still to be seen: until then, the next pause is
+    /// not a short one again.
+    pub(super) fn resume(&mut self) {
         self.until = None;
     }
 
-    /// It was asked for messages, and answered.
-    pub(super) fn works(&mut self) {
-        if self.until.is_none() {
-            self.failures = 0;
-        }
+    /// It was used, and worked; gives whether that is news. While it is left alone that tells
+    /// nothing of now.
+    pub(super) fn works(&mut self) -> bool {
+        self.until.is_none() && std::mem::take(&mut self.failures) > 0
     }
 
-    /// Whether it is away, as far as the consumer knows.
+    /// Whether it is left alone.
     pub(super) fn is_away(&self) -> bool {
         self.until.is_some()
     }
 
-    /// When it is to be asked, if it is away.
-    pub(super) fn probe_at(&self) -> Option<Instant> {
+    /// Whether it failed last, and nothing has shown yet that it is back.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// When it is to be tried, if it is left alone.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
         self.until
     }
 }
@@ -93,29 +100,15 @@ impl StoreHealth {
 /// nothing is taken; then one message is tried before all others.
 #[derive(Debug, Default)]
 pub(super) struct DependencyHealth {
-    failures: u32,
-    until: Option<Instant>,
+    pub(super) health: Health,
     /// Since when a message is tried, if one is.
     trial: Option<Instant>,
 }
 
 impl DependencyHealth {
-    /// The handler said that it is away; gives for how long nothing is taken.
-    pub(super) fn failed(&mut self) -> Duration {
-        self.failures += 1;
-        let pause = varied(backoff(self.failures, Duration::from_millis(200), Duration::from_secs(5)));
-        self.until = Some(Instant::now() + pause);
-        pause
-    }
-
-    /// The pause is over.
-    pub(super) fn retry(&mut self) {
-        self.until = None;
-    }
-
     /// Something is handed to the handler: what is tried, while it is in doubt.
     pub(super) fn begins(&mut self) {
-        if self.is_doubtful() {
+        if self.health.is_doubtful() {
             self.trial = Some(Instant::now());
         }
     }
@@ -127,28 +120,19 @@ impl DependencyHealth {
             return false;
         }
         self.trial = None;
-        works && self.until.is_none() && std::mem::take(&mut self.failures) > 0
-    }
-
-    /// Whether nothing is to be taken.
-    pub(super) fn is_away(&self) -> bool {
-        self.until.is_some()
+        works && self.health.works()
     }
 
     /// Whether something may be handed to the handler: while it is in doubt, one message.
     pub(super) fn allows(&self) -> bool {
-        !self.is_away() && (!self.is_doubtful() || self.trial.is_none())
+        !self.health.is_away() && (!self.health.is_doubtful() || self.trial.is_none())
     }
+}
 
-    /// Whether it was away last, and nothing has shown yet that it is back.
-    pub(super) fn is_doubtful(&self) -> bool {
-        self.failures > 0
-    }
-
-    /// When to try again, if it is away.
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.until
-    }
+/// The moment after a pause of whatever length: an `Instant` cannot be moved by every duration.
+pub(super) fn moment_after(pause: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(pause).unwrap_or(now + FAR)
 }
 
 /// How long a message is held that was held so often before.
@@ -205,21 +189,21 @@ mod tests {
 
     #[test]
     fn store_is_away_until_it_answers_a_probe() {
-        let mut store = StoreHealth::default();
+        let mut store = Health::default();
         assert!(!store.is_away());
-        assert_eq!(store.probe_at(), None);
+        assert_eq!(store.retry_at(), None);
         let first = store.failed();
-        assert!(store.is_away() && store.probe_at().is_some() && first <= Duration::from_millis(200));
+        assert!(store.is_away() && store.retry_at().is_some() && first <= Duration::from_millis(200));
         let longest = (0..20).map(|_| store.failed()).max().unwrap_or_default();
         assert!(longest > Duration::from_secs(2) && longest <= Duration::from_secs(5), "{longest:?}");
-        store.answered();
+        store.resume();
         assert!(!store.is_away());
-        assert_eq!(store.probe_at(), None);
+        assert_eq!(store.retry_at(), None);
         assert!(store.failed() > Duration::from_secs(2), "it only answers probes");
         store.works();
-        store.answered();
+        store.resume();
         assert!(store.failed() > Duration::from_secs(2), "not while it was away");
-        store.answered();
+        store.resume();
         store.works();
         assert!(store.failed() <= Duration::from_millis(200));
     }
@@ -229,11 +213,13 @@ mod tests {
         let mut dependency = DependencyHealth::default();
         let before = Instant::now();
         dependency.begins();
-        assert!(!dependency.is_doubtful() && !dependency.ended(before, true), "no news");
-        assert!(dependency.failed() <= Duration::from_millis(200));
-        assert!(dependency.is_away() && dependency.retry_at().is_some() && !dependency.allows());
-        dependency.retry();
-        assert!(!dependency.is_away() && dependency.is_doubtful() && dependency.allows());
+        assert!(!dependency.health.is_doubtful() && !dependency.ended(before, true), "no news");
+        assert!(dependency.health.failed() <= Duration::from_millis(200));
+        assert!(
+            dependency.health.is_away() && dependency.health.retry_at().is_some() && !dependency.allows()
+        );
+        dependency.health.resume();
+        assert!(!dependency.health.is_away() && dependency.health.is_doubtful() && dependency.allows());
         assert!(!dependency.ended(before, true), "nothing was tried");
         dependency.begins();
         let tried = Instant::now();
@@ -241,14 +227,14 @@ mod tests {
         assert!(!dependency.ended(before, true) && !dependency.allows(), "that one had begun before");
         assert!(!dependency.ended(tried, false) && dependency.allows(), "its handler did not run");
         dependency.begins();
-        let longest = (0..20).map(|_| dependency.failed()).max().unwrap_or_default();
+        let longest = (0..20).map(|_| dependency.health.failed()).max().unwrap_or_default();
         assert!(longest > Duration::from_secs(2) && longest <= Duration::from_secs(5), "{longest:?}");
         assert!(!dependency.ended(Instant::now(), true), "another one has said so since");
-        dependency.retry();
+        dependency.health.resume();
         dependency.begins();
         assert!(dependency.ended(Instant::now(), true) && !dependency.ended(Instant::now(), true), "once");
-        assert!(!dependency.is_doubtful() && dependency.allows());
-        assert!(dependency.failed() <= Duration::from_millis(200));
+        assert!(!dependency.health.is_doubtful() && dependency.allows());
+        assert!(dependency.health.failed() <= Duration::from_millis(200));
     }
 
     #[test]

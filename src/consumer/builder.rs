@@ -6,7 +6,7 @@ use super::{
     consume::IdempotentConsumer,
     control::ConsumerControl,
     error::ConsumeError,
-    options::Options,
+    options::{Options, checked},
     retention::Retention,
     status::{ConsumerMonitor, StoppedOnDrop},
 };
@@ -83,11 +83,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// A [`ConsumeError`] of kind [`Invalid`](super::ConsumeErrorKind::Invalid): bad settings, or
     /// names that are too long with what this crate adds to them.
     pub fn build(self) -> Result<IdempotentConsumer<S>, ConsumeError> {
-        let mut connect = self.connect.map_err(ConsumeError::invalid)?;
-        connect.check().map_err(ConsumeError::invalid)?;
-        if let Some(what) = connect.invalid_setting() {
-            return Err(ConsumeError::invalid(what));
-        }
+        let mut connect = checked(self.connect)?;
         self.key.check().map_err(ConsumeError::invalid)?;
         self.options.check().map_err(ConsumeError::invalid)?;
         let scope = self.scope.unwrap_or_else(|| {

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     amqp::ConnectOptions,
-    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome},
+    error::Chain,
+    idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome, StoreError},
 };
 
 /// How long everything may take, once handlers were let finish, to give back what is unsettled and
@@ -54,6 +55,13 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         let forwarder = Forwarder::new(format!("{scope} (parking)"), connect.clone());
         let settler = Settler::new(options.clone(), scope, forwarder, monitor.clone());
         Self { guard: guard.coalesced(), handler, connect, options, settler, monitor, control }
+    }
+
+    /// Tells that the store could not be asked, and how long it is left alone.
+    pub(super) fn store_failed(&self, error: &StoreError, pause: Duration) {
+        let error = Chain(error).to_string();
+        tracing::warn!(queue = %self.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
+        self.monitor.failed(&error);
     }
 
     /// Lets the guard decide about a batch.

@@ -10,25 +10,22 @@ use lapin::message::Delivery;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    backoff::moment_after,
     buffer::{Aside, Next, Unsettled},
     error::ConsumeError,
     failure_counts::FailureCounts,
     forwarder::Forwarder,
-    options::Options,
+    options::{Options, checked},
     parking::ParkingTarget,
     pending::{PendingSettlements, Settled, ack},
     settler::{Decision, Settler},
     status::ConsumerMonitor,
-    telemetry,
 };
 use crate::{
     amqp::{ConnectOptions, InvalidUri, connection_settings},
     idempotency::{Guard, IdempotencyStore, Outcome},
     message::IncomingMessage,
 };
-
-/// Longer than anything is held.
-const FAR: Duration = Duration::from_hours(24 * 365);
 
 /// Settles the deliveries of one queue as [`IdempotentConsumer`](crate::IdempotentConsumer) does,
 /// in a consume loop of your own.
@@ -196,11 +193,9 @@ impl DeliverySettler {
     /// Waits for what was begun about one delivery.
     async fn passed_on(&self, settling: &mut PendingSettlements<'_>) -> Settled {
         let settled = settling.next().await;
-        if let Settled::Held { unsettled: Unsettled { message, .. }, .. } = &settled
-            && message.failures() > 0
-        {
+        if let Settled::Held { unsettled, .. } = &settled {
             // No copy tells the next delivery.
-            self.failures().remember(&telemetry::name(message), message.failures());
+            self.failures().remember_message(&unsettled.message);
         }
         settled
     }
@@ -219,8 +214,7 @@ impl DeliverySettler {
 
 /// Waits until a message is due; gives what is then done about it, unless the guard is to be asked.
 async fn hold(unsettled: &mut Unsettled, after: Duration, next: Next) -> Option<Aside> {
-    let now = Instant::now();
-    let due = now.checked_add(after).unwrap_or(now + FAR);
+    let due = moment_after(after);
     if let Some(leaves) = unsettled.delivery.leaves.filter(|leaves| *leaves < due) {
         sleep_until(leaves).await;
         return Some(unsettled.leaves_before(&next, due.saturating_duration_since(Instant::now())));
@@ -239,8 +233,7 @@ impl DeliverySettlerBuilder {
     /// [`ConsumerBuilder::retry_delays`](super::ConsumerBuilder::retry_delays). Default 1 s and 1
     /// hour.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
-        self.options.first_delay = first;
-        self.options.longest_delay = longest.max(first);
+        self.options.set_delays(first, longest);
         self
     }
 
@@ -259,7 +252,7 @@ impl DeliverySettlerBuilder {
     /// published anew, to the end of its queue, with a confirm, and acked. Messages that wait in
     /// the loop's own hands are not watched.
     pub fn consumer_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.options.consumer_timeout = limit.into().map(|limit| limit.max(Duration::from_secs(1)));
+        self.options.set_consumer_timeout(limit.into());
         self
     }
 
@@ -272,11 +265,7 @@ impl DeliverySettlerBuilder {
     /// A [`ConsumeError`] of kind [`Invalid`](super::ConsumeErrorKind::Invalid): bad settings, or
     /// names that are too long with what this crate adds to them.
     pub fn build<S: IdempotencyStore>(self, guard: &Guard<S>) -> Result<DeliverySettler, ConsumeError> {
-        let (mut connect, mut options) = (self.connect.map_err(ConsumeError::invalid)?, self.options);
-        connect.check().map_err(ConsumeError::invalid)?;
-        if let Some(what) = connect.invalid_setting() {
-            return Err(ConsumeError::invalid(what));
-        }
+        let (mut connect, mut options) = (checked(self.connect)?, self.options);
         options.check().map_err(ConsumeError::invalid)?;
         (options.immediate_retries, options.max_attempts) = guard.attempts();
         let scope = guard.scope().as_str();

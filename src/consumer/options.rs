@@ -53,6 +53,16 @@ pub(crate) enum InvalidName {
     Reserved,
 }
 
+/// What connects, if it can.
+pub(crate) fn checked(connect: Result<ConnectOptions, InvalidUri>) -> Result<ConnectOptions, ConsumeError> {
+    let connect = connect.map_err(ConsumeError::invalid)?;
+    connect.check().map_err(ConsumeError::invalid)?;
+    match connect.invalid_setting() {
+        Some(what) => Err(ConsumeError::invalid(what)),
+        None => Ok(connect),
+    }
+}
+
 impl Options {
     /// The defaults.
     pub(crate) fn new(queue: String) -> Self {
@@ -78,6 +88,16 @@ impl Options {
             drain_timeout: Duration::from_secs(20),
             on_outcome: Hook::default(),
         }
+    }
+
+    /// The first delay is never longer than the longest.
+    pub(crate) fn set_delays(&mut self, first: Duration, longest: Duration) {
+        (self.first_delay, self.longest_delay) = (first, longest.max(first));
+    }
+
+    /// At least a second.
+    pub(crate) fn set_consumer_timeout(&mut self, limit: Option<Duration>) {
+        self.consumer_timeout = limit.map(|limit| limit.max(Duration::from_secs(1)));
     }
 
     /// Refuses names that are too long, or become so by what is put behind them.

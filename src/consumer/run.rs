@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    backoff::{StoreHealth, SubscriptionFailures},
+    backoff::{Health, SubscriptionFailures},
     consumption::{Carried, Consumption, End},
     context::ConsumerContext,
     delay_queues::Redelivery,
@@ -123,18 +123,17 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
 
     /// Waits until the store answers. What it lacks then is an error: no waiting would help.
     async fn check_store(&self) -> Result<(), StoreError> {
-        let mut health = StoreHealth::default();
+        let mut health = Health::default();
         loop {
             let error = match self.guard.store().check().await {
-                Err(error) if error.kind() == StoreErrorKind::Unavailable => Chain(&error).to_string(),
+                Err(error) if error.kind() == StoreErrorKind::Unavailable => error,
                 checked => {
                     self.monitor.enter(ConsumerState::Starting);
                     return checked;
                 }
             };
             let pause = health.failed();
-            tracing::warn!(queue = %self.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
-            self.monitor.failed(&error);
+            self.store_failed(&error, pause);
             self.monitor.enter(ConsumerState::StoreAway);
             sleep(pause).await;
         }

@@ -124,7 +124,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     ///
     /// Default: 30 minutes, as RabbitMQ's.
     pub fn consumer_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.options.consumer_timeout = limit.into().map(|limit| limit.max(Duration::from_secs(1)));
+        self.options.set_consumer_timeout(limit.into());
         self
     }
 
@@ -263,8 +263,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     ///
     /// Default: 1 second and 1 hour.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
-        self.options.first_delay = first;
-        self.options.longest_delay = longest.max(first);
+        self.options.set_delays(first, longest);
         self
     }
 

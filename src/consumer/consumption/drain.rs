@@ -5,9 +5,9 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Consumption, End, FAR};
+use super::{Consumption, End};
 use crate::{
-    consumer::status::ConsumerState,
+    consumer::{backoff::moment_after, status::ConsumerState},
     idempotency::{IdempotencyStore, IdempotentHandler},
 };
 
@@ -17,8 +17,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         let monitor = &self.context.monitor;
         let shutting_down = matches!(end, End::Shutdown);
         self.draining = true;
-        let now = Instant::now();
-        let limit = now.checked_add(self.context.options.drain_timeout).unwrap_or(now + FAR);
+        let limit = moment_after(self.context.options.drain_timeout);
         match end {
             End::Shutdown => {
                 monitor.enter(ConsumerState::Draining);

@@ -36,8 +36,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         };
         let news = self.dependency.ended(begun, error.is_none() && handled.iter().any(ran));
         if let Some(error) = error {
-            if !self.dependency.is_away() {
-                let (error, pause) = (Chain(&**error).to_string(), self.dependency.failed());
+            if !self.dependency.health.is_away() {
+                let (error, pause) = (Chain(&**error).to_string(), self.dependency.health.failed());
                 tracing::warn!(queue = %self.context.options.queue, error, ?pause, "what the handler depends on is away; nothing is taken for a while");
                 self.context.monitor.failed(&error);
                 self.show();
@@ -65,9 +65,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
     }
 
     fn store_failed(&mut self, error: &StoreError) {
-        let (error, pause) = (Chain(error).to_string(), self.store.failed());
-        tracing::warn!(queue = %self.context.options.queue, error, ?pause, "the store cannot be asked; nothing is taken until it answers");
-        self.context.monitor.failed(&error);
+        self.context.store_failed(error, self.store.failed());
         self.show();
     }
 
@@ -80,7 +78,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         self.context.monitor.enter(match () {
             () if self.store.is_away() => ConsumerState::StoreAway,
             () if self.paused => ConsumerState::Paused,
-            () if self.dependency.is_doubtful() => ConsumerState::DependencyAway,
+            () if self.dependency.health.is_doubtful() => ConsumerState::DependencyAway,
             () => ConsumerState::Consuming,
         });
     }
@@ -89,7 +87,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         self.probe = None;
         match answer {
             Ok(()) => {
-                self.store.answered();
+                self.store.resume();
                 self.show();
             }
             Err(error) => self.store_failed(&error),

@@ -13,7 +13,7 @@ mod drain;
 mod health;
 
 use super::{
-    backoff::{DependencyHealth, StoreHealth},
+    backoff::{DependencyHealth, Health, moment_after},
     batch_size::BatchSize,
     buffer::{DeliveryBuffer, Lost, Next, Unsettled},
     context::{CLOSING, ConsumerContext, Done},
@@ -28,9 +28,6 @@ use crate::idempotency::{IdempotencyStore, IdempotentHandler, StoreError};
 
 /// How often the subscription is looked at while all workers are busy.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// Longer than anything is waited for.
-const FAR: Duration = Duration::from_hours(24 * 365);
 
 /// What outlives a session.
 pub(crate) struct Carried {
@@ -57,7 +54,7 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     working: FuturesUnordered<BoxFuture<'a, Done>>,
     settling: PendingSettlements<'a>,
     size: BatchSize,
-    store: StoreHealth,
+    store: Health,
     dependency: DependencyHealth,
     probe: Option<BoxFuture<'a, Result<(), StoreError>>>,
     /// How many messages are in the hands of handlers.
@@ -101,7 +98,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             working: FuturesUnordered::new(),
             settling: PendingSettlements::default(),
             size: BatchSize::new(if S::BATCHES { options.batch } else { 1 }),
-            store: StoreHealth::default(),
+            store: Health::default(),
             dependency: DependencyHealth::default(),
             probe: None,
             in_hand: 0,
@@ -135,8 +132,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             if let Err(reason) = begun {
                 break End::Lost(reason);
             }
-            let probe_at = self.store.probe_at().filter(|_| self.probe.is_none());
-            let retry_at = self.dependency.retry_at();
+            let probe_at = self.store.retry_at().filter(|_| self.probe.is_none());
+            let retry_at = self.dependency.health.retry_at();
             let due = self.buffer.due();
             let idle = self.is_idle();
             tokio::select! {
@@ -153,7 +150,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     self.probe = Some(context.guard.probe().boxed());
                 }
-                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.retry(),
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.health.resume(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
                     if let Err(reason) = self.buffer.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
@@ -203,7 +200,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
         let options = &self.context.options;
-        let size = if self.dependency.is_doubtful() { 1 } else { self.size.now() };
+        let size = if self.dependency.health.is_doubtful() { 1 } else { self.size.now() };
         if self.is_idle() && self.buffer.len() < size {
             self.look()?;
         }
@@ -300,10 +297,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     }
 
     fn hold(&mut self, unsettled: Unsettled, after: Duration, next: Next) {
-        let now = Instant::now();
         // Whatever the delay, it is looked at again before the broker takes it back.
-        let until = now.checked_add(after).unwrap_or(now + FAR);
-        self.buffer.hold(unsettled, until, next);
+        self.buffer.hold(unsettled, moment_after(after), next);
         // What is held does not keep others from coming.
         self.carried.prefetch.beware(self.buffer.has_suspects());
     }
@@ -317,10 +312,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             }
             Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
-                let failures = unsettled.message.failures();
-                if failures > 0 {
-                    self.carried.attempts.remember(&telemetry::name(&unsettled.message), failures);
-                }
+                self.carried.attempts.remember_message(&unsettled.message);
                 self.hold(unsettled, after, next);
             }
         }
