@@ -94,6 +94,7 @@ mod error;
 pub mod guide;
 pub mod idempotency;
 pub mod message;
+pub mod outbox;
 pub mod publisher;
 pub mod store;
 #[cfg(all(test, feature = "metrics"))]

@@ -1,0 +1,387 @@
+//! What a relay asks of the table, and what it gets.
+
+use std::{fmt, future::Future, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::wake::Wake;
+use crate::{idempotency::StoreError, message::MessageId};
+
+/// One of the shares that the rows are spread over. A lane belongs to one relay at a time.
+///
+/// A table counts its lanes from 0; what is parked has left them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane(pub u16);
+
+/// Which row: its lane, and its number there. Later rows of a lane have greater numbers; numbers
+/// are never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowId {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its number.
+    pub seq: i64,
+}
+
+/// A relay, for the time that it runs: a restarted one is another. Its name is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayId(pub Uuid);
+
+/// A message as it is enqueued: checked, with its identity.
+#[derive(Clone, PartialEq)]
+pub struct NewRow {
+    /// Where it goes.
+    pub lane: Lane,
+    /// Its identity.
+    pub message_id: MessageId,
+    /// The exchange it is published to.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
+    /// What it is in order with, 1 to 255 bytes; `None` if nothing.
+    pub order_key: Option<String>,
+    /// Its other properties and its headers, as JSON; `None` if it is persistent and nothing else
+    /// was set.
+    pub properties: Option<String>,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A message as it is read.
+#[derive(Clone, PartialEq)]
+pub struct Row {
+    /// Which.
+    pub id: RowId,
+    /// What was enqueued, as it was; its lane is that of `id`.
+    pub message_id: MessageId,
+    /// See [`NewRow::exchange`].
+    pub exchange: String,
+    /// See [`NewRow::routing_key`].
+    pub routing_key: String,
+    /// See [`NewRow::order_key`].
+    pub order_key: Option<String>,
+    /// See [`NewRow::properties`].
+    pub properties: Option<String>,
+    /// See [`NewRow::body`].
+    pub body: Bytes,
+    /// How long ago it was enqueued, by the table's clock.
+    pub age: Duration,
+    /// How often publishing it failed, as far as that is the message's own fault.
+    pub attempts: u32,
+    /// How long it is to be left alone, by the table's clock; zero if it may be sent.
+    pub retry_in: Duration,
+}
+
+/// A lane, in the hands of a relay, and for the how-manieth time it was taken. A relay that has
+/// lost its lane holds an old term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Term {
+    /// The lane.
+    pub lane: Lane,
+    /// How often it was taken.
+    pub term: i64,
+}
+
+/// Who is there, and who has what.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ownership {
+    /// Relays whose last beat is younger than the lease.
+    pub relays: Vec<RelayId>,
+    /// Every lane with its term, and its owner if it has one, alive or not.
+    pub lanes: Vec<(Term, Option<RelayId>)>,
+}
+
+/// What to read.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadRequest<'a> {
+    /// Of which lanes, and behind which number of each.
+    pub from: &'a [RowId],
+    /// What is in order with one of these is left out.
+    pub without_keys: &'a [String],
+    /// At most so many rows of each lane.
+    pub rows: u32,
+    /// At most so many bytes of bodies of each lane, but at least one row.
+    pub bytes: u64,
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// In the order of lanes and numbers. A lane with fewer rows than asked for, and fewer bytes,
+    /// has no others that this read could see.
+    pub rows: Vec<Row>,
+    /// The lanes whose rows were cut by the limit of rows or bytes.
+    pub cut: Vec<Lane>,
+    /// All transactions with an identity below this had ended when this was read; `None` where the
+    /// database does not tell, and every read begins at the start of its lanes.
+    pub ended_below: Option<u64>,
+}
+
+/// What became of rows that were to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Removed {
+    /// How many were there.
+    pub rows: u64,
+    /// The identity of the transaction that removed them; see [`Batch::ended_below`].
+    pub transaction: Option<u64>,
+}
+
+/// A row that could not be published.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failed {
+    /// Which.
+    pub row: RowId,
+    /// Whether that is counted as an attempt. What only follows a parked row of its key is not.
+    pub counted: bool,
+    /// What is done with it.
+    pub next: Next,
+    /// Why, at most 1,000 bytes.
+    pub error: String,
+}
+
+/// What is done with a row that could not be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It is left alone for so long.
+    Retry(Duration),
+    /// It leaves its lane, with its number, until an operator puts it back.
+    Park,
+}
+
+/// What the table holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct TableStatus {
+    /// Rows to be published, counted to 10,000 in each lane.
+    pub backlog: u64,
+    /// How long the oldest of them waits.
+    pub oldest: Option<Duration>,
+    /// Rows that were parked, counted to 10,000.
+    pub parked: u64,
+    /// Relays with a beat younger than a minute.
+    pub relays: u64,
+}
+
+/// A parked row, for people.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ParkedRow {
+    /// The row, with its number and the lane that it comes from.
+    pub row: Row,
+    /// What publishing it failed with last.
+    pub error: Option<String>,
+    /// How long ago it was parked.
+    pub parked: Duration,
+}
+
+/// Which parked rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Select {
+    /// All.
+    All,
+    /// Those in order with a key.
+    Key(String),
+    /// One, by its number.
+    Seq(i64),
+}
+
+/// A table of messages that are to be published, in the database of those who enqueue them.
+///
+/// # Contract
+///
+/// 1. A row that was put in with a connection is there if, and only if, that connection's
+///    transaction commits; nothing else is ever read.
+/// 2. Numbers grow: of two rows of a lane, what was put in after the other's transaction had
+///    committed has the greater number.
+/// 3. What was put in is read as it was: every byte of message ID, names, key, properties, body.
+/// 4. `read` sees all rows of its lanes behind the given numbers that were committed before it
+///    began, up to its limits, lowest numbers first, and those that are to be left alone too.
+///    It locks nothing that a producer waits for.
+/// 5. Of several relays that take a lane, one has it; nobody has it whose last beat is older than
+///    the lease, once another one has taken it. Each taking has a greater term.
+/// 6. `fail` changes nothing for a lane whose term is not the holder's any more.
+/// 7. `remove` needs no term: it is told what the broker has confirmed.
+pub trait Outbox: Send + Sync + 'static {
+    /// What rows are put in with: the connection of the transaction they belong to.
+    type Connection: Send;
+
+    /// How many lanes the table has; always the same number.
+    fn lanes(&self) -> u16;
+
+    /// Puts rows in, in their order.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`]; the transaction can then not be committed, on most databases.
+    fn put(
+        &self,
+        connection: &mut Self::Connection,
+        rows: &[NewRow],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Makes a relay known, with a first beat. Relays whose last beat is very old are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn register(&self, relay: RelayId, name: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Shows that a relay is alive. `false` if its last beat is older than the lease already, or it
+    /// is not known: its lanes may be another one's.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`]; whether the beat counts is then not known.
+    fn beat(
+        &self,
+        relay: RelayId,
+        lease: Duration,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Who is alive, and who has which lane.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn ownership(&self, lease: Duration) -> impl Future<Output = Result<Ownership, StoreError>> + Send;
+
+    /// Takes lanes that nobody has, or whose owner has no beat within the lease, if their term is
+    /// still the given one. Returns those it got, with their new terms.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn take(
+        &self,
+        relay: RelayId,
+        lanes: &[Term],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Term>, StoreError>> + Send;
+
+    /// Gives lanes back, those of the given terms.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`]; they are then free when the lease has run out.
+    fn release(&self, lanes: &[Term]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Forgets a relay. Its lanes are free at once.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn leave(&self, relay: RelayId) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Reads rows.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn read(&self, request: &ReadRequest<'_>) -> impl Future<Output = Result<Batch, StoreError>> + Send;
+
+    /// The order keys of parked rows that come from these lanes.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn parked_keys(&self, lanes: &[Lane])
+    -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
+
+    /// Removes rows whose messages were confirmed.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`]; whether they are gone may then be unknown.
+    fn remove(&self, rows: &[RowId]) -> impl Future<Output = Result<Removed, StoreError>> + Send;
+
+    /// Notes failures of messages, those of lanes that are held with these terms. Returns the
+    /// lanes that are not any more.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn fail(
+        &self,
+        held: &[Term],
+        failed: &[Failed],
+    ) -> impl Future<Output = Result<Vec<Lane>, StoreError>> + Send;
+
+    /// What the table holds.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn status(&self) -> impl Future<Output = Result<TableStatus, StoreError>> + Send;
+
+    /// Parked rows, oldest numbers first, at most `limit`, behind a number.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn list_parked(
+        &self,
+        select: &Select,
+        behind: i64,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<ParkedRow>, StoreError>> + Send;
+
+    /// Puts parked rows back into their lanes, with their numbers and no attempts. Returns how
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn unpark(&self, select: &Select) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Deletes parked rows, unpublished. Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    fn discard(&self, select: &Select) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Whether the tables are there, as a relay needs them.
+    ///
+    /// # Errors
+    ///
+    /// As [`IdempotencyStore::check`](crate::IdempotencyStore::check).
+    fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// What wakes the relays of this process when something was committed.
+    fn waker(&self) -> &Wake;
+
+    /// For tables that tell of what other processes commit: a future that a relay runs beside its
+    /// work. It calls [`Wake::wake`] on [`waker`](Self::waker) for what it hears, and sends whether
+    /// it hears at all; it never ends.
+    fn listen(&self, hears: watch::Sender<bool>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            hears.closed().await;
+            std::future::pending().await
+        })
+    }
+}
+
+impl fmt::Debug for NewRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewRow")
+            .field("lane", &self.lane)
+            .field("message_id", &self.message_id)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Row")
+            .field("id", &self.id)
+            .field("message_id", &self.message_id)
+            .field("attempts", &self.attempts)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}

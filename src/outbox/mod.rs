@@ -1,0 +1,11 @@
+//! A transactional outbox: a message is published if, and only after, the transaction commits that
+//! enqueued it.
+
+mod contract;
+mod wake;
+
+pub use contract::{
+    Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Row,
+    RowId, Select, TableStatus, Term,
+};
+pub use wake::Wake;
