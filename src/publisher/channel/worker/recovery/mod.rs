@@ -83,8 +83,8 @@ impl ChannelWorker {
 
     /// A connection that ends without an answer of the broker may have done so over one of the
     /// messages in flight: if none was confirmed on it, if it held suspects, or if it is not the
-    /// first that they are lost with. Gives what that says of those in flight, and how long to pause
-    /// before the next.
+    /// first that they are lost with. Gives what that says of those in flight, and how long to
+    /// pause before the next.
     pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (Ended, Option<Duration>) {
         let fruitless = self.generation.lost();
         if fruitless == 0 && !unconfirmed.holds_suspects() && !unconfirmed.holds_lost_again() {
