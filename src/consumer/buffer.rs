@@ -20,11 +20,15 @@ use super::{
     prefetch::Prefetch,
     settlement::ParkReason,
     subscription::Subscription,
+    telemetry,
 };
 use crate::{amqp, error::Chain, message::IncomingMessage};
 
 /// How long a suspect waits for a moment in which there is nothing else to do.
 const SUSPECT_WAITS: Duration = Duration::from_secs(2);
+
+/// How often a message is refused alone before it is held apart from those that wait.
+pub(crate) const PERSISTENT: u32 = 3;
 
 /// A message that was delivered and is not settled.
 pub(crate) struct Unsettled {
@@ -40,6 +44,19 @@ impl Unsettled {
         attempts.recall(&mut message);
         let leaves = patience.and_then(|patience| Instant::now().checked_add(patience));
         Self { message, delivery: Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0 } }
+    }
+
+    /// Remembers its failures while it is held, as no copy tells them. What is to be parked has an
+    /// end: put back into its queue later, it has all its attempts again.
+    pub(crate) fn remember(&self, next: &Next, failures: &mut FailureCounts) {
+        if self.message.failures() > 0 && matches!(next, Next::Handle) {
+            failures.remember(&telemetry::name(&self.message), self.message.failures());
+        }
+    }
+
+    /// Whether it was refused so often, each time alone, that this says nothing of others.
+    pub(crate) fn is_held_apart(&self) -> bool {
+        self.delivery.refusals >= PERSISTENT
     }
 
     /// It was here for long, and is published anew before what was to be done about it after
@@ -62,8 +79,8 @@ pub(crate) struct Unacked {
     pub(crate) leaves: Option<Instant>,
     /// How often it was held in a row.
     pub(crate) holds: u32,
-    /// How often the store could not be asked for it though it had been asked for something else in
-    /// between.
+    /// How often, when it was handled alone, the store could not be asked for it, or what the
+    /// handler depends on was away.
     pub(crate) refusals: u32,
 }
 
@@ -150,8 +167,16 @@ impl DeliveryBuffer {
         self.held.len()
     }
 
-    /// Takes up to so many of those that wait, in the order of the queue. One that the store
-    /// refused by itself is taken alone.
+    /// Takes the one of those that wait which was refused least, at least so often; of several the
+    /// first in the order of the queue.
+    pub(crate) fn take_least_refused(&mut self, least: u32) -> Option<Unsettled> {
+        let refusals = |(_, unsettled): &(usize, &Unsettled)| unsettled.delivery.refusals.max(least);
+        let (at, _) = self.waiting.iter().enumerate().min_by_key(refusals)?;
+        self.waiting.remove(at)
+    }
+
+    /// Takes up to so many of those that wait, in the order of the queue. One that was refused by
+    /// itself is taken alone.
     pub(crate) fn take(&mut self, count: usize) -> Vec<Unsettled> {
         let alone = |unsettled: &Unsettled| unsettled.delivery.refusals > 0;
         let together = self.waiting.iter().take(count).take_while(|unsettled| !alone(unsettled)).count();

@@ -13,16 +13,16 @@ mod drain;
 mod health;
 
 use super::{
-    backoff::{DependencyHealth, Health, moment_after},
+    backoff::{Health, moment_after},
     batch_size::BatchSize,
-    buffer::{DeliveryBuffer, Lost, Next, Unsettled},
+    buffer::{DeliveryBuffer, Lost, Next, PERSISTENT, Unsettled},
     context::{CLOSING, ConsumerContext, Done},
+    dependency::DependencyHealth,
     failure_counts::FailureCounts,
     pending::{PendingSettlements, Settled},
     prefetch::Prefetch,
     settler::Decision,
     subscription::Subscription,
-    telemetry,
 };
 use crate::idempotency::{IdempotencyStore, IdempotentHandler, StoreError};
 
@@ -133,7 +133,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 break End::Lost(reason);
             }
             let probe_at = self.store.retry_at().filter(|_| self.probe.is_none());
-            let retry_at = self.dependency.health.retry_at();
+            let retry_at = self.dependency.retry_at();
             let due = self.buffer.due();
             let idle = self.is_idle();
             tokio::select! {
@@ -150,7 +150,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     self.probe = Some(context.guard.probe().boxed());
                 }
-                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.health.resume(),
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.resume(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
                     if let Err(reason) = self.buffer.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
@@ -200,7 +200,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
         let options = &self.context.options;
-        let size = if self.dependency.health.is_doubtful() { 1 } else { self.size.now() };
+        // What fails alone must not be in front again and again while others are never tried.
+        let doubtful = self.dependency.is_doubtful() || self.store.is_doubtful();
+        let size = if doubtful { 1 } else { self.size.now() };
         if self.is_idle() && self.buffer.len() < size {
             self.look()?;
         }
@@ -215,8 +217,16 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             && self.buffer.len() > 0
             && (self.working.is_empty() || self.buffer.len() >= size)
         {
-            let batch = self.buffer.take(size);
-            self.work(batch);
+            if doubtful {
+                // Behind a store the queue keeps its order, but for what was refused again and
+                // again: its probe has told more than one message.
+                let least = if self.dependency.is_doubtful() { 0 } else { PERSISTENT - 1 };
+                let tried = self.buffer.take_least_refused(least);
+                self.work(tried.into_iter().collect());
+            } else {
+                let batch = self.buffer.take(size);
+                self.work(batch);
+            }
         }
         // With nothing else in hand, and nothing on its way: whatever ends this process would take
         // it along.
@@ -228,6 +238,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             let suspect = self.buffer.take_suspect();
             self.suspect_in_hand = true;
             self.work(suspect.into_iter().collect());
+        }
+        if self.dependency.is_doubtful() {
+            self.show();
         }
         Ok(())
     }
@@ -312,7 +325,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             }
             Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
-                self.carried.attempts.remember_message(&unsettled.message);
+                unsettled.remember(&next, &mut self.carried.attempts);
                 self.hold(unsettled, after, next);
             }
         }

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use self::recovery::close_channel;
+use self::recovery::{Ended, close_channel};
 use super::{
     attempt::{Written, admit, publish, show},
     confirms::Unconfirmed,
@@ -134,8 +134,8 @@ impl ChannelWorker {
             self.generation.begin(Instant::now());
             let end = self.pump(&connection, &channel, &mut unconfirmed).await;
             self.context.monitor.set_worker(self.number, WorkerState::Down);
-            let (mut pause, mut in_vain) = (None, false);
-            let (error, discard): (BoxError, bool) = match end {
+            let mut pause = None;
+            let (error, discard, ended): (BoxError, bool, Ended) = match end {
                 End::Closed => {
                     for (job, _) in unconfirmed.into_unknown() {
                         Self::leave(&job, &mut left);
@@ -144,10 +144,11 @@ impl ChannelWorker {
                     break;
                 }
                 End::Lost(error) => {
-                    (in_vain, pause) = self.suspect_unanswered(&mut unconfirmed);
-                    (error, !connection.status().connected())
+                    let ended;
+                    (ended, pause) = self.suspect_unanswered(&mut unconfirmed);
+                    (error, !connection.status().connected(), ended)
                 }
-                End::Retired(error) => (error, true),
+                End::Retired(error) => (error, true, Ended::Retired),
                 End::Worn => {
                     tracing::info!("messages were nacked again and again; trying another channel");
                     if self.meanwhile(close_channel(&channel)).await.is_none() {
@@ -157,13 +158,12 @@ impl ChannelWorker {
                 }
                 End::Refused(reply, error) => {
                     let Some(error) = self.find_culprit(reply, error, &mut unconfirmed) else { continue };
-                    in_vain = true;
-                    (error, !connection.status().connected())
+                    (error, !connection.status().connected(), Ended::OverAnother)
                 }
             };
             tracing::warn!(error = %Chain(&*error), unconfirmed = unconfirmed.len(), "publishing channel lost; what is unconfirmed is published again");
             self.context.monitor.error(Chain(&*error).to_string());
-            self.resend(unconfirmed, error, in_vain);
+            self.resend(unconfirmed, error, ended);
             if discard {
                 let shared = Arc::clone(&self.shared);
                 if self.meanwhile(shared.discard(&connection)).await.is_none() {
