@@ -236,11 +236,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any [`StoreError`]; whether the beat counts is then not known.
-    fn beat(
-        &self,
-        relay: RelayId,
-        lease: Duration,
-    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn beat(&self, relay: RelayId, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Who is alive, and who has which lane.
     ///
@@ -288,8 +284,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any [`StoreError`].
-    fn parked_keys(&self, lanes: &[Lane])
-    -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
+    fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
 
     /// Removes rows whose messages were confirmed.
     ///

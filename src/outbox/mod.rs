@@ -2,10 +2,15 @@
 //! enqueued it.
 
 mod contract;
+mod encode;
+mod error;
+mod placement;
 mod wake;
 
 pub use contract::{
     Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Row,
     RowId, Select, TableStatus, Term,
 };
+pub use error::EnqueueError;
+pub use placement::Placement;
 pub use wake::Wake;
