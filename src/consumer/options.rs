@@ -5,10 +5,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{
     delay_queues::{self, Delays, Redelivery},
     delivery_limit::DeliveryLimit,
+    error::ConsumeError,
     parking::ParkingTarget,
 };
 use crate::{
-    amqp::Topology,
+    amqp::{ConnectOptions, InvalidUri, Topology},
     error::caught_in,
     idempotency::Outcome,
     message::{HeaderValue, IncomingMessage},

@@ -22,7 +22,6 @@ use super::{
     prefetch::Prefetch,
     settler::Decision,
     subscription::Subscription,
-    telemetry,
 };
 use crate::idempotency::{IdempotencyStore, IdempotentHandler, StoreError};
 

@@ -41,7 +41,7 @@ pub(crate) struct Job {
     attempts: u32,
     /// How many of them were in vain because of another message.
     excused: u32,
-    /// How many of them ended with their channel or connection, and not because of a late confirm.
+    /// How many of them ended with their channel or connection, which nobody here had given up.
     lost: u32,
     uncertain: bool,
     /// It was in flight when a channel ended over one message.
@@ -131,6 +131,16 @@ impl Job {
 
     pub(crate) fn suspect(&mut self) {
         self.suspect = true;
+    }
+
+    /// Suspects it no more.
+    pub(crate) fn trust(&mut self) {
+        self.suspect = false;
+    }
+
+    /// Its channel or connection ended before it was answered.
+    pub(crate) fn lose(&mut self) {
+        self.lost += 1;
     }
 
     /// A connection ended while it was in flight alone, when its worker had `heard` so many
@@ -276,10 +286,6 @@ impl Job {
         policy: &RetryPolicy,
         now: Instant,
     ) -> Option<Self> {
-        // A confirm that is late says nothing of who ends connections.
-        if kind == PublishErrorKind::Disconnected {
-            self.lost += 1;
-        }
         self.uncertain = true;
         self.said = None;
         self.last = Some((kind, source));

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use self::recovery::close_channel;
+use self::recovery::{Ended, close_channel};
 use super::{
     attempt::{Written, admit, publish, show},
     confirms::Unconfirmed,
@@ -134,7 +134,7 @@ impl ChannelWorker {
             self.generation.begin(Instant::now());
             let end = self.pump(&connection, &channel, &mut unconfirmed).await;
             self.context.monitor.set_worker(self.number, WorkerState::Down);
-            let (mut pause, mut in_vain) = (None, false);
+            let (mut pause, mut ended) = (None, Ended::Unexplained);
             let (error, discard): (BoxError, bool) = match end {
                 End::Closed => {
                     for (job, _) in unconfirmed.into_unknown() {
@@ -144,10 +144,13 @@ impl ChannelWorker {
                     break;
                 }
                 End::Lost(error) => {
-                    (in_vain, pause) = self.suspect_unanswered(&mut unconfirmed);
+                    (ended, pause) = self.suspect_unanswered(&mut unconfirmed);
                     (error, !connection.status().connected())
                 }
-                End::Retired(error) => (error, true),
+                End::Retired(error) => {
+                    ended = Ended::Retired;
+                    (error, true)
+                }
                 End::Worn => {
                     tracing::info!("messages were nacked again and again; trying another channel");
                     if self.meanwhile(close_channel(&channel)).await.is_none() {
@@ -157,13 +160,13 @@ impl ChannelWorker {
                 }
                 End::Refused(reply, error) => {
                     let Some(error) = self.find_culprit(reply, error, &mut unconfirmed) else { continue };
-                    in_vain = true;
+                    ended = Ended::OverAnother;
                     (error, !connection.status().connected())
                 }
             };
             tracing::warn!(error = %Chain(&*error), unconfirmed = unconfirmed.len(), "publishing channel lost; what is unconfirmed is published again");
             self.context.monitor.error(Chain(&*error).to_string());
-            self.resend(unconfirmed, error, in_vain);
+            self.resend(unconfirmed, error, ended);
             if discard {
                 let shared = Arc::clone(&self.shared);
                 if self.meanwhile(shared.discard(&connection)).await.is_none() {

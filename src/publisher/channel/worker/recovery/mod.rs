@@ -41,6 +41,17 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the broker may take to close a channel.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What the end of a channel says of the messages that were in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nothing: connections end.
+    Unexplained,
+    /// It ended over one of several: the attempts of the others were in vain.
+    OverAnother,
+    /// It was given up here, as confirms were late. That says nothing of who ends channels.
+    Retired,
+}
+
 impl ChannelWorker {
     /// One refused message ends the channel for all that are in flight. If it is known which it
     /// was, because it was alone or has the exchange that the broker named alone, its caller is
@@ -72,18 +83,18 @@ impl ChannelWorker {
 
     /// A connection that ends without an answer of the broker may have done so over one of the
     /// messages in flight: if none was confirmed on it, if it held suspects, or if it is not the
-    /// first that they are lost with. Gives whether those in flight were sent in vain, and how long
-    /// to pause before the next.
-    pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (bool, Option<Duration>) {
+    /// first that they are lost with. Gives what that says of those in flight, and how long to pause
+    /// before the next.
+    pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (Ended, Option<Duration>) {
         let fruitless = self.generation.lost();
         if fruitless == 0 && !unconfirmed.holds_suspects() && !unconfirmed.holds_lost_again() {
-            return (false, None);
+            return (Ended::Unexplained, None);
         }
         let suspects = unconfirmed.suspect(|_| true);
         self.isolation.ended(suspects);
         let longest = if suspects > 1 { ISOLATING } else { LONGEST_PAUSE };
         let pause = (fruitless > 0).then(|| RetryPolicy::default().max_delay(longest).delay(fruitless));
-        (suspects > 1, pause)
+        (if suspects > 1 { Ended::OverAnother } else { Ended::Unexplained }, pause)
     }
 
     /// A channel that ends fails everything on it, not always in the order of cause and effect:
@@ -114,15 +125,16 @@ impl ChannelWorker {
     }
 
     /// Puts what was in flight back in front, in the order in which it was sent: suspects behind
-    /// the others. `in_vain`: the attempt was, because of one of them.
-    pub(super) fn resend(&mut self, unconfirmed: Unconfirmed, source: BoxError, in_vain: bool) {
+    /// the others, as they are sent alone, and behind them what may again be confirmed late.
+    pub(super) fn resend(&mut self, unconfirmed: Unconfirmed, source: BoxError, ended: Ended) {
         let now = Instant::now();
         let heard = self.generation.heard();
-        let lone = unconfirmed.len() == 1 && unconfirmed.holds_suspects();
+        let retired = ended == Ended::Retired;
+        let lone = unconfirmed.len() == 1 && unconfirmed.holds_suspects() && !retired;
         let shared = self.shared.is_shared();
         let WorkerContext { options, monitor, .. } = &self.context;
         let source: SharedError = Arc::from(source);
-        let (mut again, mut suspects) = (VecDeque::new(), VecDeque::new());
+        let (mut again, mut suspects, mut slow) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         for (mut job, written) in unconfirmed.into_unknown() {
             // One late confirm ends the channel for all: to the others it is a lost channel.
             let late = written.is_some_and(|written| now - written > options.confirm_timeout);
@@ -132,8 +144,14 @@ impl ChannelWorker {
                 self.judged.push((job, Verdict::Fatal(Arc::clone(&source))));
                 continue;
             }
-            if in_vain {
-                job.excuse();
+            match ended {
+                Ended::Unexplained => job.lose(),
+                Ended::OverAnother => {
+                    job.lose();
+                    job.excuse();
+                }
+                // Or it would keep all others waiting for as long as its confirm is late.
+                Ended::Retired => job.trust(),
             }
             monitor.count(kind, 1);
             show(&options.on_attempt, &job, Err(kind));
@@ -147,13 +165,19 @@ impl ChannelWorker {
                         self.delayed.push(Delayed { due, job });
                     }
                 }
+                Some(job) if retired && late => slow.push_back(job),
                 Some(job) if job.is_suspect() => suspects.push_back(job),
                 Some(job) => again.push_back(job),
                 None => {}
             }
         }
-        again.append(&mut suspects);
-        again.append(&mut self.ready);
+        // Suspects of an earlier channel are in front of what waits.
+        while let Some(job) = self.ready.pop_front_if(|job| job.is_suspect()) {
+            suspects.push_back(job);
+        }
+        for mut behind in [suspects, slow, std::mem::take(&mut self.ready)] {
+            again.append(&mut behind);
+        }
         self.ready = again;
         self.answer(now);
     }
