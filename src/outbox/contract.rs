@@ -236,11 +236,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any [`StoreError`]; whether the beat counts is then not known.
-    fn beat(
-        &self,
-        relay: RelayId,
-        lease: Duration,
-    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn beat(&self, relay: RelayId, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Who is alive, and who has which lane.
     ///
@@ -288,8 +284,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any [`StoreError`].
-    fn parked_keys(&self, lanes: &[Lane])
-    -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
+    fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
 
     /// Removes rows whose messages were confirmed.
     ///
@@ -353,6 +348,12 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// What wakes the relays of this process when something was committed.
     fn waker(&self) -> &Wake;
+
+    /// Wakes the relays of this process, and those of others where the table can tell them. Never
+    /// waits and never fails.
+    fn wake(&self) {
+        self.waker().wake();
+    }
 
     /// For tables that tell of what other processes commit: a future that a relay runs beside its
     /// work. It calls [`Wake::wake`] on [`waker`](Self::waker) for what it hears, and sends whether
