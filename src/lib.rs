@@ -130,13 +130,13 @@ pub use store::MemoryStore;
 pub use store::RedisStore;
 #[cfg(feature = "mysql")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
-pub use store::{MySqlStore, MySqlTransaction};
+pub use store::{MySqlOutbox, MySqlStore, MySqlTransaction};
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
-pub use store::{PostgresStore, PostgresTransaction};
+pub use store::{PostgresOutbox, PostgresStore, PostgresTransaction};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-pub use store::{SqliteStore, SqliteTransaction};
+pub use store::{SqliteOutbox, SqliteStore, SqliteTransaction};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

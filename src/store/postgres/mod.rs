@@ -20,7 +20,11 @@ use crate::{
     message::MessageId,
 };
 
+mod listen;
+mod outbox;
 mod partitions;
+
+pub use self::outbox::PostgresOutbox;
 
 /// Remembers identities in a PostgreSQL table, in the transaction that the handler writes its
 /// effects in. See [`SqlStore`] for what is guaranteed.
