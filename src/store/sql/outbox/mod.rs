@@ -1,11 +1,12 @@
 //! An outbox in a SQL database: what PostgreSQL, MySQL and SQLite share.
 //!
-//! Reads: `put`, `read` (rows to be published; rows that were), `failures`, `lanes` (who has
+//! Reads: `enqueue`, `put`, `read` (messages become rows; rows to be published; rows that were), `failures`, `lanes` (who has
 //! which), `operators` (status, parked rows), `schema`, `notify`. `dialect` is what a database has
 //! to say for itself.
 
 mod contract;
 mod dialect;
+mod enqueue;
 mod failures;
 mod lanes;
 mod notify;
@@ -44,7 +45,7 @@ use super::{
 };
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
-    outbox::Wake,
+    outbox::{Placement, Wake},
 };
 
 /// Longer leases and pauses are cut: databases know no time for ever.
@@ -69,6 +70,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub struct SqlOutbox<DB: SqlDatabase> {
     pool: Pool<DB>,
     statements: Arc<OutboxStatements>,
+    placement: Placement,
     limits: Limits,
     wake: Wake,
     notifier: Arc<Notifier>,
@@ -84,6 +86,7 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
         Self {
             pool,
             statements: Arc::new(DB::outbox(table)),
+            placement: Placement::new(DB::LANES),
             limits: Limits::default(),
             wake: Wake::default(),
             notifier: Arc::default(),
@@ -125,7 +128,7 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
     pub fn table(self, table: &str) -> Result<Self, InvalidTableName> {
         let statements = Arc::new(DB::outbox(TableName::new(table)?));
         // Nobody waits yet for what is committed to another table.
-        Ok(Self { statements, ..Self::new(self.pool) })
+        Ok(Self { statements, placement: self.placement, ..Self::new(self.pool) })
     }
 
     /// The pool that the outbox uses.
@@ -212,6 +215,7 @@ impl<DB: SqlDatabase> Clone for SqlOutbox<DB> {
         Self {
             pool: self.pool.clone(),
             statements: Arc::clone(&self.statements),
+            placement: self.placement.clone(),
             limits: self.limits,
             wake: self.wake.clone(),
             notifier: Arc::clone(&self.notifier),
