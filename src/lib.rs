@@ -78,13 +78,14 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has eight pages: quick start, how it works, message IDs, stores, failures, production,
-//! reference, and a loop or a store of your own.
+//! [`guide`] has nine pages: quick start, how it works, message IDs, stores, failures, production,
+//! reference, the outbox, and a loop or a store of your own.
 //!
 //! # The tree
 //!
 //! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`]
-//! receives, [`store`] remembers, [`amqp`] connects; `testing` tries stores.
+//! receives, [`outbox`] publishes what a transaction has committed, [`store`] remembers, [`amqp`]
+//! connects; `testing` tries stores.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
