@@ -88,7 +88,8 @@ async fn main() -> Result<(), BoxError> {
     let Options { amqp, queue, database, listen } = Options::parse();
     let outbox = SqliteOutbox::connect(&database).await?;
     outbox.create_schema().await?;
-    let orders_table = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, amount INTEGER NOT NULL) STRICT";
+    let orders_table =
+        "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, amount INTEGER NOT NULL) STRICT";
     sqlx::query(orders_table).execute(outbox.pool()).await?;
     let declared = queue.clone();
     let publisher = IdempotentPublisher::builder(&amqp)
@@ -107,7 +108,8 @@ async fn main() -> Result<(), BoxError> {
     let relay = relay.spawn();
 
     let service = Service { queue, outbox, relay: relay.monitor() };
-    let routes = Router::new().route("/orders", post(orders)).route("/readyz", get(ready)).with_state(service);
+    let routes =
+        Router::new().route("/orders", post(orders)).route("/readyz", get(ready)).with_state(service);
     let listener = TcpListener::bind(listen).await?;
     println!("listening on {}", listener.local_addr()?);
     let mut terminated = signal(SignalKind::terminate())?;
