@@ -189,6 +189,7 @@ impl DeliverySettler {
                 return None;
             }
             let Some(aside) = aside else { return Some(UnsettledDelivery(unsettled)) };
+            aside.forget_in(&mut self.failures(), &unsettled.message);
             self.settler.set_aside(unsettled, aside, &mut settling);
             settled = self.passed_on(&mut settling).await;
         }
@@ -197,8 +198,8 @@ impl DeliverySettler {
     /// Waits for what was begun about one delivery.
     async fn passed_on(&self, settling: &mut PendingSettlements<'_>) -> Settled {
         let settled = settling.next().await;
-        if let Settled::Held { unsettled, next, .. } = &settled {
-            unsettled.remember(next, &mut self.failures());
+        if let Settled::Held { unsettled, .. } = &settled {
+            unsettled.remember(&mut self.failures());
         }
         settled
     }

@@ -161,11 +161,13 @@ impl HandlerError {
     /// not be asked; then it tries one message, that which said this least often, and goes on with
     /// all when a handler does not say it. One that is ended by its
     /// [`handler_timeout`](super::Guard::handler_timeout), or panics, shows nothing; if a trial
-    /// takes longer than 10 seconds, another message is tried beside it. Pauses grow up to 5
-    /// seconds.
+    /// takes longer than 10 seconds, another message is tried beside it, if the consumer has
+    /// another worker. Pauses grow up to 5 seconds.
     ///
-    /// A message that says it each of three times alone is held apart, up to 10 seconds at a time,
-    /// and while others are handled it says nothing of them.
+    /// A message that says it each of three times alone is held apart, up to 10 seconds at a time:
+    /// others go before it and have nine tenths of the time, and while they are handled, what it
+    /// says is taken for its own fault. So with one worker, too, messages can overtake those that
+    /// say this.
     ///
     /// After failures in the same delivery
     /// ([`immediate_retries`](super::Guard::immediate_retries)) it is an error like any other: they

@@ -1,5 +1,7 @@
 //! What the outcomes say of the store, and of what the handler depends on.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Consumption;
@@ -19,19 +21,23 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
     /// asked, or what the handler depends on is away.
     pub(super) fn judge(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) -> bool {
         let away = handled.iter().any(|(_, outcome)| outcome.is_unavailable());
-        // It happens to this one again and again, and others are handled.
-        let alone = |(unsettled, _): &(Unsettled, Outcome)| unsettled.is_held_apart();
-        if away
-            && handled.len() == 1
-            && handled.iter().all(alone)
-            && !self.store.is_doubtful()
-            && !self.dependency.is_doubtful()
-        {
+        if !away && handled.iter().any(|(_, outcome)| outcome.has_used_dependencies()) {
+            self.worked = Some(Instant::now());
+        }
+        if away && handled.iter().all(|(unsettled, _)| self.is_its_own(unsettled)) {
             return true;
         }
         self.judge_store(handled);
         self.judge_dependency(begun, handled);
         away
+    }
+
+    /// Whether it is this message's own fault if something is away for it: it was so again and
+    /// again, and since the last time others were handled.
+    fn is_its_own(&self, unsettled: &Unsettled) -> bool {
+        let others_worked = self.worked > unsettled.delivery.refused;
+        let doubtful = self.store.is_doubtful() || self.dependency.is_doubtful();
+        unsettled.is_held_apart() && others_worked && !doubtful
     }
 
     /// If the outcomes say that what the handler depends on is away, nothing is taken for a while,
@@ -104,14 +110,23 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         }
     }
 
-    /// A message for which the store could not be asked, or what the handler depends on, keeps its
-    /// place. If it happens again to the same one alone though the store answered a probe, or after
-    /// a pause, it may be this message only, and it must not hold up the others.
-    pub(super) fn refused(&mut self, mut unsettled: Unsettled, together_with: usize) -> Option<Unsettled> {
+    /// A message for which the store could not be asked, or what the handler depends on was away,
+    /// keeps its place. If it happens again to the same one alone though the store answered a
+    /// probe, or after a pause, it may be this message only, and it must not hold up the others.
+    pub(super) fn refused(
+        &mut self,
+        mut unsettled: Unsettled,
+        together_with: usize,
+        took: Duration,
+    ) -> Option<Unsettled> {
         if together_with > 1 {
             return Some(unsettled);
         }
+        if unsettled.is_held_apart() {
+            self.buffer.apart_took(took);
+        }
         unsettled.delivery.refusals += 1;
+        unsettled.delivery.refused = Some(Instant::now());
         if !unsettled.is_held_apart() {
             return Some(unsettled);
         }

@@ -63,6 +63,8 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     held: usize,
     /// Whether one of them may end this process.
     suspect_in_hand: bool,
+    /// When a handler last ran and did not say that something is away.
+    worked: Option<Instant>,
     /// Whether nothing is to be taken, because somebody said so.
     paused: bool,
     /// Whether the subscription has ended, and what is in hand is let finish.
@@ -104,6 +106,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             in_hand: 0,
             held: 0,
             suspect_in_hand: false,
+            worked: None,
             paused: false,
             draining: false,
             decided: 0,
@@ -208,7 +211,8 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         }
         let Carried { prefetch, attempts, .. } = &mut *self.carried;
         self.buffer.adapt(&mut self.session, options, prefetch, attempts).await?;
-        let suspect_is_due = self.buffer.suspect_is_due();
+        // In doubt, what ends this process and what does not is no matter of patience.
+        let suspect_is_due = self.buffer.suspect_is_due() && !(doubtful && self.buffer.len() > 0);
         self.set_aside();
         // An idle worker takes what is there. Beside others that work, only a full batch is worth a
         // commit of its own: what comes meanwhile makes the next batch larger.
@@ -248,6 +252,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what is done about those that have no turn here.
     fn set_aside(&mut self) {
         for (unsettled, aside) in self.buffer.aside() {
+            aside.forget_in(&mut self.carried.attempts, &unsettled.message);
             self.context.settler.set_aside(unsettled, aside, &mut self.settling);
         }
     }
@@ -295,7 +300,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             match decision {
                 Decision::Ack(tag) => tags.push(tag),
                 Decision::Begun => {}
-                Decision::Hold { unsettled, .. } if away => back.extend(self.refused(*unsettled, count)),
+                Decision::Hold { unsettled, .. } if away => {
+                    back.extend(self.refused(*unsettled, count, took));
+                }
                 Decision::Hold { unsettled, after } => self.hold(*unsettled, after, Next::Handle),
             }
         }
@@ -325,7 +332,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             }
             Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
-                unsettled.remember(&next, &mut self.carried.attempts);
+                unsettled.remember(&mut self.carried.attempts);
                 self.hold(unsettled, after, next);
             }
         }

@@ -143,6 +143,7 @@ impl ChannelWorker {
                     }
                     break;
                 }
+                End::Lost(error) if self.shared.has_given_up(&connection) => (error, true, Ended::Retired),
                 End::Lost(error) => {
                     let ended;
                     (ended, pause) = self.suspect_unanswered(&mut unconfirmed);
