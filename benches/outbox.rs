@@ -189,8 +189,8 @@ async fn relay<O: Outbox + Clone>(
     let (count, all) = (AtomicUsize::new(0), Arc::new(Notify::new()));
     let last = Arc::clone(&all);
     let relay = Relay::new(outbox.clone(), publisher(amqp).await).on_outcome(move |relayed| {
-        assert!(relayed.is_confirmed(), "{relayed:?}");
-        confirmed(relayed.message_id().as_str());
+        assert!(relayed.result.is_ok(), "{relayed:?}");
+        confirmed(relayed.message_id.as_str());
         if count.fetch_add(1, Ordering::Relaxed) + 1 == messages {
             last.notify_one();
         }

@@ -80,7 +80,8 @@ async fn orders(State(service): State<Service>, Json(order): Json<Order>) -> Res
 /// Orders are taken while the broker is away; how much waits is for an alert.
 async fn ready(State(service): State<Service>) -> String {
     let status = service.relay.status();
-    format!("relay {}, {} to be published, {} parked\n", status.state.name(), status.backlog, status.parked)
+    let table = status.table.unwrap_or_default();
+    format!("relay {}, {} to be published, {} parked\n", status.state.name(), table.backlog, table.parked)
 }
 
 #[tokio::main]

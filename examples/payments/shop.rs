@@ -11,7 +11,9 @@ use std::{
     process::Stdio,
 };
 
-use lapin_idempotent::{BoxError, IdempotentPublisher, OutgoingMessage, Relay, SqliteOutbox};
+use lapin_idempotent::{
+    BoxError, IdempotentPublisher, OutgoingMessage, Relay, SqliteOutbox, outbox::Outbox as _,
+};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Command,
@@ -134,8 +136,7 @@ impl Shop {
             }
         }
         if let Some(relay) = relay {
-            let monitor = relay.monitor();
-            while monitor.status().backlog > 0 || !monitor.status().is_ready() {
+            while outbox.status().await?.backlog > 0 {
                 sleep(Duration::from_millis(20)).await;
             }
             relay.stop().await;
