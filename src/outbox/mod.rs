@@ -7,8 +7,13 @@ mod error;
 mod floor;
 mod keys;
 mod lanes;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod placement;
+mod relay;
 mod routes;
+mod status;
+mod telemetry;
 mod verdict;
 mod wake;
 
@@ -18,4 +23,7 @@ pub use contract::{
 };
 pub use error::EnqueueError;
 pub use placement::Placement;
+pub use relay::{Listen, OnPoison, Relay, RelayHandle};
+pub use status::{RelayMonitor, RelayState, RelayStatus};
+pub use telemetry::Relayed;
 pub use wake::Wake;

@@ -141,6 +141,8 @@ impl Placement {
                 return Err(invalid((stamped.message, source)));
             }
         };
+        #[cfg(feature = "metrics")]
+        super::metrics::enqueued();
         Ok(NewRow {
             lane,
             message_id: stamped.id().clone(),

@@ -17,6 +17,8 @@ mod closing;
 mod connection;
 mod enqueue;
 mod error;
+#[cfg(feature = "testing")]
+mod in_memory;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod outlet;
@@ -46,6 +48,8 @@ pub use telemetry::Attempt;
 
 pub(crate) use builder::{FRAME_MAX, MAX_BODY};
 pub(crate) use error::Failure;
+#[cfg(feature = "testing")]
+pub(crate) use in_memory::MemoryPublish;
 pub(crate) use payload::Forwarded;
 pub(crate) use stamp::{Limits, Stamper};
 pub(crate) use telemetry::ContextSource;

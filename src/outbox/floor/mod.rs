@@ -147,10 +147,10 @@ impl Floor {
         self.left_out.len()
     }
 
-    /// Whether it cannot follow what was read: something keeps transactions from being known to
-    /// have ended.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.marks.len() == MARKS
+    /// The transaction that it waits for: older ones have to end before it can follow.
+    #[cfg(any(test, feature = "metrics"))]
+    pub(super) fn waits_for(&self) -> Option<u64> {
+        self.marks.front().map(|mark| mark.transaction)
     }
 }
 

@@ -81,7 +81,7 @@ fn marks_are_bounded() {
         floor.end(Some(number), None, Some(0));
         floor.mark(number.unsigned_abs());
     }
-    assert!(floor.is_stuck() && floor.marks.len() == MARKS);
+    assert!(floor.waits_for() == Some(1) && floor.marks.len() == MARKS);
     floor.begin();
     floor.end(Some(1_000), None, Some(1_000));
     assert_eq!(floor.begin(), 999);

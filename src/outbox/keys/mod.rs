@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::contract::{Lane, Row, RowId};
+use super::contract::{Lane, Row};
 
 /// An order key. Cheap to clone.
 pub(super) type Key = Arc<str>;
@@ -121,19 +121,6 @@ impl Keys {
             self.rows -= 1;
             self.bytes -= entry.row.body.len();
             return Some(entry);
-        }
-    }
-
-    /// Puts a row back that was not sent after all: it is the next one again.
-    pub(super) fn undo(&mut self, entry: Entry) {
-        self.count(1, entry.row.body.len());
-        let Some(key) = entry.key.clone() else {
-            return self.turns.push_front(Turn::Row(Box::new(entry)));
-        };
-        if let Some(queue) = self.queues.get_mut(&key) {
-            queue.rows.push_front(entry);
-            queue.head = Head::Waits;
-            self.turns.push_front(Turn::Key(key));
         }
     }
 

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::message::MessageId;
+use crate::outbox::contract::RowId;
 
 fn entry(lane: u16, seq: i64, key: Option<&str>) -> Entry {
     let row = Row {
@@ -60,20 +61,6 @@ fn head_stays_the_head_whatever_is_read_meanwhile() {
 }
 
 #[test]
-fn what_was_not_sent_after_all_is_the_next_one_again() {
-    let mut keys = Keys::default();
-    keys.insert(entry(0, 1, Some("a")));
-    keys.insert(entry(0, 2, None));
-    let first = keys.next().unwrap();
-    keys.undo(first);
-    let first = keys.next().unwrap();
-    assert_eq!((first.row.id.seq, keys.waiting()), (1, (1, 4)));
-    let second = keys.next().unwrap();
-    keys.undo(second);
-    assert_eq!(sent(&mut keys), [2]);
-}
-
-#[test]
 fn blocked_key_keeps_nothing_and_takes_nothing() {
     let mut keys = Keys::default();
     let key = Key::from("a");
@@ -118,12 +105,10 @@ fn lane_that_is_lost_leaves_what_is_under_way() {
         keys.insert(entry(lane, seq, key));
     }
     keys.block(&"blocked".into(), Lane(0));
-    keys.next().map(|entry| keys.undo(entry));
-    let mut under_way: Vec<Entry> = (0..3).filter_map(|_| keys.next()).collect();
-    assert_eq!(under_way.pop().map(|entry| entry.row.id.seq), Some(3));
-    keys.undo(under_way.remove(0));
+    assert_eq!((0..3).filter_map(|_| keys.next()).map(|entry| entry.row.id.seq).sum::<i64>(), 1 + 2 + 3);
+    keys.insert(entry(0, 6, None));
     let gone: BTreeSet<i64> = keys.forget_lane(Lane(0)).iter().map(|entry| entry.row.id.seq).collect();
-    assert_eq!(gone, [1, 4].into());
+    assert_eq!(gone, [4, 6].into());
     assert_eq!((keys.waiting(), keys.is_blocked(&"blocked".into())), ((1, 4), false));
     keys.insert(entry(0, 4, Some("mine"))); // taken again
     assert_eq!(sent(&mut keys), [5], "3 is under way");

@@ -188,9 +188,19 @@ impl Routes {
         std::mem::take(&mut self.changes)
     }
 
+    /// Whether [`changes`](Self::changes) has something.
+    pub(super) fn has_changed(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     /// What reads leave out.
     pub(super) fn left_out(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.troubles.iter().filter(|(_, trouble)| trouble.is_left_out()).map(|(route, _)| route)
+    }
+
+    /// Whether reads leave it out.
+    pub(super) fn leaves_out(&self, route: &Route) -> bool {
+        self.troubles.get(route).is_some_and(Trouble::is_left_out)
     }
 
     /// How many routes are held back or tried.
