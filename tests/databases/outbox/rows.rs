@@ -190,11 +190,8 @@ pub async fn rows_of_given_keys_are_left_out<K: Kind>() {
 pub async fn each_lane_is_read_behind_its_number<K: Kind>() {
     let boxed = Boxed::<K>::create().await;
     let lanes = boxed.outbox.lanes();
-    let put: Vec<NewRow> = rows("a", 160)
-        .into_iter()
-        .enumerate()
-        .map(|(n, row)| NewRow { lane: Lane(n as u16 % lanes), ..row })
-        .collect();
+    let put: Vec<NewRow> =
+        rows("a", 160).into_iter().zip(0..).map(|(row, n)| NewRow { lane: Lane(n % lanes), ..row }).collect();
     boxed.put(&put).await;
     let all = boxed.all().await;
     assert_eq!(all.len(), 160);

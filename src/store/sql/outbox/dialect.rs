@@ -85,7 +85,7 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
         Box::pin(async move {
             // Held, as a receiver takes an end of the sender for an end of the listener.
             let _ear = ear;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
     }
 }
