@@ -41,6 +41,7 @@ pub struct OutboxStatements {
     /// The rest is left to the database: up to the rows, or to the arrays that hold them.
     pub(in crate::store) put: String,
     /// Whole, or as far as it does not depend on the request.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(in crate::store) read: String,
     pub(in crate::store) remove: String,
     #[cfg(feature = "postgres")]
@@ -171,6 +172,7 @@ impl OutboxStatements {
             put: format!(
                 "INSERT INTO {t} (lane, message_id, exchange, routing_key, order_key, properties, body) "
             ),
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
             read: String::new(),
             remove: String::new(),
             #[cfg(feature = "postgres")]
