@@ -123,7 +123,7 @@ pub use idempotency::{
     handler_fn,
 };
 pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
-pub use publisher::{IdempotentPublisher, PublishError, Receipt, RetryPolicy};
+pub use publisher::{IdempotentPublisher, Publish, PublishError, Receipt, RetryPolicy};
 pub use store::MemoryStore;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

@@ -1,7 +1,7 @@
 //! The stored form of an outgoing message: for an outbox, or until what failed is published again.
 //!
 //! It has a version, and is read only if every field of it is known: half a message is not
-//! published.
+//! published. An outbox has columns for route, ID and body, and stores the rest in the same form.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,18 +22,23 @@ enum Stored {
     V1(Box<V1>),
 }
 
-#[derive(Serialize, Deserialize)]
+/// The first three and `persistent` are always there in a whole message, and not in its properties
+/// alone; these say only that a message is not persistent.
+#[derive(Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct V1 {
-    exchange: String,
-    routing_key: String,
-    #[serde(with = "base64")]
-    body: Bytes,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exchange: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    routing_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    body: Option<Body>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     message_id: Option<MessageId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<Vec<String>>,
-    persistent: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    persistent: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     content_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,17 +66,31 @@ struct V1 {
     headers: Headers,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Body(#[serde(with = "base64")] Bytes);
+
 impl V1 {
     fn of(message: &OutgoingMessage) -> Self {
         let properties = message.properties();
-        let owned = |text: Option<&str>| text.map(str::to_owned);
         Self {
-            exchange: message.exchange().to_owned(),
-            routing_key: message.routing_key().to_owned(),
-            body: message.payload().clone(),
+            exchange: Some(message.exchange().to_owned()),
+            routing_key: Some(message.routing_key().to_owned()),
+            body: Some(Body(message.payload().clone())),
             message_id: message.id().cloned(),
             idempotency_key: properties.idempotency_key.map(<[String]>::to_vec),
-            persistent: properties.is_persistent,
+            persistent: Some(properties.is_persistent),
+            deadline: properties.deadline,
+            ..Self::properties_of(message)
+        }
+    }
+
+    /// What travels beside route, ID and body.
+    fn properties_of(message: &OutgoingMessage) -> Self {
+        let properties = message.properties();
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        Self {
+            persistent: (!properties.is_persistent).then_some(false),
             content_type: owned(properties.content_type),
             content_encoding: owned(properties.content_encoding),
             kind: owned(properties.kind),
@@ -85,13 +104,39 @@ impl V1 {
                 .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
             timestamp: properties.timestamp.map(seconds_since_1970),
             mandatory: properties.mandatory,
-            deadline: properties.deadline,
             headers: message.headers().cloned().unwrap_or_default(),
+            ..Self::default()
         }
     }
 
-    /// `None` if the timestamp is beyond what this system's clock can show.
-    fn into_message(self) -> Option<OutgoingMessage> {
+    /// The message, if all of it is there.
+    fn into_message<E: de::Error>(mut self) -> Result<OutgoingMessage, E> {
+        let exchange = self.exchange.take().ok_or_else(|| E::missing_field("exchange"))?;
+        let routing_key = self.routing_key.take().ok_or_else(|| E::missing_field("routing_key"))?;
+        let Body(body) = self.body.take().ok_or_else(|| E::missing_field("body"))?;
+        if self.persistent.is_none() {
+            return Err(E::missing_field("persistent"));
+        }
+        self.set_on(OutgoingMessage::to(exchange, routing_key).body(body))
+    }
+
+    /// The message with these properties; fails if they are more than that.
+    fn into_properties<E: de::Error>(self, message: OutgoingMessage) -> Result<OutgoingMessage, E> {
+        let stray = [
+            ("exchange", self.exchange.is_some()),
+            ("routing_key", self.routing_key.is_some()),
+            ("body", self.body.is_some()),
+            ("message_id", self.message_id.is_some()),
+            ("idempotency_key", self.idempotency_key.is_some()),
+            ("deadline", self.deadline.is_some()),
+        ];
+        match stray.into_iter().find(|(_, is_there)| *is_there) {
+            Some((field, _)) => Err(E::custom(format_args!("the field `{field}` is no property"))),
+            None => self.set_on(message),
+        }
+    }
+
+    fn set_on<E: de::Error>(self, mut message: OutgoingMessage) -> Result<OutgoingMessage, E> {
         /// Sets what there is.
         fn set<T>(
             message: OutgoingMessage,
@@ -103,11 +148,12 @@ impl V1 {
                 None => message,
             }
         }
+        let at = |seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
         let timestamp = match self.timestamp {
-            Some(seconds) => Some(SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?),
+            // Not every system's clock can show it.
+            Some(seconds) => Some(at(seconds).ok_or_else(|| E::custom("the timestamp is out of range"))?),
             None => None,
         };
-        let mut message = OutgoingMessage::to(self.exchange, self.routing_key).body(self.body);
         message = set(message, self.message_id, OutgoingMessage::message_id);
         message = set(message, self.idempotency_key, OutgoingMessage::idempotency_key_parts);
         message = set(message, self.content_type, OutgoingMessage::content_type);
@@ -124,7 +170,31 @@ impl V1 {
         message = set(message, self.deadline, OutgoingMessage::deadline);
         message =
             self.headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
-        Some(if self.persistent { message } else { message.transient() })
+        Ok(if self.persistent == Some(false) { message.transient() } else { message })
+    }
+}
+
+/// For an outbox: what a message has beside its route, ID and body.
+impl OutgoingMessage {
+    /// Its properties and headers, as JSON; `None` if it is persistent and nothing else was set.
+    /// Its deadline and idempotency key are left out: they are of the publish, not of the message.
+    pub(crate) fn stored_properties(&self) -> Result<Option<String>, serde_json::Error> {
+        if self.is_persistent()
+            && self.extra().is_none()
+            && self.mime().is_none()
+            && self.stamped_at().is_none()
+        {
+            return Ok(None);
+        }
+        let properties = V1::properties_of(self);
+        serde_json::to_string(&Stored::V1(Box::new(properties))).map(Some)
+    }
+
+    /// The message with properties and headers as [`stored_properties`](Self::stored_properties)
+    /// gave them.
+    pub(crate) fn with_stored_properties(self, json: &str) -> Result<Self, serde_json::Error> {
+        let Stored::V1(stored) = serde_json::from_str(json)?;
+        stored.into_properties(self)
     }
 }
 
@@ -144,8 +214,7 @@ impl<'de> Deserialize<'de> for OutgoingMessage {
         let Stored::V1(stored) = Stored::deserialize(deserializer).map_err(|error| {
             de::Error::custom(format_args!("this release reads stored messages of version 1: {error}"))
         })?;
-        let message =
-            stored.into_message().ok_or_else(|| de::Error::custom("the timestamp is out of range"))?;
+        let message: Self = stored.into_message()?;
         message.validate().map_err(de::Error::custom)?;
         Ok(message)
     }

@@ -114,6 +114,15 @@ pub enum InvalidMessage {
         /// The limit.
         limit: usize,
     },
+    /// The order key of an outbox is empty, longer than 255 bytes, or has a zero byte.
+    #[error("the order key has {bytes} bytes; 1 to 255 are allowed, and none of them zero")]
+    OrderKey {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// Its properties cannot be stored as JSON.
+    #[error("the properties cannot be stored")]
+    Unwritable(#[source] serde_json::Error),
     /// No message ID could be made.
     #[error("no message ID could be made")]
     Id(#[from] IdError),

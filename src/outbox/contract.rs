@@ -94,6 +94,15 @@ pub struct Ownership {
     pub lanes: Vec<(Term, Option<RelayId>)>,
 }
 
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// Its exchange.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
+}
+
 /// What to read.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadRequest<'a> {
@@ -101,6 +110,9 @@ pub struct ReadRequest<'a> {
     pub from: &'a [RowId],
     /// What is in order with one of these is left out.
     pub without_keys: &'a [String],
+    /// What goes this way and is in order with nothing is left out. What has an order key is not:
+    /// the relay has to know that it is the oldest of its key.
+    pub without_routes: &'a [Route],
     /// At most so many rows of each lane.
     pub rows: u32,
     /// At most so many bytes of bodies of each lane, but at least one row.

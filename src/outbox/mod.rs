@@ -2,10 +2,28 @@
 //! enqueued it.
 
 mod contract;
+mod encode;
+mod error;
+mod floor;
+mod keys;
+mod lanes;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod placement;
+mod relay;
+mod routes;
+mod status;
+mod telemetry;
+mod verdict;
 mod wake;
 
 pub use contract::{
-    Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Row,
-    RowId, Select, TableStatus, Term,
+    Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Route,
+    Row, RowId, Select, TableStatus, Term,
 };
+pub use error::EnqueueError;
+pub use placement::Placement;
+pub use relay::{Listen, OnPoison, Relay, RelayHandle};
+pub use status::{RelayMonitor, RelayState, RelayStatus};
+pub use telemetry::Relayed;
 pub use wake::Wake;

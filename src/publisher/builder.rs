@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// RabbitMQ's default limit since 4.0; older brokers take more.
-const MAX_BODY: usize = 16 * 1024 * 1024;
+pub(crate) const MAX_BODY: usize = 16 * 1024 * 1024;
 
 /// A quarter of RabbitMQ's default: lapin keeps 64 times as much in buffers for each connection,
 /// and small ones stay in the processor's cache. Bodies of 20 and 200 kB were published as fast as
 /// with larger frames.
-const FRAME_MAX: u32 = 32 * 1024;
+pub(crate) const FRAME_MAX: u32 = 32 * 1024;
 
 /// Each has a thread; a service that needs more has several publishers.
 const MAX_CONNECTIONS: usize = 1_000;

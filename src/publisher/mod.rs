@@ -8,7 +8,8 @@
 //! One message: [`publish_idempotent`](IdempotentPublisher::publish_idempotent). Many:
 //! [`publish_all`](IdempotentPublisher::publish_all) and
 //! [`publish_stream`](IdempotentPublisher::publish_stream). Confirms that are awaited later:
-//! [`enqueue`](IdempotentPublisher::enqueue). Settings: [`PublisherBuilder`].
+//! [`enqueue`](IdempotentPublisher::enqueue). Settings: [`PublisherBuilder`]. Whoever is to work with
+//! something else in its place is generic over [`Publish`].
 
 mod builder;
 mod channel;
@@ -16,8 +17,11 @@ mod closing;
 mod connection;
 mod enqueue;
 mod error;
+#[cfg(feature = "testing")]
+mod in_memory;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod outlet;
 mod payload;
 mod pending;
 mod permits;
@@ -33,6 +37,7 @@ mod telemetry;
 pub use builder::PublisherBuilder;
 pub use closing::CloseError;
 pub use error::{PublishError, PublishErrorKind};
+pub use outlet::Publish;
 pub use pending::PendingConfirm;
 pub use publish::IdempotentPublisher;
 pub use publish_all::PublishAll;
@@ -41,5 +46,10 @@ pub use retry::RetryPolicy;
 pub use status::{PublisherState, PublisherStatus};
 pub use telemetry::Attempt;
 
+pub(crate) use builder::{FRAME_MAX, MAX_BODY};
 pub(crate) use error::Failure;
+#[cfg(feature = "testing")]
+pub(crate) use in_memory::MemoryPublish;
 pub(crate) use payload::Forwarded;
+pub(crate) use stamp::{Limits, Stamper};
+pub(crate) use telemetry::ContextSource;

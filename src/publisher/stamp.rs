@@ -41,7 +41,7 @@ impl Limits {
 }
 
 /// Checks messages and gives them their ID and what else they travel with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stamper {
     strategy: IdStrategy,
     app_id: Option<Arc<str>>,
@@ -67,20 +67,48 @@ impl Stamper {
         Ok(Self { strategy, app_id: app_id.map(Arc::from), trace, limits })
     }
 
+    /// For messages that are published later, and not here.
+    pub(crate) fn unnamed(limits: Limits) -> Self {
+        Self { strategy: IdStrategy::default(), app_id: None, trace: ContextSource::default(), limits }
+    }
+
+    pub(crate) fn with_strategy(self, strategy: IdStrategy) -> Self {
+        Self { strategy, ..self }
+    }
+
+    pub(crate) fn with_trace(self, trace: ContextSource) -> Self {
+        Self { trace, ..self }
+    }
+
+    pub(crate) fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
     pub(super) fn strategy(&self) -> &IdStrategy {
         &self.strategy
     }
 
     /// Checks a message and gives it its ID, once for all attempts.
     pub(super) fn stamp(&self, message: OutgoingMessage) -> Result<Arc<Stamped>, PublishError> {
+        match self.try_stamp(message) {
+            Ok(stamped) => Ok(Arc::new(stamped)),
+            Err(refused) => Err(PublishError::invalid(refused.0, refused.1.into())),
+        }
+    }
+
+    /// The same for what is not published now. A message that is refused comes back.
+    pub(crate) fn try_stamp(
+        &self,
+        message: OutgoingMessage,
+    ) -> Result<Stamped, Box<(OutgoingMessage, InvalidMessage)>> {
         let message = self.trace.add_to(message);
         match self.identify(&message) {
             Ok(id) => {
                 let told_by_id = !message.has_identity() && self.strategy.is_time_ordered();
                 let timestamp = message.stamped_at().or_else(|| (!told_by_id).then(SystemTime::now));
-                Ok(Arc::new(Stamped::new(message, id, self.app_id.clone(), timestamp)))
+                Ok(Stamped::new(message, id, self.app_id.clone(), timestamp))
             }
-            Err(invalid) => Err(PublishError::invalid(message, invalid.into())),
+            Err(invalid) => Err(Box::new((message, invalid))),
         }
     }
 

@@ -1,0 +1,448 @@
+//! What a relay knows of the table: the lanes it has, the rows that are here or under way, and what
+//! is left out for now.
+//!
+//! Only rows that wait for nothing but their turn are kept. What has to wait for something else, a
+//! pause or a route or the broker, is forgotten and read again, so the table is the only place that
+//! says what is to be published, and in what order.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    holding::{Emptied, Holding},
+    settling::Settling,
+};
+use crate::{
+    message::{MessageId, OutgoingMessage},
+    outbox::{
+        contract::{Lane, Route, RowId, Term},
+        encode,
+        floor::{Floor, LeftOut},
+        keys::{Entry, Key, Keys},
+        routes::{Admission, Routes},
+        verdict::Patience,
+    },
+};
+
+/// So many rows of a lane are remembered one by one while they are left alone. Others are found by
+/// the next read of the whole lane.
+const ALONE: usize = 4_096;
+
+/// What follows a message of its key that cannot be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnPoison {
+    /// It waits with it, until an operator puts it back or discards it: no message of a key
+    /// overtakes an earlier one.
+    #[default]
+    BlockKey,
+    /// It goes on without it.
+    Skip,
+}
+
+/// A lane that is held.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) term: i64,
+    /// Another one each time that all of the lane is forgotten. What a read gives for an earlier one
+    /// may lack what was forgotten.
+    pub(super) epoch: u64,
+    /// It is to be given back.
+    pub(super) gives: bool,
+    pub(super) floor: Floor,
+    /// Whether its parked keys are known.
+    pub(super) is_loaded: bool,
+}
+
+/// What is left alone until some moment.
+#[derive(Debug)]
+enum Alone {
+    Row(RowId),
+    Key(Key),
+}
+
+/// A message on its way.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) id: RowId,
+    pub(super) term: i64,
+    pub(super) message_id: MessageId,
+    pub(super) key: Option<Key>,
+    pub(super) route: Arc<Route>,
+    pub(super) admission: Admission,
+    pub(super) attempts: u32,
+    pub(super) bytes: usize,
+    /// How old its row was when it was read, and when that was.
+    pub(super) age: Duration,
+    pub(super) read: Instant,
+}
+
+/// What is to be sent next.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Message(Sent, Box<OutgoingMessage>),
+    /// Its row cannot be read.
+    Unreadable(Sent, String),
+}
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) lanes: BTreeMap<Lane, Own>,
+    pub(super) keys: Keys,
+    pub(super) routes: Routes,
+    pub(super) settling: Settling,
+    pub(super) patience: Patience,
+    pub(super) on_poison: OnPoison,
+    /// Rows that are here, on their way, or whose verdict is not written yet, with the bytes of
+    /// their bodies. A read that gives them again gives nothing new.
+    known: HashMap<RowId, usize>,
+    /// The same for each lane.
+    counts: HashMap<Lane, (usize, u64)>,
+    pub(super) under_way: usize,
+    pub(super) under_way_bytes: usize,
+    alone: BTreeMap<(Instant, u64), Alone>,
+    last_alone: u64,
+    /// Order keys with parked rows.
+    pub(super) parked: HashSet<Key>,
+    /// Rows of keys that are parked as far as is known. Whether they are is asked first.
+    pub(super) followers: Vec<Entry>,
+    /// While a read is under way: keys that were let in since it began. What it has of them may lack
+    /// their oldest rows.
+    pub(super) let_in: Option<HashSet<Key>>,
+    /// Terms that were lost, until the task that keeps the lanes knows.
+    lost: HashSet<Term>,
+    last_epoch: u64,
+}
+
+impl Memory {
+    pub(super) fn new(patience: Patience, on_poison: OnPoison) -> Self {
+        Self {
+            lanes: BTreeMap::new(),
+            keys: Keys::default(),
+            routes: Routes::default(),
+            settling: Settling::default(),
+            patience,
+            on_poison,
+            known: HashMap::new(),
+            counts: HashMap::new(),
+            under_way: 0,
+            under_way_bytes: 0,
+            alone: BTreeMap::new(),
+            last_alone: 0,
+            parked: HashSet::new(),
+            followers: Vec::new(),
+            let_in: None,
+            lost: HashSet::new(),
+            last_epoch: 0,
+        }
+    }
+
+    /// The lanes that may be read and sent from.
+    pub(super) fn readable(&self) -> impl Iterator<Item = (Lane, &Own)> {
+        self.lanes.iter().filter(|(_, own)| !own.gives).map(|(lane, own)| (*lane, own))
+    }
+
+    pub(super) fn terms(&self) -> Vec<Term> {
+        self.lanes.iter().map(|(lane, own)| Term { lane: *lane, term: own.term }).collect()
+    }
+
+    /// Has exactly these lanes.
+    pub(super) fn hold(&mut self, holding: &Holding) {
+        self.lost.retain(|term| holding.terms.contains(term));
+        let gone: Vec<Lane> =
+            self.terms().iter().filter(|t| !holding.terms.contains(t)).map(|t| t.lane).collect();
+        gone.into_iter().for_each(|lane| self.drop_lane(lane));
+        for term in &holding.terms {
+            if self.lost.contains(term) {
+                continue;
+            }
+            let gives = holding.giving.contains(&term.lane);
+            let known = self.lanes.get(&term.lane);
+            if known.is_some_and(|own| own.gives == gives) {
+                continue;
+            }
+            // What waits of it is forgotten. Should it stay after all, it is read as if new.
+            let is_loaded = known.is_some_and(|own| own.is_loaded);
+            self.forget_lane(term.lane);
+            let own = self.new_own(term.term, gives, is_loaded);
+            self.lanes.insert(term.lane, own);
+        }
+    }
+
+    fn new_own(&mut self, term: i64, gives: bool, is_loaded: bool) -> Own {
+        let mut floor = Floor::new();
+        self.routes.left_out().for_each(|route| floor.leave_out(LeftOut::Route(Arc::clone(route)), None));
+        self.last_epoch += 1;
+        Own { term, epoch: self.last_epoch, gives, floor, is_loaded }
+    }
+
+    /// Which of the lanes to be given back are empty.
+    pub(super) fn emptied(&self, version: u64) -> Emptied {
+        let is_empty = |lane: &Lane| self.counts.get(lane).is_none_or(|(rows, _)| *rows == 0);
+        let giving = self.lanes.iter().filter(|(_, own)| own.gives).map(|(lane, _)| *lane);
+        Emptied { version, lanes: giving.filter(is_empty).collect() }
+    }
+
+    /// A lane was lost: the table says so.
+    pub(super) fn lose(&mut self, lane: Lane) {
+        if let Some(own) = self.lanes.get(&lane) {
+            self.lost.insert(Term { lane, term: own.term });
+            self.drop_lane(lane);
+        }
+    }
+
+    fn drop_lane(&mut self, lane: Lane) {
+        self.lanes.remove(&lane);
+        self.forget_lane(lane);
+    }
+
+    fn forget_lane(&mut self, lane: Lane) {
+        let gone = self.keys.forget_lane(lane);
+        self.forget_rows(gone);
+        let (gone, rest) =
+            std::mem::take(&mut self.followers).into_iter().partition(|entry| entry.row.id.lane == lane);
+        self.followers = rest;
+        self.forget_rows(gone);
+        // Should the lane come back, a row whose failure is not written is as good as new.
+        for row in self.settling.forget_failures(lane) {
+            self.unknow(row);
+        }
+    }
+
+    /// Sends nothing more of what is here.
+    pub(super) fn forget_all(&mut self) {
+        let lanes: Vec<Lane> = self.lanes.keys().copied().collect();
+        lanes.into_iter().for_each(|lane| self.forget_lane(lane));
+    }
+
+    /// The rows are here no more, and are read again.
+    pub(super) fn forget_rows(&mut self, rows: Vec<Entry>) {
+        for entry in rows {
+            self.forget_row(entry.row.id);
+        }
+    }
+
+    pub(super) fn forget_row(&mut self, id: RowId) {
+        self.unknow(id);
+        if let Some(own) = self.lanes.get_mut(&id.lane) {
+            own.floor.read_again(id.seq.saturating_sub(1));
+        }
+    }
+
+    pub(super) fn knows(&self, id: RowId) -> bool {
+        self.known.contains_key(&id)
+    }
+
+    pub(super) fn know(&mut self, id: RowId, bytes: usize) {
+        if self.known.insert(id, bytes).is_none() {
+            let count = self.counts.entry(id.lane).or_default();
+            *count = (count.0 + 1, count.1 + bytes as u64);
+        }
+    }
+
+    pub(super) fn unknow(&mut self, id: RowId) {
+        if let (Some(bytes), Some(count)) = (self.known.remove(&id), self.counts.get_mut(&id.lane)) {
+            *count = (count.0 - 1, count.1 - bytes as u64);
+        }
+    }
+
+    /// The most rows and bytes that are known of one of these lanes.
+    pub(super) fn most_known(&self, lanes: &[Lane]) -> (usize, u64) {
+        let counts = lanes.iter().filter_map(|lane| self.counts.get(lane));
+        counts.fold((0, 0), |most, count| (most.0.max(count.0), most.1.max(count.1)))
+    }
+
+    /// Rows in memory, and the bytes of their bodies.
+    pub(super) fn in_memory(&self) -> (usize, u64) {
+        let (rows, bytes) = self.keys.waiting();
+        let followers: usize = self.followers.iter().map(|entry| entry.row.body.len()).sum();
+        let rows = rows + self.under_way + self.followers.len();
+        (rows, (bytes + self.under_way_bytes + followers) as u64)
+    }
+
+    /// Takes the next message, if there is one that may be sent.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Outgoing> {
+        loop {
+            let entry = self.keys.next()?;
+            let id = entry.row.id;
+            let Some(term) = self.lanes.get(&id.lane).map(|own| own.term) else {
+                // A row of this key in another lane than its own, put there by hand.
+                self.give_up(entry);
+                continue;
+            };
+            let due = entry.read + entry.row.retry_in;
+            if due > now {
+                self.leave_alone(&entry, due);
+                continue;
+            }
+            let row = entry.row;
+            let route = Route { exchange: row.exchange.clone(), routing_key: row.routing_key.clone() };
+            let admission =
+                if self.routes.is_quiet() { Admission::Free } else { self.routes.admit(&route, now) };
+            if admission == Admission::Held {
+                self.wait_for(route, id, entry.key);
+                continue;
+            }
+            self.follow_routes();
+            let bytes = row.body.len();
+            let sent = Sent {
+                id,
+                term,
+                message_id: row.message_id.clone(),
+                key: entry.key,
+                route: Arc::new(route),
+                admission,
+                attempts: row.attempts,
+                bytes,
+                age: row.age,
+                read: entry.read,
+            };
+            self.under_way += 1;
+            self.under_way_bytes += bytes;
+            return Some(match encode::message(row) {
+                Ok(message) => Outgoing::Message(sent, Box::new(message)),
+                Err(error) => Outgoing::Unreadable(sent, format!("the row cannot be read: {error}")),
+            });
+        }
+    }
+
+    fn give_up(&mut self, entry: Entry) {
+        self.unknow(entry.row.id);
+        if let Some(key) = entry.key {
+            self.forget_key(&key);
+        }
+    }
+
+    /// What waits of a key is read again, from its oldest on.
+    pub(super) fn forget_key(&mut self, key: &Key) {
+        let gone = self.keys.forget(key);
+        self.forget_rows(gone);
+        self.let_key_in(key);
+    }
+
+    fn leave_alone(&mut self, entry: &Entry, due: Instant) {
+        match &entry.key {
+            Some(key) => self.block(key, entry.row.id, Some(due)),
+            None => self.leave_row_alone(entry.row.id, due),
+        }
+    }
+
+    /// A row without a key is left alone. It is not known any more.
+    pub(super) fn leave_row_alone(&mut self, id: RowId, due: Instant) {
+        self.unknow(id);
+        let Some(own) = self.lanes.get_mut(&id.lane) else { return };
+        if own.floor.left_out() < ALONE {
+            own.floor.leave_out(LeftOut::Row(id.seq), Some(id.seq));
+            self.set_alarm(due, Alone::Row(id));
+        }
+    }
+
+    /// Nothing of a key is sent before `due`, or before [`unblock`](Self::unblock). Its oldest row,
+    /// and what waits behind it, is not here any more.
+    pub(super) fn block(&mut self, key: &Key, oldest: RowId, due: Option<Instant>) {
+        let gone = self.keys.block(key, oldest.lane);
+        let first = gone.iter().map(|entry| entry.row.id.seq).fold(oldest.seq, i64::min);
+        self.unknow(oldest);
+        self.forget_rows_of(gone, oldest.lane);
+        if let Some(own) = self.lanes.get_mut(&oldest.lane) {
+            own.floor.leave_out(LeftOut::Key(Arc::clone(key)), Some(first));
+        }
+        if let Some(due) = due {
+            self.unblock_at(key, due);
+        }
+    }
+
+    /// Those of one lane need not be read again for themselves.
+    fn forget_rows_of(&mut self, rows: Vec<Entry>, lane: Lane) {
+        for entry in rows {
+            if entry.row.id.lane == lane { self.unknow(entry.row.id) } else { self.forget_row(entry.row.id) }
+        }
+    }
+
+    pub(super) fn unblock_at(&mut self, key: &Key, due: Instant) {
+        self.set_alarm(due, Alone::Key(Arc::clone(key)));
+    }
+
+    /// A key may be sent from again: its rows are read.
+    fn unblock(&mut self, key: &Key) {
+        if self.keys.is_blocked(key) {
+            self.keys.forget(key);
+            self.let_key_in(key);
+        }
+    }
+
+    /// Reads have a key again.
+    pub(super) fn let_key_in(&mut self, key: &Key) {
+        if let Some(keys) = &mut self.let_in {
+            keys.insert(Arc::clone(key));
+        }
+        let left_out = LeftOut::Key(Arc::clone(key));
+        self.lanes.values_mut().for_each(|own| own.floor.let_in(&left_out));
+    }
+
+    /// The row cannot go now, as its route is held back.
+    pub(super) fn wait_for(&mut self, route: Route, id: RowId, key: Option<Key>) {
+        match key {
+            Some(key) => {
+                self.block(&key, id, None);
+                self.routes.wait(&route, key);
+            }
+            None => {
+                self.unknow(id);
+                if let Some(own) = self.lanes.get_mut(&id.lane) {
+                    own.floor.leave_out(LeftOut::Route(Arc::new(route)), Some(id.seq));
+                }
+            }
+        }
+    }
+
+    /// Lets reads leave routes out or have them again, as they are held back or tried.
+    pub(super) fn follow_routes(&mut self) {
+        if self.routes.is_quiet() && !self.routes.has_changed() {
+            return;
+        }
+        for change in self.routes.changes() {
+            let left_out = LeftOut::Route(change.route);
+            for own in self.lanes.values_mut() {
+                if change.is_left_out {
+                    own.floor.leave_out(left_out.clone(), None);
+                } else {
+                    own.floor.let_in(&left_out);
+                }
+            }
+            change.keys.iter().for_each(|key| self.unblock(key));
+        }
+    }
+
+    fn set_alarm(&mut self, due: Instant, alone: Alone) {
+        self.last_alone += 1;
+        self.alone.insert((due, self.last_alone), alone);
+    }
+
+    /// Time has passed: what was left alone may be sent again.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.routes.tick(now);
+        self.follow_routes();
+        while let Some(first) = self.alone.first_entry().filter(|first| first.key().0 <= now) {
+            match first.remove() {
+                Alone::Key(key) => self.unblock(&key),
+                Alone::Row(id) => {
+                    if let Some(own) = self.lanes.get_mut(&id.lane) {
+                        own.floor.let_in(&LeftOut::Row(id.seq));
+                    }
+                }
+            }
+        }
+    }
+
+    /// When [`tick`](Self::tick) has something to do.
+    pub(super) fn next_tick(&self) -> Option<Instant> {
+        let alone = self.alone.first_key_value().map(|((due, _), _)| *due);
+        [alone, self.routes.next_tick()].into_iter().flatten().min()
+    }
+}

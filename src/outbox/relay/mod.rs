@@ -1,0 +1,20 @@
+//! The relay: reads what was committed, publishes it, and removes what the broker confirmed.
+
+mod handle;
+mod holding;
+mod keeper;
+mod memory;
+mod pace;
+mod reading;
+mod requests;
+mod run;
+mod settings;
+mod settling;
+mod verdicts;
+mod work;
+mod worker;
+
+pub use handle::RelayHandle;
+pub use memory::OnPoison;
+pub use run::Relay;
+pub use settings::Listen;

@@ -1,0 +1,147 @@
+//! What a read asks for, and what is taken of what it gives.
+
+use std::collections::{BTreeMap, HashSet};
+
+use tokio::time::Instant;
+
+use super::{
+    memory::Memory,
+    pace::{Room, Took},
+    requests::Reading,
+};
+use crate::outbox::{
+    contract::{Batch, Lane, Row, RowId},
+    floor::LeftOut,
+    keys::{Entry, Inserted, Key},
+};
+
+/// A read names no more keys than these to be left out. Rows of others are read in vain.
+const KEYS: usize = 1_024;
+
+/// With so many keys left out nothing is read: their heads are here only, and must not be forgotten.
+const TOO_MANY_KEYS: usize = 16 * 1_024;
+
+impl Memory {
+    /// Whether something may be read at all.
+    pub(super) fn may_read(&self) -> bool {
+        self.keys.left_out().len() < TOO_MANY_KEYS
+    }
+
+    /// Begins a read of some lanes.
+    pub(super) fn begin_read(&mut self, lanes: &[Lane], limits: (u32, u64)) -> Reading {
+        self.let_in = Some(HashSet::new());
+        let (mut epochs, mut from) = (Vec::new(), Vec::new());
+        for lane in lanes {
+            if let Some(own) = self.lanes.get_mut(lane) {
+                epochs.push((*lane, own.epoch));
+                from.push(RowId { lane: *lane, seq: own.floor.begin() });
+            }
+        }
+        let without_keys = self.keys.left_out().take(KEYS).map(|key| key.to_string()).collect();
+        let without_routes = self.routes.left_out().map(|route| (**route).clone()).collect();
+        Reading { lanes: epochs, from, without_keys, without_routes, rows: limits.0, bytes: limits.1 }
+    }
+
+    /// A read has failed. It changed nothing: the next one begins where it did.
+    pub(super) fn read_failed(&mut self) {
+        self.let_in = None;
+    }
+
+    /// Takes what a read gave, as far as there is room.
+    pub(super) fn end_read(&mut self, reading: &Reading, batch: Batch, room: Room, now: Instant) -> Took {
+        let let_in = self.let_in.take().unwrap_or_default();
+        let mut by_lane: BTreeMap<Lane, Vec<Row>> = BTreeMap::new();
+        for row in batch.rows {
+            by_lane.entry(row.id.lane).or_default().push(row);
+        }
+        let new = by_lane.values().flatten().filter(|row| !self.knows(row.id)).count();
+        let fair = if new <= room.rows { room.rows } else { room.rows.div_ceil(reading.lanes.len().max(1)) };
+        let mut left = Room { is_all: room.is_all && new > 0, ..room };
+        let mut took = Took::default();
+        for (lane, epoch) in &reading.lanes {
+            let rows = by_lane.remove(lane).unwrap_or_default();
+            if self.lanes.get(lane).is_none_or(|own| own.epoch != *epoch || own.gives) {
+                continue;
+            }
+            let (top, more) = (rows.last().map(|row| row.id.seq), batch.cut.contains(lane));
+            let of_lane = self.take(rows, fair, &mut left, &let_in, now);
+            let is_cut = more || of_lane.is_cut;
+            if let Some(own) = self.lanes.get_mut(lane) {
+                own.floor.end(top, is_cut.then(|| of_lane.taken.unwrap_or(i64::MIN)), batch.ended_below);
+                for key in of_lane.hot {
+                    own.floor.leave_out(LeftOut::Key(key), None);
+                }
+            }
+            took.rows += of_lane.new;
+            if is_cut {
+                took.cut.push(*lane);
+            }
+        }
+        took
+    }
+
+    /// Takes rows of one lane, in their order, up to the first one without room.
+    fn take(
+        &mut self,
+        rows: Vec<Row>,
+        fair: usize,
+        left: &mut Room,
+        let_in: &HashSet<Key>,
+        now: Instant,
+    ) -> LaneTook {
+        let mut took = LaneTook::default();
+        for row in rows {
+            let (id, bytes) = (row.id, row.body.len());
+            if !self.knows(id) {
+                let key = row.order_key.as_deref().map(|key| self.keys.intern(key));
+                let is_known_in_part = key.as_ref().is_some_and(|key| let_in.contains(key));
+                // It is read again, with what came before it.
+                if !is_known_in_part {
+                    let fits = left.is_all || bytes as u64 <= left.bytes;
+                    if took.new >= fair || left.rows == 0 || !fits {
+                        took.is_cut = true;
+                        break;
+                    }
+                    if self.insert(Entry { row, key, read: now }, &mut took) {
+                        self.know(id, bytes);
+                        took.new += 1;
+                        let rest = left.bytes.saturating_sub(bytes as u64);
+                        *left = Room { rows: left.rows - 1, bytes: rest, is_all: false };
+                    }
+                }
+            }
+            took.taken = Some(id.seq);
+        }
+        took
+    }
+
+    /// Whether it is in memory now.
+    fn insert(&mut self, entry: Entry, took: &mut LaneTook) -> bool {
+        if let Some(key) = entry.key.as_ref().filter(|key| self.parked.contains(*key)) {
+            if !self.keys.is_blocked(key) {
+                self.followers.push(entry);
+                return true;
+            }
+            return false;
+        }
+        let key = entry.key.clone();
+        match self.keys.insert(entry) {
+            Inserted::Waits => true,
+            Inserted::Hot => {
+                took.hot.extend(key);
+                true
+            }
+            Inserted::Blocked => false,
+        }
+    }
+}
+
+/// What was taken of one lane.
+#[derive(Debug, Default)]
+struct LaneTook {
+    /// Up to which number all of it is known.
+    taken: Option<i64>,
+    is_cut: bool,
+    new: usize,
+    hot: Vec<Key>,
+}

@@ -1,0 +1,151 @@
+//! Starting a relay, and what runs side by side in it.
+
+use std::{
+    future::{Future, pending},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    handle::RelayHandle,
+    holding::{Emptied, Holding},
+    keeper::Keeper,
+    requests::within,
+    settings::{Listen, Settings},
+    work,
+};
+use crate::{
+    error::Chain,
+    idempotency::StoreError,
+    outbox::{
+        contract::{Outbox, TableStatus},
+        status::{RelayMonitor, StoppedOnDrop},
+    },
+    publisher::Publish,
+};
+
+/// How often the table is asked what it holds.
+const CENSUS: Duration = Duration::from_secs(5);
+
+/// Publishes what is committed to an outbox, and removes what the broker confirmed.
+///
+/// A message is published if, and only after, the transaction commits that enqueued it: at least
+/// once, and every copy under the ID and with the body that were committed. Its row is deleted only
+/// after the broker confirmed this very message and did not return it. With an order key: before a
+/// message is sent for the first time, every message of its key whose transaction had committed when
+/// this one was enqueued has been confirmed, or given up by an operator. A message that cannot be
+/// published blocks nothing but its own key, is kept, and is shown.
+///
+/// Not promised: one copy, which is what the consumer's guard is for; an order of transactions that
+/// were open at the same time.
+///
+/// # Several relays
+///
+/// Any number of relays may work on one table, in as many processes: they share its lanes, and one
+/// that dies loses them to the others when its lease has run out. More of them than lanes stand by.
+///
+/// # The broker and the table
+///
+/// While the broker is away nothing is read and no row is written. A queue that is full is tried by
+/// one message at a time, and not counted as a failure of any; what goes elsewhere goes on, unless
+/// it is behind such a message in its key. The publisher's retry policy bounds one attempt: a relay
+/// tries again for ever, so a short one is enough.
+#[derive(Debug, Clone)]
+#[must_use = "a relay does nothing until it runs"]
+pub struct Relay<O, P> {
+    outbox: O,
+    publisher: P,
+    monitor: RelayMonitor,
+    pub(super) settings: Settings,
+}
+
+impl<O: Outbox, P: Publish> Relay<O, P> {
+    /// A relay from a table to a publisher, which others may use as well.
+    pub fn new(outbox: O, publisher: P) -> Self {
+        Self { outbox, publisher, monitor: RelayMonitor::new(), settings: Settings::default() }
+    }
+
+    /// Whether the tables are there, as a relay needs them. Ask before it runs: one that runs does
+    /// not end over an error, but tries again.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`], saying what is missing and what to do about it.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        self.outbox.check().await
+    }
+
+    /// Looks at the relay from outside, also before it runs.
+    pub fn monitor(&self) -> RelayMonitor {
+        self.monitor.clone()
+    }
+
+    /// Relays until `shutdown` is ready. It then publishes nothing new, waits for what is in flight,
+    /// removes what was confirmed, and gives its lanes to the others.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future is as killing the process: nothing is lost, but what is in flight may be
+    /// published once more, and its lanes are without an owner until the lease has run out.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) {
+        let _stopped = StoppedOnDrop(self.monitor.clone());
+        let Self { outbox, publisher, monitor, settings } = &self;
+        let (hold, holding) = watch::channel(Holding::default());
+        let (empty, emptied) = watch::channel(Emptied::default());
+        let (refresh, refreshed) = watch::channel(());
+        let (hears, heard) = watch::channel(false);
+        let (end, ended) = watch::channel(());
+        let sending = async {
+            // Its end is the keeper's.
+            let _end = end;
+            let told = work::Told { holding, refreshed, heard };
+            work::work(outbox, publisher, settings, monitor, told, empty, shutdown).await;
+        };
+        let keeping = Keeper::new(outbox, settings, monitor, hold, emptied).keep(ended);
+        let listening = async {
+            match settings.listen {
+                Listen::Auto => outbox.listen(hears).await,
+                Listen::Off => {
+                    let _hears = hears;
+                    pending().await
+                }
+            }
+        };
+        let relaying = async { tokio::join!(sending, keeping) };
+        tokio::select! {
+            _ = relaying => {}
+            () = async { tokio::join!(listening, census(outbox, monitor, refresh)); } => {}
+        }
+    }
+
+    /// Relays in a task of its own, until the handle is stopped or dropped.
+    pub fn spawn(self) -> RelayHandle {
+        let (stop, mut stopped) = watch::channel(());
+        let monitor = self.monitor();
+        let task = tokio::spawn(self.run_until(async move {
+            // Ends with the sender.
+            let _ = stopped.changed().await;
+        }));
+        RelayHandle::new(stop, task, monitor)
+    }
+}
+
+/// Asks from time to time what the table holds. Fewer parked rows than before: an operator has put
+/// some back, behind the relay.
+async fn census<O: Outbox>(outbox: &O, monitor: &RelayMonitor, refresh: watch::Sender<()>) {
+    let mut known: Option<TableStatus> = None;
+    loop {
+        match within(CENSUS, outbox.status()).await {
+            Ok(table) => {
+                if known.is_some_and(|known| table.parked < known.parked) {
+                    refresh.send_replace(());
+                }
+                known = Some(table);
+                monitor.change(|status| status.table = Some(table));
+            }
+            Err(error) => tracing::debug!(error = %Chain(&error), "the outbox does not say what it holds"),
+        }
+        sleep(CENSUS).await;
+    }
+}
