@@ -373,7 +373,7 @@ pub trait Outbox: Send + Sync + 'static {
     fn listen(&self, hears: watch::Sender<bool>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             hears.closed().await;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
     }
 }

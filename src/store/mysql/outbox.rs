@@ -35,16 +35,21 @@ const SYNTAX: OutboxSyntax = OutboxSyntax {
     schema: include_str!("../schema/outbox_mysql.sql"),
 };
 
-/// Statements for more rows are not kept prepared: there would be one for each number of rows.
-const KEPT: usize = 16;
+/// There is a statement for each number of rows up to this one, and then for its doubles: what is
+/// prepared must be kept, as the next packet behind the one that forgets a statement waits for 40
+/// milliseconds (Nagle's algorithm, and an acknowledgement that is delayed).
+const EACH: usize = 16;
 
-/// How many values are bound to a statement at most; the protocol allows 65,535.
+/// How many values are bound to a statement at most, and to one that is kept; the protocol allows
+/// 65,535.
 const VALUES: usize = 60_000;
+const KEPT: usize = 8_192;
 
 cells!(MySqlRow);
 
 impl OutboxDialect for MySql {
     const LANES: u16 = 16;
+    const KEYS: usize = 50_000;
     const ROW_KEY: &'static [&'static str] = &["lane", "seq"];
 
     fn outbox(table: TableName) -> OutboxStatements {
@@ -72,24 +77,26 @@ impl OutboxDialect for MySql {
     async fn put(
         connection: &mut MySqlConnection,
         statements: &OutboxStatements,
-        rows: &[NewRow],
+        mut rows: &[NewRow],
     ) -> Result<(), sqlx::Error> {
-        let mut sql = statements.put.clone();
-        for index in 0..rows.len() {
-            sql.push_str(if index == 0 { "(?, ?, ?, ?, ?, ?, ?)" } else { ", (?, ?, ?, ?, ?, ?, ?)" });
+        while !rows.is_empty() {
+            let (some, rest) = rows.split_at(kept_rows(rows.len()));
+            let sql = statements.put.clone() + &vec!["(?, ?, ?, ?, ?, ?, ?)"; some.len()].join(", ");
+            let mut put = sqlx::query(AssertSqlSafe(sql));
+            for row in some {
+                put = put
+                    .bind(row.lane.0)
+                    .bind(row.message_id.as_str().as_bytes())
+                    .bind(row.exchange.as_bytes())
+                    .bind(row.routing_key.as_bytes())
+                    .bind(row.order_key.as_ref().map(String::as_bytes))
+                    .bind(row.properties.as_ref().map(String::as_bytes))
+                    .bind(&*row.body);
+            }
+            put.execute(&mut *connection).await?;
+            rows = rest;
         }
-        let mut put = sqlx::query(AssertSqlSafe(sql)).persistent(rows.len() <= KEPT);
-        for row in rows {
-            put = put
-                .bind(row.lane.0)
-                .bind(row.message_id.as_str().as_bytes())
-                .bind(row.exchange.as_bytes())
-                .bind(row.routing_key.as_bytes())
-                .bind(row.order_key.as_ref().map(String::as_bytes))
-                .bind(row.properties.as_ref().map(String::as_bytes))
-                .bind(&*row.body);
-        }
-        put.execute(connection).await.map(|_| ())
+        Ok(())
     }
 
     /// One query for all lanes, if the keys, which each of them needs, are not too many for it. No
@@ -98,7 +105,7 @@ impl OutboxDialect for MySql {
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, MySqlArguments>> {
-        let keys = request.without_keys.len();
+        let keys = kept_keys(request.without_keys.len());
         let lanes = (VALUES / (keys + 5)).max(1);
         request.from.chunks(lanes).map(|from| read(statements, request, from)).collect()
     }
@@ -126,6 +133,27 @@ impl OutboxDialect for MySql {
         // The server's metadata lock makes concurrent callers wait for each other.
         sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(pool).await.map(|_| ())
     }
+
+    async fn lacks(connection: &mut MySqlConnection) -> Result<Option<&'static str>, sqlx::Error> {
+        let table = "SELECT n FROM JSON_TABLE('[1]', '$[*]' COLUMNS (n INT PATH '$')) AS t";
+        match sqlx::raw_sql(table).execute(connection).await {
+            Ok(_) => Ok(None),
+            Err(sqlx::Error::Database(_)) => {
+                Ok(Some("an outbox needs MySQL 8 or MariaDB 10.6, or later (JSON_TABLE)"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// How many of so many rows go into one statement.
+fn kept_rows(rows: usize) -> usize {
+    if rows <= EACH { rows } else { 1 << rows.ilog2() }
+}
+
+/// How many values so many keys are bound to.
+fn kept_keys(keys: usize) -> usize {
+    if keys == 0 { 0 } else { keys.next_power_of_two().min(<MySql as OutboxDialect>::KEYS) }
 }
 
 fn read<'q>(
@@ -135,10 +163,11 @@ fn read<'q>(
 ) -> Query<'q, MySql, MySqlArguments> {
     let OutboxStatements { quoted: t, columns, .. } = statements;
     let keys = request.without_keys;
+    let bound = kept_keys(keys.len());
     let without = if keys.is_empty() {
         String::new()
     } else {
-        format!("AND (order_key IS NULL OR order_key NOT IN ({}))", vec!["?"; keys.len()].join(", "))
+        format!("AND (order_key IS NULL OR order_key NOT IN ({}))", vec!["?"; bound].join(", "))
     };
     // The bodies are not in what is sorted and counted, which may be a table on a disk.
     let lane = format!(
@@ -149,13 +178,32 @@ fn read<'q>(
          STRAIGHT_JOIN {t} AS o ON o.lane = ? AND o.seq = w.of_seq WHERE w.upto <= ? OR w.nth = 1)"
     );
     let sql = vec![lane; from.len()].join(" UNION ALL ");
-    let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(keys.is_empty());
+    let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(from.len() * bound <= KEPT);
     for &RowId { lane, seq } in from {
         query = query.bind(lane.0).bind(seq);
-        for key in keys {
+        // The last one again and again, up to their number.
+        for key in keys.iter().chain(keys.last().into_iter().cycle()).take(bound) {
             query = query.bind(key.as_bytes());
         }
         query = query.bind(request.rows).bind(lane.0).bind(request.bytes);
     }
     query
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_that_are_kept_are_few() {
+        let mut rows = std::collections::BTreeSet::new();
+        for mut left in 1..=1024 {
+            while left > 0 {
+                rows.insert(kept_rows(left));
+                left -= kept_rows(left);
+            }
+        }
+        assert_eq!(rows.len(), 22);
+        assert_eq!((0..=5).map(kept_keys).collect::<Vec<_>>(), [0, 1, 2, 4, 4, 8]);
+    }
 }

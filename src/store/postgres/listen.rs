@@ -3,7 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, Postgres,
+    AssertSqlSafe, Postgres, Row,
     postgres::{PgListener, PgPool, PgPoolOptions},
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -88,9 +88,10 @@ async fn hear(ear: &Ear<Postgres>) -> Result<Infallible, Deaf> {
     let mut listener = timeout(ANSWER, PgListener::connect_with(&own)).await??;
     listener.eager_reconnect(false);
     let named = channel(&ear.statements.quoted);
-    let channel = sqlx::query_scalar(AssertSqlSafe(named)).fetch_optional(&mut listener);
-    let channel: String = timeout(ANSWER, channel).await??.ok_or(Deaf::NoTable)?;
-    timeout(ANSWER, listener.listen(&channel)).await??;
+    // By the simple protocol: a pooler cannot lose what is not prepared.
+    let channel = sqlx::raw_sql(AssertSqlSafe(named)).fetch_optional(&mut listener);
+    let channel = timeout(ANSWER, channel).await??.ok_or(Deaf::NoTable)?;
+    timeout(ANSWER, listener.listen(channel.try_get(0)?)).await??;
     let mine = wake_from(ear.me);
     loop {
         // By a connection of the pool: a pooler that gave this one's session away would still hand

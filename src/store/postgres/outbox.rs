@@ -19,9 +19,8 @@ use crate::{
 
 /// Messages to be published, in PostgreSQL 13 or later. See [`SqlOutbox`] for what is guaranteed.
 ///
-/// What the database loses, it loses with its messages or after them: with `synchronous_commit` off,
-/// or after a failover to a server that lags behind, a message may have been published whose
-/// transaction is gone. Read and write one primary.
+/// With `synchronous_commit` off, or after a failover to a server that lags behind, a message may
+/// have been published whose transaction is lost. Read and write one primary.
 ///
 /// Relays of other processes are told of commits by NOTIFY; see [`wake`](SqlOutbox::wake). Behind
 /// PgBouncer in transaction mode a relay hears nothing, notices, and looks into the table instead.

@@ -4,10 +4,10 @@
 CREATE TABLE IF NOT EXISTS {table} (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,    -- numbers are never used again
     lane        INTEGER NOT NULL,
-    message_id  TEXT    NOT NULL CHECK (octet_length(message_id) BETWEEN 1 AND 255),
+    message_id  TEXT    NOT NULL CHECK (length(CAST(message_id AS BLOB)) BETWEEN 1 AND 255),
     exchange    TEXT    NOT NULL,
     routing_key TEXT    NOT NULL,
-    order_key   TEXT    COLLATE BINARY CHECK (octet_length(order_key) BETWEEN 1 AND 255),
+    order_key   TEXT    COLLATE BINARY CHECK (length(CAST(order_key AS BLOB)) BETWEEN 1 AND 255),
     properties  TEXT,                                 -- JSON; NULL: persistent, and nothing else set
     body        BLOB    NOT NULL,
     enqueued_at INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),

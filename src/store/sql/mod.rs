@@ -43,8 +43,8 @@ use self::{
 };
 use crate::idempotency::StoreError;
 
-/// A database that a [`SqlStore`] and a [`SqlOutbox`] can work with: `Postgres`, `MySql` or `Sqlite`
-/// of sqlx, each behind its feature.
+/// A database that a [`SqlStore`] and a [`SqlOutbox`] can work with: `Postgres`, `MySql` or
+/// `Sqlite` of sqlx, each behind its feature.
 pub trait SqlDatabase: OutboxDialect {
     #[doc(hidden)]
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;

@@ -43,6 +43,8 @@ cells!(SqliteRow);
 
 impl OutboxDialect for Sqlite {
     const LANES: u16 = 1;
+    // SQLITE_MAX_VARIABLE_NUMBER is 32,766.
+    const KEYS: usize = 30_000;
     const ROW_KEY: &'static [&'static str] = &["seq"];
 
     fn outbox(table: TableName) -> OutboxStatements {
@@ -96,7 +98,7 @@ impl OutboxDialect for Sqlite {
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, SqliteArguments>> {
-        let keys = request.without_keys;
+        let keys = &request.without_keys[..request.without_keys.len().min(Self::KEYS)];
         let without = if keys.is_empty() {
             String::new()
         } else {

@@ -26,8 +26,7 @@ trials! {
 
 /// A relay of another process, as far as hearing goes.
 struct Ear<K: Kind> {
-    /// Kept, as its pool is what probes.
-    _boxed: Boxed<K>,
+    boxed: Boxed<K>,
     woken: watch::Receiver<u64>,
     hears: watch::Receiver<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -44,7 +43,7 @@ impl<K: Kind> Ear<K> {
         let boxed = boxed.again().await;
         let (sender, hears) = watch::channel(false);
         let task = tokio::spawn(boxed.outbox.listen(sender));
-        Self { woken: boxed.outbox.waker().subscribe(), hears, task, _boxed: boxed }
+        Self { woken: boxed.outbox.waker().subscribe(), hears, task, boxed }
     }
 
     /// One that hears, and has heard whatever there was.
@@ -122,8 +121,8 @@ pub async fn relays_of_other_tables_are_not_woken() {
     other.outbox.wake();
     assert!(!ear.heard(Duration::from_millis(500)).await);
     // Nor by what it tells itself: it was woken by that already.
-    let mut own = ear._boxed.outbox.waker().subscribe();
-    ear._boxed.outbox.wake();
+    let mut own = ear.boxed.outbox.waker().subscribe();
+    ear.boxed.outbox.wake();
     assert!(ear.heard(Duration::from_millis(500)).await);
     own.mark_unchanged();
     assert!(!ear.heard(Duration::from_millis(500)).await);

@@ -17,6 +17,8 @@ use crate::{
 pub trait OutboxDialect: Dialect + Database<Row: Cells> {
     /// How many lanes a table has, for ever: the lane of a key depends on it.
     const LANES: u16;
+    /// How many order keys a query can leave out.
+    const KEYS: usize = usize::MAX;
     /// The primary key of the table.
     const ROW_KEY: &'static [&'static str];
     /// Begins the transaction in which the table is read, where a plain SELECT might be planned
@@ -42,7 +44,8 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
 
     /// The queries for a request. Their rows are the columns of the statements, the number of the
     /// row behind it if there is one, and the lowest identity of a transaction that had not ended,
-    /// as text; that alone if there are no rows.
+    /// as text; that alone if there are no rows. What is in order with a key beyond the first
+    /// [`KEYS`](Self::KEYS) may be among them.
     fn read<'q>(
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
@@ -85,13 +88,14 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
         Box::pin(async move {
             // Held, as a receiver takes an end of the sender for an end of the listener.
             let _ear = ear;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
     }
 }
 
 /// What a listener has to work with.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only PostgreSQL tells who notifies"))]
 pub struct Ear<DB: OutboxDialect> {
     pub(in crate::store) pool: Pool<DB>,
     pub(in crate::store) statements: Arc<OutboxStatements>,

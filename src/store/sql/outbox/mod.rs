@@ -63,8 +63,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 ///
 /// Its own statements take a connection of the pool each, and none is held for longer than a
 /// statement, or a short transaction, takes. A pool that producers use up makes the relay wait:
-/// then give the relay an outbox with a pool of its own. Their limits are those of a
-/// [`SqlStore`](super::SqlStore): an answer within 30 seconds, a lock within 5.
+/// then give the relay an outbox with a pool of its own. What the server does not answer within 35
+/// seconds is an error. What is put in with a transaction of the caller's has the caller's limits.
 ///
 /// Clones share the pool, and what wakes their relays. Cheap to clone.
 pub struct SqlOutbox<DB: SqlDatabase> {

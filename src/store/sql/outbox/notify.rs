@@ -100,7 +100,7 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                 match timeout(LIMIT, DB::notify(&pool, &statements, notifier.id)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        tracing::debug!(error = %Chain(&error), "other relays were not notified")
+                        tracing::debug!(error = %Chain(&error), "other relays were not notified");
                     }
                     Err(_) => tracing::debug!("other relays were not notified in time"),
                 }

@@ -28,9 +28,9 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
         limit: u32,
     ) -> Result<Vec<ParkedRow>, StoreError> {
         let mut values = vec![Value::Integer(behind)];
-        let mut sql = self.selected_by(&self.statements.list_parked, select, &mut values);
+        let sql = self.selected_by(&self.statements.list_parked, select, &mut values);
         values.push(Value::Integer(limit.into()));
-        sql.push_str(&format!(" ORDER BY seq LIMIT {}", (self.statements.value)(values.len())));
+        let sql = format!("{sql} ORDER BY seq LIMIT {}", (self.statements.value)(values.len()));
         let found = self.selected(&sql, &values).await?;
         found.iter().map(parked).collect::<Result<_, _>>().map_err(failed::<DB>)
     }

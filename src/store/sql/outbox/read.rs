@@ -1,6 +1,9 @@
 //! Rows are read, and removed when they are published.
 
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::Ordering,
+};
 
 use super::{
     SqlDatabase, SqlOutbox,
@@ -49,6 +52,10 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                 (lane.last, lane.is_cut) = (seq, cells.number(READ)?.is_some());
             }
             batch.rows.extend(self.message(cells)?);
+        }
+        if let Some(beyond) = request.without_keys.get(DB::KEYS..) {
+            let beyond: HashSet<&String> = beyond.iter().collect();
+            batch.rows.retain(|row| row.order_key.as_ref().is_none_or(|key| !beyond.contains(key)));
         }
         batch.rows.sort_unstable_by_key(|row| row.id);
         let cut = lanes.into_iter().filter(|(_, read)| read.is_cut || read.rows >= request.rows);

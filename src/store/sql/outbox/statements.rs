@@ -41,6 +41,7 @@ pub struct OutboxStatements {
     /// The rest is left to the database: up to the rows, or to the arrays that hold them.
     pub(in crate::store) put: String,
     /// Whole, or as far as it does not depend on the request.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(in crate::store) read: String,
     pub(in crate::store) remove: String,
     #[cfg(feature = "postgres")]
@@ -171,6 +172,7 @@ impl OutboxStatements {
             put: format!(
                 "INSERT INTO {t} (lane, message_id, exchange, routing_key, order_key, properties, body) "
             ),
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
             read: String::new(),
             remove: String::new(),
             #[cfg(feature = "postgres")]
@@ -195,23 +197,23 @@ fn status(table: &str, relays: &str, syntax: &OutboxSyntax) -> String {
             "(SELECT COUNT(*) FROM (SELECT 1 FROM {table} {by_key} WHERE {condition} LIMIT {COUNTED}) AS c)"
         )
     };
-    let mut sql = String::new();
-    for lane in 0..syntax.lanes {
+    let of_lane = |lane: u16| {
         let condition = format!("lane = {lane}");
-        sql.push_str(&format!(
-            "SELECT {}, {}, (SELECT {} FROM {table} {by_key} WHERE {condition} ORDER BY seq LIMIT 1) UNION ALL ",
+        format!(
+            "SELECT {}, {}, (SELECT {} FROM {table} {by_key} WHERE {condition} ORDER BY seq LIMIT 1)",
             integer(&lane.to_string()),
             counted(&condition),
             until("enqueued_at")
-        ));
-    }
-    sql + &format!(
-        "SELECT {}, {}, NULL UNION ALL SELECT {}, (SELECT COUNT(*) FROM {relays} WHERE beat_at > {}), NULL",
-        integer("-1"),
-        counted("lane < 0"),
-        integer("-2"),
-        later(&format!("-{COUNTED_RELAY}"))
-    )
+        )
+    };
+    let mut parts: Vec<String> = (0..syntax.lanes).map(of_lane).collect();
+    parts.push(format!("SELECT {}, {}, NULL", integer("-1"), counted("lane < 0")));
+    let young = later(&format!("-{COUNTED_RELAY}"));
+    parts.push(format!(
+        "SELECT {}, (SELECT COUNT(*) FROM {relays} WHERE beat_at > {young}), NULL",
+        integer("-2")
+    ));
+    parts.join(" UNION ALL ")
 }
 
 fn schema(syntax: &OutboxSyntax, [table, lanes, relays]: [&str; 3], name: &TableName, quote: char) -> String {
