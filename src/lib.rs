@@ -124,6 +124,7 @@ pub use idempotency::{
     handler_fn,
 };
 pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
+pub use outbox::Relay;
 pub use publisher::{IdempotentPublisher, Publish, PublishError, Receipt, RetryPolicy};
 pub use store::MemoryStore;
 #[cfg(feature = "redis")]

@@ -1,5 +1,5 @@
-//! Dependencies point one way: message <- idempotency <- {publisher, consumer}; store implements
-//! the traits of idempotency; testing tries stores, and nothing depends on it. lapin is named only
+//! Dependencies point one way: message <- idempotency <- {publisher, consumer}, publisher <- outbox;
+//! store implements the traits of idempotency and outbox; testing tries stores, and nothing depends on it. lapin is named only
 //! where AMQP is spoken, sqlx only in the stores, and no file outgrows its reader.
 
 #![allow(clippy::unwrap_used)]
@@ -67,11 +67,15 @@ fn imports(code: &str, module: &str) -> bool {
 #[test]
 fn dependencies_point_one_way() {
     let forbidden = [
-        ("message/", ["amqp", "idempotency", "publisher", "consumer", "store", "testing"].as_slice()),
-        ("idempotency/", &["amqp", "publisher", "consumer", "store", "testing"]),
-        ("amqp", &["idempotency", "publisher", "consumer", "store", "testing"]),
-        ("publisher/", &["idempotency", "consumer", "store", "testing"]),
-        ("consumer/", &["store", "testing"]),
+        (
+            "message/",
+            ["amqp", "idempotency", "publisher", "consumer", "outbox", "store", "testing"].as_slice(),
+        ),
+        ("idempotency/", &["amqp", "publisher", "consumer", "outbox", "store", "testing"]),
+        ("amqp", &["idempotency", "publisher", "consumer", "outbox", "store", "testing"]),
+        ("publisher/", &["idempotency", "consumer", "outbox", "store", "testing"]),
+        ("consumer/", &["outbox", "store", "testing"]),
+        ("outbox/", &["amqp", "consumer", "store", "testing"]),
         ("store/", &["amqp", "publisher", "consumer", "testing"]),
         ("testing/", &["amqp", "publisher", "consumer"]),
     ];

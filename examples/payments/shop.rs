@@ -97,7 +97,11 @@ async fn shops(
             kills += 1;
         } else {
             let status = child.wait().await?;
-            return if status.success() { Ok(kills) } else { Err(format!("the shop failed: {status}").into()) };
+            return if status.success() {
+                Ok(kills)
+            } else {
+                Err(format!("the shop failed: {status}").into())
+            };
         }
     }
 }
@@ -113,7 +117,8 @@ impl Shop {
         sqlx::query(create).execute(outbox.pool()).await?;
         let publisher = IdempotentPublisher::builder(amqp).app_id("shop demo").connect().await?;
         let relay = self.with_outbox.then(|| Relay::new(outbox.clone(), publisher.clone()).spawn());
-        let (written,): (i64,) = sqlx::query_as("SELECT count(*) FROM orders").fetch_one(outbox.pool()).await?;
+        let (written,): (i64,) =
+            sqlx::query_as("SELECT count(*) FROM orders").fetch_one(outbox.pool()).await?;
         for (n, order) in orders.iter().enumerate().skip(usize::try_from(written)?) {
             let message = OutgoingMessage::to("", queue).idempotency_key(format!("placed/{}", order.id));
             let message = message.json(order)?;
