@@ -110,13 +110,11 @@ pub struct Ear<DB: OutboxDialect> {
 /// of rows.
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(in crate::store) fn without(keys: usize, routes: usize, rows: &str) -> String {
-    let (mut sql, list) = (String::new(), |what: &str, count: usize| vec![what; count].join(", "));
-    if keys > 0 {
-        sql += &format!("AND (order_key IS NULL OR order_key NOT IN ({})) ", list("?", keys));
-    }
-    if routes > 0 {
-        let routes = list("(?, ?)", routes);
-        sql += &format!("AND (order_key IS NOT NULL OR (exchange, routing_key) NOT IN ({rows}{routes})) ");
-    }
-    sql
+    let list = |what: &str, count: usize| vec![what; count].join(", ");
+    let without_keys = format!("AND (order_key IS NULL OR order_key NOT IN ({})) ", list("?", keys));
+    let routes_of = list("(?, ?)", routes);
+    let without_routes =
+        format!("AND (order_key IS NOT NULL OR (exchange, routing_key) NOT IN ({rows}{routes_of})) ");
+    let parts = [(keys, without_keys), (routes, without_routes)];
+    parts.into_iter().filter(|(count, _)| *count > 0).map(|(_, sql)| sql).collect()
 }
