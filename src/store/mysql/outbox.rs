@@ -10,8 +10,10 @@ use sqlx::{
 
 use super::WORDS;
 use crate::{
-    outbox::{NewRow, ReadRequest, Removed, RowId},
-    store::sql::{Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells},
+    outbox::{NewRow, ReadRequest, Removed, Route, RowId},
+    store::sql::{
+        Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells, without,
+    },
 };
 
 /// Messages to be published, in MySQL 8 or MariaDB 10.6 and newer (InnoDB). See [`SqlOutbox`] for
@@ -49,7 +51,7 @@ cells!(MySqlRow);
 
 impl OutboxDialect for MySql {
     const LANES: u16 = 16;
-    const KEYS: usize = 50_000;
+    const LEFT_OUT: (usize, usize) = (32_768, 8_192);
     const ROW_KEY: &'static [&'static str] = &["lane", "seq"];
 
     fn outbox(table: TableName) -> OutboxStatements {
@@ -105,8 +107,8 @@ impl OutboxDialect for MySql {
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, MySqlArguments>> {
-        let keys = kept_keys(request.without_keys.len());
-        let lanes = (VALUES / (keys + 5)).max(1);
+        let (keys, routes) = left_out(request);
+        let lanes = (VALUES / (kept(keys.len()) + 2 * kept(routes.len()) + 5)).max(1);
         request.from.chunks(lanes).map(|from| read(statements, request, from)).collect()
     }
 
@@ -151,9 +153,21 @@ fn kept_rows(rows: usize) -> usize {
     if rows <= EACH { rows } else { 1 << rows.ilog2() }
 }
 
-/// How many values so many keys are bound to.
-fn kept_keys(keys: usize) -> usize {
-    if keys == 0 { 0 } else { keys.next_power_of_two().min(<MySql as OutboxDialect>::KEYS) }
+/// What is left out by a query, of what is to be.
+fn left_out<'q>(request: &ReadRequest<'q>) -> (&'q [String], &'q [Route]) {
+    let (keys, routes) = <MySql as OutboxDialect>::LEFT_OUT;
+    let ReadRequest { without_keys, without_routes, .. } = *request;
+    (&without_keys[..without_keys.len().min(keys)], &without_routes[..without_routes.len().min(routes)])
+}
+
+/// To how many they are filled up, so that there are few statements.
+fn kept(count: usize) -> usize {
+    if count == 0 { 0 } else { count.next_power_of_two() }
+}
+
+/// All of them, and the last one again and again.
+fn filled<T>(all: &[T]) -> impl Iterator<Item = &T> {
+    all.iter().chain(all.last().into_iter().cycle()).take(kept(all.len()))
 }
 
 fn read<'q>(
@@ -162,13 +176,9 @@ fn read<'q>(
     from: &[RowId],
 ) -> Query<'q, MySql, MySqlArguments> {
     let OutboxStatements { quoted: t, columns, .. } = statements;
-    let keys = request.without_keys;
-    let bound = kept_keys(keys.len());
-    let without = if keys.is_empty() {
-        String::new()
-    } else {
-        format!("AND (order_key IS NULL OR order_key NOT IN ({}))", vec!["?"; bound].join(", "))
-    };
+    let (keys, routes) = left_out(request);
+    let bound = kept(keys.len()) + 2 * kept(routes.len());
+    let without = without(kept(keys.len()), kept(routes.len()), "");
     // The bodies are not in what is sorted and counted, which may be a table on a disk.
     let lane = format!(
         "(SELECT {columns}, following, NULL FROM (SELECT of_seq, size, SUM(size) OVER (ORDER BY of_seq) AS upto, \
@@ -181,9 +191,11 @@ fn read<'q>(
     let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(from.len() * bound <= KEPT);
     for &RowId { lane, seq } in from {
         query = query.bind(lane.0).bind(seq);
-        // The last one again and again, up to their number.
-        for key in keys.iter().chain(keys.last().into_iter().cycle()).take(bound) {
+        for key in filled(keys) {
             query = query.bind(key.as_bytes());
+        }
+        for route in filled(routes) {
+            query = query.bind(route.exchange.as_bytes()).bind(route.routing_key.as_bytes());
         }
         query = query.bind(request.rows).bind(lane.0).bind(request.bytes);
     }
@@ -204,6 +216,6 @@ mod tests {
             }
         }
         assert_eq!(rows.len(), 22);
-        assert_eq!((0..=5).map(kept_keys).collect::<Vec<_>>(), [0, 1, 2, 4, 4, 8]);
+        assert_eq!((0..=5).map(kept).collect::<Vec<_>>(), [0, 1, 2, 4, 4, 8]);
     }
 }

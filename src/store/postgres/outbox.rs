@@ -71,7 +71,9 @@ impl OutboxDialect for Postgres {
                  (SELECT {columns}, following FROM (SELECT c.*, sum(octet_length(body)) OVER (ORDER BY seq) AS upto, \
                  row_number() OVER (ORDER BY seq) AS nth, lead(seq) OVER (ORDER BY seq) AS following \
                  FROM (SELECT * FROM {t} WHERE lane = of_lane AND seq > behind \
-                 AND (order_key IS NULL OR order_key <> ALL ($3::text[])) ORDER BY seq LIMIT $4) AS c) AS w \
+                 AND (order_key IS NULL OR order_key <> ALL ($3::text[])) AND (order_key IS NOT NULL OR \
+                 (exchange, routing_key) NOT IN (SELECT e, r FROM unnest($6::text[], $7::text[]) AS g(e, r))) \
+                 ORDER BY seq LIMIT $4) AS c) AS w \
                  WHERE upto <= $5 OR nth = 1) AS o) ON true"
             ),
             remove: format!(
@@ -116,7 +118,9 @@ impl OutboxDialect for Postgres {
             .bind(behind)
             .bind(request.without_keys)
             .bind(i64::from(request.rows))
-            .bind(i64::try_from(request.bytes).unwrap_or(i64::MAX));
+            .bind(i64::try_from(request.bytes).unwrap_or(i64::MAX))
+            .bind(request.without_routes.iter().map(|route| route.exchange.as_str()).collect::<Vec<_>>())
+            .bind(request.without_routes.iter().map(|route| route.routing_key.as_str()).collect::<Vec<_>>());
         vec![read]
     }
 

@@ -27,6 +27,8 @@ use sqlx::{Pool, pool::PoolOptions};
 pub(super) use self::claim::which;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) use self::outbox::Ear;
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(super) use self::outbox::without;
 pub(super) use self::{
     dialect::{Cause, Dialect, Found, NewLease, Value},
     driver_macros::{found, runs_statements},

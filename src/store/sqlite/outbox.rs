@@ -14,7 +14,7 @@ use crate::{
     outbox::{NewRow, ReadRequest, Removed, RowId},
     store::sql::{
         Dialect, Ear, Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, begun,
-        cells,
+        cells, without,
     },
 };
 
@@ -44,7 +44,7 @@ cells!(SqliteRow);
 impl OutboxDialect for Sqlite {
     const LANES: u16 = 1;
     // SQLITE_MAX_VARIABLE_NUMBER is 32,766.
-    const KEYS: usize = 30_000;
+    const LEFT_OUT: (usize, usize) = (20_000, 5_000);
     const ROW_KEY: &'static [&'static str] = &["seq"];
 
     fn outbox(table: TableName) -> OutboxStatements {
@@ -98,18 +98,19 @@ impl OutboxDialect for Sqlite {
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, SqliteArguments>> {
-        let keys = &request.without_keys[..request.without_keys.len().min(Self::KEYS)];
-        let without = if keys.is_empty() {
-            String::new()
-        } else {
-            format!("AND (order_key IS NULL OR order_key NOT IN ({}))", vec!["?"; keys.len()].join(", "))
-        };
-        let sql = statements.read.replace("{without}", &without);
+        let (keys, routes) = Self::LEFT_OUT;
+        let keys = &request.without_keys[..request.without_keys.len().min(keys)];
+        let routes = &request.without_routes[..request.without_routes.len().min(routes)];
+        let sql = statements.read.replace("{without}", &without(keys.len(), routes.len(), "VALUES "));
         let queries = request.from.iter().map(|&RowId { lane, seq }| {
-            let mut query = sqlx::query(AssertSqlSafe(sql.clone())).persistent(keys.is_empty());
+            let mut query =
+                sqlx::query(AssertSqlSafe(sql.clone())).persistent(keys.is_empty() && routes.is_empty());
             query = query.bind(i64::from(lane.0)).bind(seq);
             for key in keys {
                 query = query.bind(key.as_str());
+            }
+            for route in routes {
+                query = query.bind(route.exchange.as_str()).bind(route.routing_key.as_str());
             }
             query.bind(i64::from(request.rows)).bind(i64::try_from(request.bytes).unwrap_or(i64::MAX))
         });

@@ -12,7 +12,7 @@ use std::{iter, time::Duration};
 
 use lapin_idempotent::{
     MessageId,
-    outbox::{Batch, Lane, NewRow, Outbox, ReadRequest, RelayId, Row, RowId, Term},
+    outbox::{Batch, Lane, NewRow, Outbox, ReadRequest, RelayId, Route, Row, RowId, Term},
     store::SqlOutbox,
 };
 use libtest_mimic::Trial;
@@ -98,7 +98,19 @@ impl<K: Kind> Boxed<K> {
     }
 
     async fn read(&self, from: &[RowId], without_keys: &[String], rows: u32, bytes: u64) -> Batch {
-        self.outbox.read(&ReadRequest { from, without_keys, rows, bytes }).await.expect("read")
+        let without = (without_keys, &[] as &[Route]);
+        self.read_without(from, without, rows, bytes).await
+    }
+
+    async fn read_without(
+        &self,
+        from: &[RowId],
+        (without_keys, without_routes): (&[String], &[Route]),
+        rows: u32,
+        bytes: u64,
+    ) -> Batch {
+        let request = ReadRequest { from, without_keys, without_routes, rows, bytes };
+        self.outbox.read(&request).await.expect("read")
     }
 
     async fn relay(&self) -> RelayId {

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use lapin_idempotent::{
     idempotency::StoreErrorKind,
-    outbox::{Lane, NewRow, Outbox, Row, RowId},
+    outbox::{Lane, NewRow, Outbox, Route, Row, RowId},
 };
 
 use super::{Boxed, Kind, row, rows};
@@ -17,6 +17,7 @@ trials! {
     limits_say_what_they_cut<Postgres, MySql, Sqlite>,
     oversized_row_is_read_alone<Postgres, MySql, Sqlite>,
     rows_of_given_keys_are_left_out<Postgres, MySql, Sqlite>,
+    rows_of_given_routes_are_left_out_unless_they_have_a_key<Postgres, MySql, Sqlite>,
     each_lane_is_read_behind_its_number<Postgres, MySql>,
     removed_rows_are_gone_and_counted<Postgres, MySql, Sqlite>,
     row_that_is_no_message_stops_no_other<Postgres, MySql, Sqlite>,
@@ -186,6 +187,46 @@ pub async fn rows_of_given_keys_are_left_out<K: Kind>() {
         let many: Vec<String> = (0..count).map(|n| format!("other{n}")).chain(["k".to_owned()]).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(without(&many, 10).await, ["none", "b", "c", "d"], "{count}");
+    }
+}
+
+pub async fn rows_of_given_routes_are_left_out_unless_they_have_a_key<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let routed = |id, exchange: &str, routing_key: &str| NewRow {
+        exchange: exchange.to_owned(),
+        routing_key: routing_key.to_owned(),
+        ..row(id)
+    };
+    let keyed = NewRow { order_key: Some("k".to_owned()), ..routed("keyed", "e", "r") };
+    let put = [
+        routed("er", "e", "r"),
+        keyed,
+        routed("er ", "e", "r "),
+        routed("E", "E", "r"),
+        routed("q", "", "q"),
+    ];
+    boxed.put(&put).await;
+    let without = async |keys: &[&str], routes: &[(&str, &str)], rows| {
+        let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
+        let route = |&(exchange, routing_key): &(&str, &str)| Route {
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+        };
+        let routes: Vec<Route> = routes.iter().map(route).collect();
+        let batch = boxed.read_without(&boxed.starts(), (&keys, &routes), rows, 1000).await;
+        batch.rows.iter().map(|row| row.message_id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(without(&[], &[("e", "r")], 10).await, ["keyed", "er ", "E", "q"]);
+    assert_eq!(without(&["k"], &[("e", "r")], 10).await, ["er ", "E", "q"]);
+    assert_eq!(without(&[], &[("", "q"), ("r", "e"), ("E", "r")], 10).await, ["er", "keyed", "er "]);
+    // What is left out takes nobody's place.
+    assert_eq!(without(&["k"], &[("e", "r"), ("e", "r ")], 1).await, ["E"]);
+    for count in [3, 100, 10_000] {
+        let many: Vec<String> = (0..count).map(|n| format!("r{n}")).collect();
+        let mut routes: Vec<(&str, &str)> = many.iter().map(|name| ("e", name.as_str())).collect();
+        routes.push(("e", "r"));
+        let keys: Vec<&str> = many.iter().map(String::as_str).chain(["k"]).collect();
+        assert_eq!(without(&keys, &routes, 10).await, ["er ", "E", "q"], "{count}");
     }
 }
 

@@ -17,8 +17,8 @@ use crate::{
 pub trait OutboxDialect: Dialect + Database<Row: Cells> {
     /// How many lanes a table has, for ever: the lane of a key depends on it.
     const LANES: u16;
-    /// How many order keys a query can leave out.
-    const KEYS: usize = usize::MAX;
+    /// How many order keys, and how many routes, a query can leave out.
+    const LEFT_OUT: (usize, usize) = (usize::MAX, usize::MAX);
     /// The primary key of the table.
     const ROW_KEY: &'static [&'static str];
     /// Begins the transaction in which the table is read, where a plain SELECT might be planned
@@ -44,8 +44,8 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
 
     /// The queries for a request. Their rows are the columns of the statements, the number of the
     /// row behind it if there is one, and the lowest identity of a transaction that had not ended,
-    /// as text; that alone if there are no rows. What is in order with a key beyond the first
-    /// [`KEYS`](Self::KEYS) may be among them.
+    /// as text; that alone if there are no rows. What is to be left out beyond the first
+    /// [`LEFT_OUT`](Self::LEFT_OUT) may be among them.
     fn read<'q>(
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
@@ -104,4 +104,17 @@ pub struct Ear<DB: OutboxDialect> {
     pub(in crate::store) wake: Wake,
     /// Whether it hears.
     pub(in crate::store) hears: watch::Sender<bool>,
+}
+
+/// What leaves so many keys and so many routes out, to be bound in this order; `rows` begins a list
+/// of rows.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(in crate::store) fn without(keys: usize, routes: usize, rows: &str) -> String {
+    let list = |what: &str, count: usize| vec![what; count].join(", ");
+    let without_keys = format!("AND (order_key IS NULL OR order_key NOT IN ({})) ", list("?", keys));
+    let routes_of = list("(?, ?)", routes);
+    let without_routes =
+        format!("AND (order_key IS NOT NULL OR (exchange, routing_key) NOT IN ({rows}{routes_of})) ");
+    let parts = [(keys, without_keys), (routes, without_routes)];
+    parts.into_iter().filter(|(count, _)| *count > 0).map(|(_, sql)| sql).collect()
 }

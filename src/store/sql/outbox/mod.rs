@@ -29,6 +29,8 @@ use tokio::time::timeout;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(in crate::store) use self::dialect::Ear;
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(in crate::store) use self::dialect::without;
 use self::notify::Notifier;
 pub(in crate::store) use self::{
     dialect::OutboxDialect,

@@ -53,9 +53,15 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
             }
             batch.rows.extend(self.message(cells)?);
         }
-        if let Some(beyond) = request.without_keys.get(DB::KEYS..) {
-            let beyond: HashSet<&String> = beyond.iter().collect();
-            batch.rows.retain(|row| row.order_key.as_ref().is_none_or(|key| !beyond.contains(key)));
+        let (keys, routes) = DB::LEFT_OUT;
+        let keys: HashSet<&str> = request.without_keys.iter().skip(keys).map(String::as_str).collect();
+        let routes = request.without_routes.iter().skip(routes);
+        let routes: HashSet<_> = routes.map(|route| (&route.exchange, &route.routing_key)).collect();
+        if !keys.is_empty() || !routes.is_empty() {
+            batch.rows.retain(|row| match &row.order_key {
+                Some(key) => !keys.contains(&**key),
+                None => !routes.contains(&(&row.exchange, &row.routing_key)),
+            });
         }
         batch.rows.sort_unstable_by_key(|row| row.id);
         let cut = lanes.into_iter().filter(|(_, read)| read.is_cut || read.rows >= request.rows);
