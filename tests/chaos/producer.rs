@@ -23,6 +23,7 @@ use super::{
 pub const ACCOUNTS: u64 = 50;
 
 #[derive(Debug, Clone, Args)]
+#[group(id = "producer")]
 pub struct Options {
     #[command(flatten)]
     pub orders: publisher::Options,
