@@ -22,13 +22,14 @@
 
 mod consumer;
 mod mutants;
+mod outbox;
 mod properties;
 mod protocol;
 mod publisher;
 mod settling;
 mod state;
 
-use std::num::NonZeroUsize;
+use std::{fmt::Debug, hash::Hash, num::NonZeroUsize};
 
 use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
 
@@ -40,7 +41,12 @@ fn threads() -> usize {
 }
 
 /// Checks all states of a world, and says how many there are.
-fn holds(world: Protocol) -> usize {
+fn holds<M>(world: M) -> usize
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
+    M::Action: Clone + Debug + PartialEq,
+{
     let checker = world.checker().threads(threads()).spawn_bfs().join();
     checker.assert_properties();
     assert!(checker.is_done());
