@@ -2,7 +2,7 @@
 
 use super::{
     mutants::Mutant,
-    protocol::{Action, World},
+    protocol::{Action, Trouble, World},
     state::{Entry, Floor, Held, Lane, Seen, State, has},
 };
 
@@ -17,16 +17,16 @@ impl World {
         }
         let has_any = there.held.iter().any(Option::is_some);
         let knows_any = there.memory.iter().any(|entry| *entry != Entry::Unknown);
-        if !there.up || state.faults == 0 || !has_any && !knows_any && there.seen.is_none() {
+        if !there.up || !has_any && !knows_any && there.seen.is_none() {
             return;
         }
-        if self.trouble.relays {
+        if self.may(state, Trouble::Relays) {
             actions.push(Action::Die(relay));
             if there.live {
                 actions.push(Action::LeaseRunsOut(relay));
             }
         }
-        if self.trouble.stops && there.live && !there.stopping {
+        if self.may(state, Trouble::Stops) && there.live && !there.stopping {
             actions.push(Action::Stop(relay));
         }
     }
@@ -43,7 +43,7 @@ impl World {
         } else {
             let now = self.look(state);
             let is_useful =
-                |lane| self.may_take(state, relay, lane, &now) || self.may_give(state, relay, lane, &now);
+                |lane| self.may_take(state, relay, lane, &now) || Self::may_give(state, relay, lane, &now);
             if there.seen.as_ref() != Some(&now) && (0..self.lanes).any(is_useful) {
                 actions.push(Action::Look(relay));
             }
@@ -51,7 +51,7 @@ impl World {
                 if there.seen.as_ref().is_some_and(|seen| self.may_take(state, relay, lane, seen)) {
                     actions.push(Action::Take(relay, lane));
                 }
-                if there.seen.as_ref().is_some_and(|seen| self.may_give(state, relay, lane, seen)) {
+                if there.seen.as_ref().is_some_and(|seen| Self::may_give(state, relay, lane, seen)) {
                     actions.push(Action::Give(relay, lane));
                 }
             }
@@ -99,7 +99,7 @@ impl World {
             && same_term
     }
 
-    fn may_give(&self, state: &State, relay: usize, lane: Lane, seen: &Seen) -> bool {
+    fn may_give(state: &State, relay: usize, lane: Lane, seen: &Seen) -> bool {
         let held = state.relays[relay].held[lane].as_ref();
         held.is_some_and(|held| !held.giving) && !Self::is_entitled(relay, lane, seen)
     }
@@ -126,11 +126,11 @@ impl World {
     }
 
     fn parks(&self) -> bool {
-        self.trouble.broker || self.messages.iter().any(|spec| spec.poison)
+        self.has(Trouble::Broker) || self.messages.iter().any(|spec| spec.poison)
     }
 
     /// Nothing new is sent; what is in flight is waited for.
-    pub fn give(&self, state: &mut State, relay: usize, lane: Lane) {
+    pub fn give(state: &mut State, relay: usize, lane: Lane) {
         if let Some(held) = &mut state.relays[relay].held[lane] {
             held.giving = true;
         }
@@ -138,10 +138,10 @@ impl World {
 
     pub fn stop(&self, state: &mut State, relay: usize) {
         state.relays[relay].stopping = true;
-        (0..self.lanes).for_each(|lane| self.give(state, relay, lane));
+        (0..self.lanes).for_each(|lane| Self::give(state, relay, lane));
     }
 
-    pub fn release(&self, state: &mut State, relay: usize, lane: Lane) {
+    pub fn release(state: &mut State, relay: usize, lane: Lane) {
         let there = &mut state.relays[relay];
         let term = there.held[lane].take().map(|held| held.term);
         there.reading.take_if(|reading| reading.lane == lane);
@@ -191,7 +191,7 @@ impl World {
         }
         let of_use = state.relays[relay].seen.as_ref().is_some_and(|seen| {
             (0..self.lanes).any(|lane| {
-                self.may_take(state, relay, lane, seen) || self.may_give(state, relay, lane, seen)
+                self.may_take(state, relay, lane, seen) || Self::may_give(state, relay, lane, seen)
             })
         });
         let there = &mut state.relays[relay];

@@ -1,11 +1,12 @@
-//! Ways to get the outbox wrong, and by what each must be caught. Some are what other libraries ship.
+//! Ways to get the outbox wrong, and by what each must be caught. Some are what other libraries
+//! ship.
 
 use super::{
     properties::{
         COMMITTED, END, GIVEN_UP_EMPTY, KEPT, NOT_BEHIND, ONCE, ONE_ID, ONE_IN_FLIGHT, ONE_OWNER, ORDER,
         PARKED, POISON, REMOVED,
     },
-    protocol::{Spec, Trouble, World},
+    protocol::{A, B, BAD_A, C, Spec, Trouble, World},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +72,6 @@ pub enum Mutant {
     UnparkedBehindTheFloor,
 }
 
-const A: Spec = Spec { key: 0, lane: 0, poison: false };
-const BAD_A: Spec = Spec { poison: true, ..A };
-const B: Spec = Spec { key: 1, ..A };
-const C: Spec = Spec { key: 2, ..A };
-
 /// The smallest worlds that show them begin with what they need in the table, and one relay.
 const SMALL: World = World {
     messages: &[A],
@@ -85,18 +81,16 @@ const SMALL: World = World {
     relays: 1,
     started: 1,
     faults: 1,
-    trouble: NONE,
+    trouble: &[],
     attempts: 1,
     floor: false,
     slow_reads: false,
     mutant: None,
 };
 
-const NONE: Trouble =
-    Trouble { rollbacks: false, relays: false, stops: false, broker: false, operator: false };
-const BROKER: Trouble = Trouble { broker: true, ..NONE };
-const RELAYS: Trouble = Trouble { relays: true, ..NONE };
-const OPERATOR: Trouble = Trouble { operator: true, ..NONE };
+const BROKER: &[Trouble] = &[Trouble::Broker];
+const RELAYS: &[Trouble] = &[Trouble::Relays];
+const OPERATOR: &[Trouble] = &[Trouble::Operator];
 
 impl Mutant {
     pub const ALL: [Self; 28] = [
@@ -155,8 +149,8 @@ impl Mutant {
             Self::FloorByEndOfSnapshot
             | Self::NumberBeforeIdentity
             | Self::FloorKeptAcrossTakeOver
-            | Self::FloorAboveCutRead
-            | Self::UnparkedBehindTheFloor => &[NOT_BEHIND, END],
+            | Self::FloorAboveCutRead => &[NOT_BEHIND, END],
+            Self::UnparkedBehindTheFloor => &[NOT_BEHIND, END, ORDER],
         }
     }
 
@@ -175,7 +169,7 @@ impl Mutant {
                 messages: &[A, B, A],
                 committed: 2,
                 producers: &[&[2]],
-                trouble: Trouble { relays: true, ..BROKER },
+                trouble: &[Trouble::Relays, Trouble::Broker],
                 floor: true,
                 slow_reads: true,
                 ..SMALL
@@ -218,9 +212,14 @@ impl Mutant {
                 floor: true,
                 ..SMALL
             },
-            Self::UnparkedBehindTheFloor => {
-                World { messages: &[BAD_A, B], committed: 2, trouble: OPERATOR, floor: true, ..SMALL }
-            }
+            Self::UnparkedBehindTheFloor => World {
+                messages: &[BAD_A, B, A],
+                committed: 2,
+                producers: &[&[2]],
+                trouble: OPERATOR,
+                floor: true,
+                ..SMALL
+            },
         };
         World { mutant: Some(self), ..world }
     }

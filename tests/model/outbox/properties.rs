@@ -3,7 +3,7 @@
 use stateright::{Model, Property};
 
 use super::{
-    protocol::World,
+    protocol::{Trouble, World},
     state::{Broken, Entry, Posted, Relay, Row, Stage, State},
 };
 
@@ -90,9 +90,8 @@ pub fn all(world: &World) -> Vec<Property<World>> {
 
 /// What the worlds are there for.
 fn examples(world: &World) -> Vec<Property<World>> {
-    let trouble = world.trouble;
     let mut all = Vec::new();
-    if trouble.relays && world.relays > 1 {
+    if world.has(Trouble::Relays) && world.relays > 1 {
         all.extend([
             sometimes("a relay sends that has lost its lane to another one", |_, state| {
                 let sends = |relay: &Relay| {
@@ -114,7 +113,7 @@ fn examples(world: &World) -> Vec<Property<World>> {
             }),
         ]);
     }
-    if trouble.broker {
+    if world.has(Trouble::Broker) {
         all.extend([
             sometimes("an attempt that was given up comes after the next one", |_, state| {
                 state.messages[0].strays != 0
@@ -139,7 +138,7 @@ fn examples(world: &World) -> Vec<Property<World>> {
                 && state.messages.iter().any(|message| message.copies > 0 && message.row == Row::None)
         }));
     }
-    if trouble.operator {
+    if world.has(Trouble::Operator) {
         all.extend([
             sometimes("what was parked is published", |world, state| {
                 world.messages[0].poison && state.messages[0].copies > 0
@@ -157,7 +156,7 @@ fn examples(world: &World) -> Vec<Property<World>> {
     }
     if world.floor {
         all.push(sometimes("a read begins behind what is gone", |_, state| {
-            let is_high = |relay: &Relay| relay.floors.iter().any(|floor| floor.floor > 0);
+            let is_high = |relay: &Relay| relay.floors.iter().any(|floor| floor.behind > 0);
             state.relays.iter().any(is_high) && state.messages.iter().any(|message| message.row != Row::None)
         }));
     }

@@ -19,6 +19,11 @@ pub struct Spec {
     pub poison: bool,
 }
 
+pub const A: Spec = Spec { key: 0, lane: 0, poison: false };
+pub const BAD_A: Spec = Spec { poison: true, ..A };
+pub const B: Spec = Spec { key: 1, ..A };
+pub const C: Spec = Spec { key: 2, ..A };
+
 /// A bounded world.
 #[derive(Debug, Clone)]
 pub struct World {
@@ -33,7 +38,7 @@ pub struct World {
     pub started: usize,
     pub faults: u8,
     /// Which faults there are.
-    pub trouble: Trouble,
+    pub trouble: &'static [Trouble],
     /// After so many failures of its own a message is parked.
     pub attempts: u8,
     /// Whether reads begin at a floor, and are cut by their limit.
@@ -43,18 +48,18 @@ pub struct World {
     pub mutant: Option<Mutant>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Trouble {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
     /// Transactions are rolled back.
-    pub rollbacks: bool,
+    Rollbacks,
     /// Relays die, or freeze for longer than their lease.
-    pub relays: bool,
+    Relays,
     /// Relays are stopped.
-    pub stops: bool,
+    Stops,
     /// Messages are nacked, returned, and lost; confirms are lost.
-    pub broker: bool,
+    Broker,
     /// Somebody puts back and discards what is parked.
-    pub operator: bool,
+    Operator,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,6 +131,14 @@ impl World {
         self.mutant == Some(mutant)
     }
 
+    pub fn has(&self, trouble: Trouble) -> bool {
+        self.trouble.contains(&trouble)
+    }
+
+    pub fn may(&self, state: &State, trouble: Trouble) -> bool {
+        state.faults > 0 && self.has(trouble)
+    }
+
     pub fn keys(&self) -> usize {
         self.messages.iter().map(|spec| spec.key + 1).max().unwrap_or_default()
     }
@@ -161,7 +174,7 @@ impl World {
     }
 
     fn operator_actions(&self, state: &State, actions: &mut Vec<Action>) {
-        if state.faults == 0 || !self.trouble.operator {
+        if !self.may(state, Trouble::Operator) {
             return;
         }
         let is_parked = |message: &Message| state.messages[*message].row == Row::Parked;
@@ -302,8 +315,8 @@ impl Model for World {
             }
             Action::Look(relay) => state.relays[relay].seen = Some(self.look(&state)),
             Action::Take(relay, lane) => self.take(&mut state, relay, lane),
-            Action::Give(relay, lane) => self.give(&mut state, relay, lane),
-            Action::Release(relay, lane) => self.release(&mut state, relay, lane),
+            Action::Give(relay, lane) => Self::give(&mut state, relay, lane),
+            Action::Release(relay, lane) => Self::release(&mut state, relay, lane),
             Action::AskParked(relay, lane) => self.ask_parked(&mut state, relay, lane),
             Action::Read(relay, lane, is_cut) => {
                 self.begin_read(&mut state, relay, lane, is_cut);

@@ -25,7 +25,7 @@ impl World {
         };
         let view = self.view(state, relay, lane);
         let floor = &there.floors[lane];
-        if !view.unknown.is_empty() || self.floor && floor.is_moved_by(self.top(state, &view.rows)) {
+        if !view.unknown.is_empty() || self.floor && floor.is_moved_by(state.top(&view.rows)) {
             actions.push(Action::Read(relay, lane, false));
         }
         if self.floor && view.unknown.len() > 1 {
@@ -38,14 +38,10 @@ impl World {
             let follows = is_met && first != 0 && posted.seq > first && there.live;
             // The statement looks again whether there is something that it follows.
             let looks = self.parked_before(state, message) || self.mutant(Mutant::FollowedFromMemory);
-            if follows && looks && self.is_fenced(state, relay, lane) {
+            if follows && looks && Self::is_fenced(state, relay, lane) {
                 actions.push(Action::Follow(relay, message));
             }
         }
-    }
-
-    fn top(&self, state: &State, rows: &[Message]) -> usize {
-        rows.iter().map(|message| state.messages[*message].seq).max().unwrap_or_default()
     }
 
     /// What a read of the lane sees now, from where it begins.
@@ -78,7 +74,7 @@ impl World {
         if is_cut {
             rows.truncate(rows.iter().position(|row| *row == unknown[0]).map_or(0, |at| at + 1));
         }
-        let (top, snapshot) = (self.top(state, &rows), state.open_below_end_of_snapshot());
+        let (top, snapshot) = (state.top(&rows), state.open_below_end_of_snapshot());
         let floor = &mut state.relays[relay].floors[lane];
         floor.begin();
         let (proves, rows) = (floor.proves(), set(rows));
@@ -131,8 +127,8 @@ impl World {
         }
     }
 
-    /// Whether the next read of a lane begins behind a row that may yet appear, or that is there and
-    /// that the relay does not know of.
+    /// Whether the next read of a lane begins behind a row that may yet appear, or that is there
+    /// and that the relay does not know of.
     pub fn passes_over(&self, state: &State, relay: usize, lane: Lane) -> bool {
         let there = &state.relays[relay];
         let from = there.floors[lane].from();
@@ -185,9 +181,16 @@ impl World {
     }
 }
 
+impl State {
+    /// The highest number of some rows, or 0.
+    fn top(&self, rows: &[Message]) -> usize {
+        rows.iter().map(|row| self.messages[*row].seq).max().unwrap_or_default()
+    }
+}
+
 impl Floor {
     fn from(&self) -> usize {
-        if self.read_all { 0 } else { self.floor }
+        if self.read_all { 0 } else { self.behind }
     }
 
     /// Whether a read that sees nothing new would still move it.
@@ -205,14 +208,14 @@ impl Floor {
     }
 
     fn begin(&mut self) {
-        self.floor = self.from();
+        self.behind = self.from();
         self.read_all = false;
     }
 
     fn end(&mut self, top: usize, proves: usize, taken: Option<usize>) {
         self.proven = self.proven.max(proves);
         self.marks.retain(|mark| mark.seq > self.proven);
-        self.floor = self.floor.max(self.proven.min(taken.unwrap_or(usize::MAX)));
+        self.behind = self.behind.max(self.proven.min(taken.unwrap_or(usize::MAX)));
         let newest = self.marks.last().map_or(self.proven, |mark| mark.seq);
         let unmarked = top.max(self.unmarked);
         self.unmarked = if unmarked > newest { unmarked } else { 0 };

@@ -2,14 +2,14 @@
 
 use super::{
     mutants::Mutant,
-    protocol::{Action, World},
+    protocol::{Action, Trouble, World},
     state::{Answer, Broken, Entry, Lane, Message, Row, State, has},
 };
 
 impl World {
     pub fn row_actions(&self, state: &State, relay: usize, actions: &mut Vec<Action>) {
         let there = &state.relays[relay];
-        let may_fault = state.faults > 0 && self.trouble.broker;
+        let may_fault = self.may(state, Trouble::Broker);
         let asks = there.reading.is_some();
         if asks {
             actions.push(Action::ReadEnds(relay));
@@ -126,13 +126,13 @@ impl World {
     }
 
     /// The lane is still the one that the relay has taken.
-    pub fn is_fenced(&self, state: &State, relay: usize, lane: Lane) -> bool {
+    pub fn is_fenced(state: &State, relay: usize, lane: Lane) -> bool {
         state.relays[relay].held[lane].as_ref().is_some_and(|held| held.term == state.lanes[lane].term)
     }
 
     pub fn fail(&self, state: &mut State, relay: usize, message: Message) {
         let (lane, key) = (self.messages[message].lane, self.messages[message].key);
-        if !self.is_fenced(state, relay, lane) && !self.mutant(Mutant::ParkedWithoutFence) {
+        if !Self::is_fenced(state, relay, lane) && !self.mutant(Mutant::ParkedWithoutFence) {
             return self.drop_lane(state, relay, lane);
         }
         let is_hopeless = state.relays[relay].memory[message] == Entry::Hopeless;

@@ -211,7 +211,8 @@ pub enum Answer {
 /// `outbox/floor/`: from where a lane is read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Floor {
-    pub floor: usize,
+    /// Reads begin behind this number.
+    pub behind: usize,
     pub proven: usize,
     pub marks: Vec<Mark>,
     /// The highest number seen that has no mark yet, or 0.
@@ -262,7 +263,7 @@ impl State {
         for relay in &mut self.relays {
             for floor in &mut relay.floors {
                 // A read that is under way may yet move it.
-                floor.read_all &= floor.floor != 0 || relay.reading.is_some();
+                floor.read_all &= floor.behind != 0 || relay.reading.is_some();
                 // What is proven together is one.
                 let marks = std::mem::take(&mut floor.marks);
                 for mark in marks {

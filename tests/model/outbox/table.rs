@@ -2,7 +2,7 @@
 
 use super::{
     mutants::Mutant,
-    protocol::{Action, World},
+    protocol::{Action, Trouble, World},
     state::{Bits, Broken, Message, Phase, Row, Stage, State, has, set},
 };
 
@@ -17,7 +17,7 @@ impl World {
             Phase::Idle | Phase::Identified | Phase::Numbered => actions.push(Action::Enqueue(producer)),
             Phase::Enqueued => {
                 actions.push(Action::Commit(producer));
-                if state.faults > 0 && self.trouble.rollbacks {
+                if self.may(state, Trouble::Rollbacks) {
                     actions.push(Action::RollBack(producer));
                 }
             }
