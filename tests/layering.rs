@@ -1,7 +1,7 @@
-//! Dependencies point one way: message <- idempotency <- {publisher, consumer}, publisher <- outbox;
-//! store implements the traits of idempotency and outbox; testing tries stores, and nothing depends
-//! on it. lapin is named only where AMQP is spoken, sqlx only in the stores, and no file outgrows
-//! its reader.
+//! Dependencies point one way: message <- idempotency <- {publisher, consumer}; publisher <- outbox;
+//! store implements the traits of idempotency and of outbox; testing tries stores and stands in for
+//! the rest, and nothing depends on it. lapin is named only where AMQP is spoken, sqlx only in the
+//! stores, and no file outgrows its reader.
 
 #![allow(clippy::unwrap_used)]
 
@@ -70,15 +70,15 @@ fn dependencies_point_one_way() {
     let forbidden = [
         (
             "message/",
-            ["amqp", "idempotency", "publisher", "consumer", "outbox", "store", "testing"].as_slice(),
+            ["amqp", "idempotency", "outbox", "publisher", "consumer", "store", "testing"].as_slice(),
         ),
-        ("idempotency/", &["amqp", "publisher", "consumer", "outbox", "store", "testing"]),
-        ("amqp", &["idempotency", "publisher", "consumer", "outbox", "store", "testing"]),
-        ("publisher/", &["idempotency", "consumer", "outbox", "store", "testing"]),
-        ("consumer/", &["outbox", "store", "testing"]),
+        ("idempotency/", &["amqp", "outbox", "publisher", "consumer", "store", "testing"]),
+        ("amqp", &["idempotency", "outbox", "publisher", "consumer", "store", "testing"]),
+        ("publisher/", &["idempotency", "outbox", "consumer", "store", "testing"]),
         ("outbox/", &["amqp", "consumer", "store", "testing"]),
+        ("consumer/", &["outbox", "store", "testing"]),
         ("store/", &["amqp", "publisher", "consumer", "testing"]),
-        ("testing/", &["amqp", "publisher", "consumer"]),
+        ("testing/", &["amqp", "consumer"]),
     ];
     for (file, code) in code() {
         for (folder, modules) in forbidden {
@@ -106,7 +106,7 @@ fn no_file_outgrows_its_reader() {
 
 /// The circles that do no harm: a constructor's sugar, types that make each other, a trait and what
 /// its methods are given.
-const HARMLESS: [&[&str]; 6] = [
+const HARMLESS: [&[&str]; 7] = [
     &["consumer/builder", "consumer/consume"],
     &[
         "message/headers",
@@ -116,6 +116,7 @@ const HARMLESS: [&[&str]; 6] = [
         "message/strategy",
         "message/validate",
     ],
+    &["outbox/metrics", "outbox/status"],
     &["publisher/builder", "publisher/pending", "publisher/publish", "publisher/publish_all"],
     &["publisher/metrics", "publisher/status"],
     &["store/redis/connection", "store/redis/sentinel"],

@@ -298,7 +298,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// Any [`StoreError`].
     fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
 
-    /// Removes rows whose messages were confirmed.
+    /// Removes rows whose messages were confirmed. With no rows it removes nothing, in a transaction
+    /// of its own all the same.
     ///
     /// # Errors
     ///

@@ -73,10 +73,10 @@ async fn hot_key_starves_nobody() {
         enqueue(&outbox, key.as_deref(), text(format!("cold {number}"))).await;
     }
     let relay = start(&outbox, &publisher);
-    let cold = || publisher.published().iter().filter(|message| body(message).starts_with("cold")).count();
     let before = Instant::now();
-    until("the others are published", || cold() == 500).await;
-    assert!(before.elapsed() < 2 * SECOND, "{:?}", before.elapsed());
+    sleep(SECOND).await;
+    let cold = publisher.published().iter().filter(|message| body(message).starts_with("cold")).count();
+    assert_eq!(cold, 500);
     until("all is published", || outbox.is_empty()).await;
     assert!(before.elapsed() < 60 * SECOND, "one at a time is 50 s: {:?}", before.elapsed());
     let hot: Vec<String> = published(&publisher).into_iter().filter(|body| !body.starts_with('c')).collect();
@@ -126,7 +126,7 @@ async fn random_failures(seed: u64, has_floor: bool) {
     let cut = outbox.elsewhere();
     let first = relay(&cut).spawn();
     let second = tokio::spawn(relay(&outbox).run_until(std::future::pending()));
-    for number in 0..600_usize {
+    for number in 0..400_usize {
         // Its key is its number modulo 12; each goes one of three ways.
         let message = OutgoingMessage::to("orders", (number % 5 % 3).to_string()).text(number.to_string());
         enqueue(&outbox, Some(&format!("key-{}", number % 12)), message).await;
@@ -137,7 +137,7 @@ async fn random_failures(seed: u64, has_floor: bool) {
             2 => cut.set_away(false),
             _ => {}
         }
-        if number == 300 {
+        if number == 200 {
             second.abort();
         }
     }
@@ -145,13 +145,13 @@ async fn random_failures(seed: u64, has_floor: bool) {
     let third = relay(&outbox).spawn();
     until("all is published", || outbox.is_empty()).await;
     assert_in_order(&publisher, 12);
-    assert_eq!(copies(&publisher).len(), 600);
+    assert_eq!(copies(&publisher).len(), 400);
     first.stop().await;
     third.stop().await;
 }
 
 proptest! {
-    #![proptest_config(Config::with_cases(24))]
+    #![proptest_config(Config::with_cases(32))]
     #[test]
     fn messages_of_a_key_arrive_in_order_whatever_fails(seed: u64, has_floor: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();

@@ -54,7 +54,7 @@ struct Mark {
 #[derive(Debug)]
 pub(super) struct Floor {
     /// The next read begins behind it, or earlier if something is let in.
-    floor: i64,
+    behind: i64,
     /// Nothing up to here can appear any more.
     proven: i64,
     marks: VecDeque<Mark>,
@@ -69,7 +69,7 @@ impl Floor {
     /// Of a lane that was just taken: nothing is known of it.
     pub(super) fn new() -> Self {
         Self {
-            floor: START,
+            behind: START,
             proven: START,
             marks: VecDeque::new(),
             unmarked: None,
@@ -81,9 +81,9 @@ impl Floor {
     /// A read begins; gives the number behind which it does.
     pub(super) fn begin(&mut self) -> i64 {
         if let Some(seq) = self.let_in.take() {
-            self.floor = self.floor.min(seq);
+            self.behind = self.behind.min(seq);
         }
-        self.floor
+        self.behind
     }
 
     /// A read has ended. `top`: the highest number it saw; `taken`: the highest number up to which
@@ -96,14 +96,24 @@ impl Floor {
             self.proven = self.proven.max(mark.seq);
             self.marks.pop_front();
         }
-        self.floor = self.floor.max(self.proven.min(taken.unwrap_or(i64::MAX)));
-        self.unmarked = self.unmarked.max(top);
+        self.behind = self.behind.max(self.proven.min(taken.unwrap_or(i64::MAX)));
+        self.unmarked = self.unmarked.max(top.filter(|top| *top > self.marked()));
+    }
+
+    /// The highest number that has a mark, or needs none.
+    fn marked(&self) -> i64 {
+        self.marks.back().map_or(self.proven, |mark| mark.seq)
+    }
+
+    /// Whether it could follow if the relay had a transaction of its own.
+    pub(super) fn wants_mark(&self) -> bool {
+        self.unmarked.is_some()
     }
 
     /// A transaction of the relay's own has begun, after the last read had ended and before the
     /// next begins.
     pub(super) fn mark(&mut self, transaction: u64) {
-        let newest = self.marks.back().map_or(self.proven, |mark| mark.seq);
+        let newest = self.marked();
         let Some(seq) = self.unmarked.take().filter(|seq| *seq > newest) else { return };
         if self.marks.len() == MARKS {
             self.marks.pop_back();
@@ -114,8 +124,8 @@ impl Floor {
     /// From now on reads leave something out; or rows of it, the first one numbered `first`, are
     /// not in memory any more.
     pub(super) fn leave_out(&mut self, what: LeftOut, first: Option<i64>) {
-        let behind = first.map_or(i64::MAX, |seq| seq.saturating_sub(1));
-        let since = behind.min(self.floor).min(self.let_in.unwrap_or(i64::MAX));
+        let before = first.map_or(i64::MAX, |seq| seq.saturating_sub(1));
+        let since = before.min(self.behind).min(self.let_in.unwrap_or(i64::MAX));
         self.left_out.entry(what).and_modify(|known| *known = since.min(*known)).or_insert(since);
     }
 
@@ -135,11 +145,22 @@ impl Floor {
     /// parking.
     pub(super) fn read_all(&mut self) {
         self.read_again(START);
+        // They may be of what this read leaves out.
+        for (what, since) in &mut self.left_out {
+            if !matches!(what, LeftOut::Row(_)) {
+                *since = START;
+            }
+        }
     }
 
     /// Whether something is to be read again.
     pub(super) fn is_lowered(&self) -> bool {
         self.let_in.is_some()
+    }
+
+    /// Whether it is left out.
+    pub(super) fn leaves_out(&self, what: &LeftOut) -> bool {
+        self.left_out.contains_key(what)
     }
 
     /// How much is left out.

@@ -167,8 +167,12 @@ fn passed_over(steps: &[Step], mutant: bool) -> Vec<i64> {
             }
             Step::Read { limit, left_out: class } => {
                 if left_out != class {
-                    left_out.map(|class| floor.let_in(&key(class)));
-                    class.map(|class| floor.leave_out(key(class), None));
+                    if let Some(class) = left_out {
+                        floor.let_in(&key(class));
+                    }
+                    if let Some(class) = class {
+                        floor.leave_out(key(class), None);
+                    }
                     left_out = class;
                 }
                 let from = floor.begin();
@@ -189,7 +193,9 @@ fn passed_over(steps: &[Step], mutant: bool) -> Vec<i64> {
                 let transaction = table.begin();
                 let gone: Vec<i64> =
                     known.iter().filter(|seq| table.rows.contains(seq)).take(rows).copied().collect();
-                gone.iter().for_each(|seq| drop(table.rows.remove(seq)));
+                for seq in gone {
+                    table.rows.remove(&seq);
+                }
                 table.end(transaction, true);
                 if !mutant {
                     floor.mark(transaction);

@@ -36,6 +36,8 @@ pub(super) enum Inserted {
     Waits,
     /// It waits, and as its key has so many rows here now, reads leave the key out from now on.
     Hot,
+    /// Its key has as many rows here as may be: it is not kept.
+    Full,
     /// Its key is blocked: it is not kept.
     Blocked,
 }
@@ -93,6 +95,9 @@ impl Keys {
         });
         if queue.head == Head::Blocked {
             return Inserted::Blocked;
+        }
+        if queue.rows.len() >= HOT {
+            return Inserted::Full;
         }
         // Mostly at the end.
         let at = queue.rows.iter().rposition(|other| other.row.id.seq < id.seq).map_or(0, |at| at + 1);

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     holding::{Emptied, Holding},
+    requests::Failure,
     settling::Settling,
 };
 use crate::{
@@ -28,10 +29,6 @@ use crate::{
         verdict::Patience,
     },
 };
-
-/// So many rows of a lane are remembered one by one while they are left alone. Others are found by
-/// the next read of the whole lane.
-const ALONE: usize = 4_096;
 
 /// What follows a message of its key that cannot be published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +58,7 @@ pub(super) struct Own {
 
 /// What is left alone until some moment.
 #[derive(Debug)]
-enum Alone {
+pub(super) enum Alone {
     Row(RowId),
     Key(Key),
 }
@@ -105,12 +102,16 @@ pub(super) struct Memory {
     counts: HashMap<Lane, (usize, u64)>,
     pub(super) under_way: usize,
     pub(super) under_way_bytes: usize,
-    alone: BTreeMap<(Instant, u64), Alone>,
-    last_alone: u64,
+    /// What is left alone, by when that ends.
+    pub(super) alone: BTreeMap<(Instant, u64), Alone>,
+    pub(super) last_alone: u64,
     /// Order keys with parked rows.
     pub(super) parked: HashSet<Key>,
     /// Rows of keys that are parked as far as is known. Whether they are is asked first.
     pub(super) followers: Vec<Entry>,
+    /// Keys whose oldest row failed, until that is written. They stay blocked: reads give nothing new
+    /// of that row, and what comes behind it would look like the oldest.
+    pub(super) failing: HashSet<Key>,
     /// While a read is under way: keys that were let in since it began. What it has of them may lack
     /// their oldest rows.
     pub(super) let_in: Option<HashSet<Key>>,
@@ -136,6 +137,7 @@ impl Memory {
             last_alone: 0,
             parked: HashSet::new(),
             followers: Vec::new(),
+            failing: HashSet::new(),
             let_in: None,
             lost: HashSet::new(),
             last_epoch: 0,
@@ -156,7 +158,9 @@ impl Memory {
         self.lost.retain(|term| holding.terms.contains(term));
         let gone: Vec<Lane> =
             self.terms().iter().filter(|t| !holding.terms.contains(t)).map(|t| t.lane).collect();
-        gone.into_iter().for_each(|lane| self.drop_lane(lane));
+        for lane in gone {
+            self.drop_lane(lane);
+        }
         for term in &holding.terms {
             if self.lost.contains(term) {
                 continue;
@@ -209,15 +213,24 @@ impl Memory {
         self.followers = rest;
         self.forget_rows(gone);
         // Should the lane come back, a row whose failure is not written is as good as new.
-        for row in self.settling.forget_failures(lane) {
-            self.unknow(row);
+        for failure in self.settling.forget_failures(lane) {
+            self.forget_failure(&failure);
+        }
+    }
+
+    pub(super) fn forget_failure(&mut self, failure: &Failure) {
+        self.unknow(failure.failed.row);
+        if let Some(key) = &failure.key {
+            self.failing.remove(key);
         }
     }
 
     /// Sends nothing more of what is here.
     pub(super) fn forget_all(&mut self) {
         let lanes: Vec<Lane> = self.lanes.keys().copied().collect();
-        lanes.into_iter().for_each(|lane| self.forget_lane(lane));
+        for lane in lanes {
+            self.forget_lane(lane);
+        }
     }
 
     /// The rows are here no more, and are read again.
@@ -323,126 +336,5 @@ impl Memory {
         let gone = self.keys.forget(key);
         self.forget_rows(gone);
         self.let_key_in(key);
-    }
-
-    fn leave_alone(&mut self, entry: &Entry, due: Instant) {
-        match &entry.key {
-            Some(key) => self.block(key, entry.row.id, Some(due)),
-            None => self.leave_row_alone(entry.row.id, due),
-        }
-    }
-
-    /// A row without a key is left alone. It is not known any more.
-    pub(super) fn leave_row_alone(&mut self, id: RowId, due: Instant) {
-        self.unknow(id);
-        let Some(own) = self.lanes.get_mut(&id.lane) else { return };
-        if own.floor.left_out() < ALONE {
-            own.floor.leave_out(LeftOut::Row(id.seq), Some(id.seq));
-            self.set_alarm(due, Alone::Row(id));
-        }
-    }
-
-    /// Nothing of a key is sent before `due`, or before [`unblock`](Self::unblock). Its oldest row,
-    /// and what waits behind it, is not here any more.
-    pub(super) fn block(&mut self, key: &Key, oldest: RowId, due: Option<Instant>) {
-        let gone = self.keys.block(key, oldest.lane);
-        let first = gone.iter().map(|entry| entry.row.id.seq).fold(oldest.seq, i64::min);
-        self.unknow(oldest);
-        self.forget_rows_of(gone, oldest.lane);
-        if let Some(own) = self.lanes.get_mut(&oldest.lane) {
-            own.floor.leave_out(LeftOut::Key(Arc::clone(key)), Some(first));
-        }
-        if let Some(due) = due {
-            self.unblock_at(key, due);
-        }
-    }
-
-    /// Those of one lane need not be read again for themselves.
-    fn forget_rows_of(&mut self, rows: Vec<Entry>, lane: Lane) {
-        for entry in rows {
-            if entry.row.id.lane == lane { self.unknow(entry.row.id) } else { self.forget_row(entry.row.id) }
-        }
-    }
-
-    pub(super) fn unblock_at(&mut self, key: &Key, due: Instant) {
-        self.set_alarm(due, Alone::Key(Arc::clone(key)));
-    }
-
-    /// A key may be sent from again: its rows are read.
-    fn unblock(&mut self, key: &Key) {
-        if self.keys.is_blocked(key) {
-            self.keys.forget(key);
-            self.let_key_in(key);
-        }
-    }
-
-    /// Reads have a key again.
-    pub(super) fn let_key_in(&mut self, key: &Key) {
-        if let Some(keys) = &mut self.let_in {
-            keys.insert(Arc::clone(key));
-        }
-        let left_out = LeftOut::Key(Arc::clone(key));
-        self.lanes.values_mut().for_each(|own| own.floor.let_in(&left_out));
-    }
-
-    /// The row cannot go now, as its route is held back.
-    pub(super) fn wait_for(&mut self, route: Route, id: RowId, key: Option<Key>) {
-        match key {
-            Some(key) => {
-                self.block(&key, id, None);
-                self.routes.wait(&route, key);
-            }
-            None => {
-                self.unknow(id);
-                if let Some(own) = self.lanes.get_mut(&id.lane) {
-                    own.floor.leave_out(LeftOut::Route(Arc::new(route)), Some(id.seq));
-                }
-            }
-        }
-    }
-
-    /// Lets reads leave routes out or have them again, as they are held back or tried.
-    pub(super) fn follow_routes(&mut self) {
-        if self.routes.is_quiet() && !self.routes.has_changed() {
-            return;
-        }
-        for change in self.routes.changes() {
-            let left_out = LeftOut::Route(change.route);
-            for own in self.lanes.values_mut() {
-                if change.is_left_out {
-                    own.floor.leave_out(left_out.clone(), None);
-                } else {
-                    own.floor.let_in(&left_out);
-                }
-            }
-            change.keys.iter().for_each(|key| self.unblock(key));
-        }
-    }
-
-    fn set_alarm(&mut self, due: Instant, alone: Alone) {
-        self.last_alone += 1;
-        self.alone.insert((due, self.last_alone), alone);
-    }
-
-    /// Time has passed: what was left alone may be sent again.
-    pub(super) fn tick(&mut self, now: Instant) {
-        self.routes.tick(now);
-        self.follow_routes();
-        while let Some(first) = self.alone.first_entry().filter(|first| first.key().0 <= now) {
-            match first.remove() {
-                Alone::Key(key) => self.unblock(&key),
-                Alone::Row(id) => {
-                    if let Some(own) = self.lanes.get_mut(&id.lane) {
-                        own.floor.let_in(&LeftOut::Row(id.seq));
-                    }
-                }
-            }
-        }
-    }
-
-    /// When [`tick`](Self::tick) has something to do.
-    pub(super) fn next_tick(&self) -> Option<Instant> {
-        let alone = self.alone.first_key_value().map(|((due, _), _)| *due);
-        [alone, self.routes.next_tick()].into_iter().flatten().min()
     }
 }

@@ -1,5 +1,6 @@
 //! The relay: reads what was committed, publishes it, and removes what the broker confirmed.
 
+mod asking;
 mod handle;
 mod holding;
 mod keeper;
@@ -11,10 +12,10 @@ mod run;
 mod settings;
 mod settling;
 mod verdicts;
+mod waiting;
 mod work;
 mod worker;
 
 pub use handle::RelayHandle;
 pub use memory::OnPoison;
-pub use run::Relay;
-pub use settings::Listen;
+pub use settings::{Listen, Relay};

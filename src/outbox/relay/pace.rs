@@ -139,7 +139,8 @@ impl Pace {
         self.not_before = if took.rows < FEW { now + BREATH } else { now };
         self.more.extend(took.cut.iter().copied());
         if took.rows > 0 {
-            self.widened = 1;
+            // What filled the last one may fill the next one as well.
+            self.widened = (self.widened / 2).max(1);
         } else if !took.cut.is_empty() {
             // Known rows fill it, or the next one is larger than the room for it.
             if self.widened == WIDEST || !room.is_all {
@@ -220,6 +221,6 @@ mod tests {
         pace.read(Cause::More, &nothing, full, now);
         assert_eq!(pace.due(), now + Duration::from_millis(50), "what is in memory goes first");
         pace.read(Cause::More, &Took { rows: 1, cut: Vec::new() }, ROOM, now);
-        assert_eq!(pace.limits(1, Room { rows: 0, bytes: 0, is_all: false }, (0, 0)), (1, 1));
+        assert_eq!(pace.limits(1, Room { rows: 0, bytes: 0, is_all: false }, (0, 0)), (2, 2));
     }
 }

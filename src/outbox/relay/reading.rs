@@ -1,6 +1,6 @@
 //! What a read asks for, and what is taken of what it gives.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio::time::Instant;
 
@@ -68,8 +68,11 @@ impl Memory {
             let is_cut = more || of_lane.is_cut;
             if let Some(own) = self.lanes.get_mut(lane) {
                 own.floor.end(top, is_cut.then(|| of_lane.taken.unwrap_or(i64::MIN)), batch.ended_below);
-                for key in of_lane.hot {
-                    own.floor.leave_out(LeftOut::Key(key), None);
+                if let Some(seq) = of_lane.again {
+                    own.floor.read_again(seq.saturating_sub(1));
+                }
+                for (key, first) in of_lane.hot {
+                    own.floor.leave_out(LeftOut::Key(key), first);
                 }
             }
             took.rows += of_lane.new;
@@ -92,27 +95,41 @@ impl Memory {
         let mut took = LaneTook::default();
         for row in rows {
             let (id, bytes) = (row.id, row.body.len());
-            if !self.knows(id) {
-                let key = row.order_key.as_deref().map(|key| self.keys.intern(key));
-                let is_known_in_part = key.as_ref().is_some_and(|key| let_in.contains(key));
+            let key = row.order_key.as_deref().map(|key| self.keys.intern(key));
+            if self.knows(id) || (key.is_none() && self.is_left_alone(&row, now)) {
+                // Nothing new.
+            } else if key.as_ref().is_some_and(|key| let_in.contains(key)) {
                 // It is read again, with what came before it.
-                if !is_known_in_part {
-                    let fits = left.is_all || bytes as u64 <= left.bytes;
-                    if took.new >= fair || left.rows == 0 || !fits {
-                        took.is_cut = true;
-                        break;
-                    }
-                    if self.insert(Entry { row, key, read: now }, &mut took) {
-                        self.know(id, bytes);
-                        took.new += 1;
-                        let rest = left.bytes.saturating_sub(bytes as u64);
-                        *left = Room { rows: left.rows - 1, bytes: rest, is_all: false };
-                    }
+                took.again.get_or_insert(id.seq);
+            } else {
+                let fits = left.is_all || bytes as u64 <= left.bytes;
+                if took.new >= fair || left.rows == 0 || !fits {
+                    took.is_cut = true;
+                    break;
+                }
+                if self.insert(Entry { row, key, read: now }, &mut took) {
+                    self.know(id, bytes);
+                    took.new += 1;
+                    let rest = left.bytes.saturating_sub(bytes as u64);
+                    *left = Room { rows: left.rows - 1, bytes: rest, is_all: false };
                 }
             }
             took.taken = Some(id.seq);
         }
         took
+    }
+
+    /// Whether a row without a key is left alone. It is as good as known.
+    fn is_left_alone(&mut self, row: &Row, now: Instant) -> bool {
+        let Some(own) = self.lanes.get(&row.id.lane) else { return true };
+        if own.floor.leaves_out(&LeftOut::Row(row.id.seq)) {
+            return true;
+        }
+        let is_alone = !row.retry_in.is_zero();
+        if is_alone {
+            self.leave_row_alone(row.id, now + row.retry_in);
+        }
+        is_alone
     }
 
     /// Whether it is in memory now.
@@ -124,15 +141,20 @@ impl Memory {
             }
             return false;
         }
-        let key = entry.key.clone();
-        match self.keys.insert(entry) {
-            Inserted::Waits => true,
-            Inserted::Hot => {
-                took.hot.extend(key);
-                true
+        let (key, seq) = (entry.key.clone(), entry.row.id.seq);
+        match (self.keys.insert(entry), key) {
+            (Inserted::Hot, Some(key)) => {
+                took.hot.entry(key).or_insert(None);
             }
-            Inserted::Blocked => false,
+            (Inserted::Full, Some(key)) => {
+                // In the order of the rows, so the first one stays.
+                took.hot.entry(key).or_insert(None).get_or_insert(seq);
+                return false;
+            }
+            (Inserted::Blocked, _) => return false,
+            _ => {}
         }
+        true
     }
 }
 
@@ -143,5 +165,8 @@ struct LaneTook {
     taken: Option<i64>,
     is_cut: bool,
     new: usize,
-    hot: Vec<Key>,
+    /// The first row that is to be read again.
+    again: Option<i64>,
+    /// Keys that reads leave out from now on, with the first row that was not taken of each.
+    hot: HashMap<Key, Option<i64>>,
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{memory::OnPoison, run::Relay};
+use super::memory::OnPoison;
 use crate::outbox::{
+    status::RelayMonitor,
     telemetry::{OutcomeHook, Relayed},
     verdict::Patience,
 };
@@ -13,6 +14,42 @@ const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 
 /// No pause is longer: an `Instant` cannot be moved by every duration.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
+/// Publishes what is committed to an outbox, and removes what the broker confirmed.
+///
+/// A message is published if, and only after, the transaction commits that enqueued it: at least
+/// once, and every copy under the ID and with the body that were committed. Its row is deleted only
+/// after the broker confirmed this very message and did not return it. With an order key: before a
+/// message is sent for the first time, every message of its key whose transaction had committed when
+/// this one was enqueued has been confirmed, or given up by an operator. A message that cannot be
+/// published blocks nothing but its own key, is kept, and is shown.
+///
+/// Not promised: one copy, which is what the consumer's guard is for; an order of transactions that
+/// were open at the same time.
+///
+/// # Several relays
+///
+/// Any number of relays may work on one table, in as many processes: they share its lanes, and one
+/// that dies loses them to the others when its lease has run out. More of them than lanes stand by.
+///
+/// # The broker and the table
+///
+/// While the broker is away nothing is read and no row is written. A queue that is full is tried by
+/// one message at a time, and not counted as a failure of any; what goes elsewhere goes on, unless
+/// it is behind such a message in its key. The publisher's retry policy bounds one attempt: a relay
+/// tries again for ever, so a short one is enough.
+#[cfg_attr(feature = "testing", doc = "")]
+#[cfg_attr(feature = "testing", doc = "```")]
+#[cfg_attr(feature = "testing", doc = include_str!("../../docs/relay.rs"))]
+#[cfg_attr(feature = "testing", doc = "```")]
+#[derive(Debug, Clone)]
+#[must_use = "a relay does nothing until it runs"]
+pub struct Relay<O, P> {
+    pub(super) outbox: O,
+    pub(super) publisher: P,
+    pub(super) monitor: RelayMonitor,
+    pub(super) settings: Settings,
+}
 
 /// Whether a relay listens for what other processes commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

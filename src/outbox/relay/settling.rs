@@ -41,7 +41,9 @@ impl Settling {
     /// A removal whose outcome is not known is made again.
     pub(super) fn remove_again(&mut self, rows: Vec<RowId>, now: Instant) {
         self.removals.extend(rows);
-        self.first_removal.get_or_insert(now);
+        if !self.removals.is_empty() {
+            self.first_removal.get_or_insert(now);
+        }
     }
 
     pub(super) fn fail(&mut self, mut failure: Failure, now: Instant) {
@@ -53,18 +55,20 @@ impl Settling {
     pub(super) fn fail_again(&mut self, failures: Vec<Failure>, now: Instant) {
         for failure in failures.into_iter().rev() {
             self.failures.push_front(failure);
+            self.first_failure.get_or_insert(now);
         }
-        self.first_failure.get_or_insert(now);
     }
 
-    /// Failures in a lane that is another's, or as if new: what failed is tried again. Gives their
-    /// rows.
-    pub(super) fn forget_failures(&mut self, lane: Lane) -> Vec<RowId> {
+    /// Failures in a lane that is another's, or as if new: what failed is tried again.
+    pub(super) fn forget_failures(&mut self, lane: Lane) -> VecDeque<Failure> {
         let (gone, rest): (VecDeque<Failure>, VecDeque<Failure>) = std::mem::take(&mut self.failures)
             .into_iter()
             .partition(|failure| failure.failed.row.lane == lane);
         self.failures = rest;
-        gone.into_iter().map(|failure| failure.failed.row).collect()
+        if self.failures.is_empty() {
+            self.first_failure = None;
+        }
+        gone
     }
 
     /// The failures to be written now.
@@ -164,5 +168,11 @@ mod tests {
         assert_eq!(settling.parking().count(), 1);
         let again = settling.next_failures(now + PATIENCE, false).unwrap();
         assert_eq!(again.iter().map(|failure| failure.failed.row.seq).collect::<Vec<i64>>(), [1, 2, 3]);
+        settling.fail_again(again, now);
+        assert!(settling.forget_failures(Lane(1)).is_empty());
+        assert_eq!(settling.forget_failures(Lane(0)).len(), 3);
+        settling.fail_again(Vec::new(), now);
+        settling.remove_again(Vec::new(), now);
+        assert_eq!(settling.due(), None, "nothing is to be written");
     }
 }

@@ -38,7 +38,7 @@ impl Memory {
     pub(super) fn verdict(&mut self, sent: &Sent, result: Result<(), Refusal>, now: Instant) -> Verdict {
         self.under_way -= 1;
         self.under_way_bytes -= sent.bytes;
-        let of = result.as_ref().map(|_| ()).map_err(|refusal| refusal.kind);
+        let of = result.as_ref().copied().map_err(|refusal| refusal.kind);
         let is_ready = result.as_ref().err().is_some_and(|refusal| refusal.is_ready);
         let verdict = self.patience.verdict(of, sent.attempts, is_ready);
         let is_watched = self.tell_route(sent, of, verdict, now);
@@ -115,12 +115,14 @@ impl Memory {
                 // Until the failure is written, and then for the rest of the pause.
                 self.block(key, sent.id, None);
                 self.know(sent.id, sent.bytes);
+                self.failing.insert(Arc::clone(key));
             }
             Next::Park if self.on_poison == OnPoison::Skip => self.go_on(key),
             Next::Park => {
                 self.parked.insert(Arc::clone(key));
-                let followers = self.keys.forget(key);
-                followers.iter().for_each(|entry| self.park_follower(entry.row.id, key, now));
+                for follower in self.keys.forget(key) {
+                    self.park_follower(follower.row.id, key, now);
+                }
                 self.let_key_in(key);
             }
         }
@@ -138,7 +140,9 @@ impl Memory {
 
     /// Rows were removed by a transaction with this identity.
     pub(super) fn removed(&mut self, rows: &[RowId], transaction: Option<u64>) {
-        rows.iter().for_each(|row| self.unknow(*row));
+        for row in rows {
+            self.unknow(*row);
+        }
         if let Some(transaction) = transaction {
             self.lanes.values_mut().for_each(|own| own.floor.mark(transaction));
         }
@@ -151,15 +155,20 @@ impl Memory {
             self.lanes.get(&failure.failed.row.lane).is_some_and(|own| own.epoch == failure.epoch)
         };
         let (again, gone): (Vec<Failure>, Vec<Failure>) = failures.into_iter().partition(is_held);
-        gone.iter().for_each(|failure| self.unknow(failure.failed.row));
+        for failure in &gone {
+            self.forget_failure(failure);
+        }
         self.settling.fail_again(again, now);
     }
 
     /// Failures were written, but for those of lanes that are lost.
     pub(super) fn failed(&mut self, failures: Vec<Failure>, lost: &[Lane], now: Instant) {
-        lost.iter().for_each(|lane| self.lose(*lane));
-        for Failure { failed, key, .. } in failures {
-            self.unknow(failed.row);
+        for lane in lost {
+            self.lose(*lane);
+        }
+        for failure in failures {
+            self.forget_failure(&failure);
+            let Failure { failed, key, .. } = failure;
             let Next::Retry(pause) = failed.next else { continue };
             match key {
                 Some(key) => self.unblock_at(&key, now + pause),

@@ -78,10 +78,10 @@ pub(super) async fn work<O: Outbox, P: Publish>(
                 }
             }
         }
-        if asked.is_terminated() {
-            if let Some(request) = worker.next_request(now) {
-                asked.set(perform(outbox, request).fuse());
-            }
+        if asked.is_terminated()
+            && let Some(request) = worker.next_request(now)
+        {
+            asked.set(perform(outbox, request).fuse());
         }
         if let (Some(pause), true) = (worker.broker_pause(), broker.is_terminated()) {
             broker.set(back(publisher, pause).fuse());

@@ -8,15 +8,12 @@ use super::{
     holding::{Emptied, Holding},
     memory::{Memory, Outgoing, Sent},
     pace::{Cause, Pace, Room},
-    requests::{Done, Failure, Request},
     settings::Settings,
     verdicts::Refusal,
 };
 use crate::{
-    error::Chain,
-    idempotency::StoreError,
     outbox::{
-        contract::{Lane, Next},
+        contract::Next,
         status::{RelayMonitor, RelayState},
         telemetry::Relayed,
         verdict::{Verdict, growing},
@@ -29,14 +26,14 @@ const READ_ALL: Duration = Duration::from_secs(60);
 
 /// Something that does not answer: after how many failures, and when it is tried again.
 #[derive(Debug, Default)]
-struct Away {
-    failures: u32,
-    until: Option<Instant>,
+pub(super) struct Away {
+    pub(super) failures: u32,
+    pub(super) until: Option<Instant>,
 }
 
 impl Away {
     /// The pause after one more failure.
-    fn failed(&mut self, first: Duration) -> Duration {
+    pub(super) fn failed(&mut self, first: Duration) -> Duration {
         let pause = growing(first, Duration::from_secs(5), self.failures);
         self.failures = self.failures.saturating_add(1);
         pause.mul_f64(0.5 + fastrand::f64() / 2.0)
@@ -45,35 +42,37 @@ impl Away {
 
 /// What was counted since the last report.
 #[derive(Debug, Default)]
-struct Counted {
-    relayed: u64,
-    failed: BTreeMap<&'static str, u64>,
-    parked: u64,
+pub(super) struct Counted {
+    pub(super) relayed: u64,
+    pub(super) failed: BTreeMap<&'static str, u64>,
+    pub(super) parked: u64,
 }
 
 pub(super) struct Worker<'a> {
-    settings: &'a Settings,
-    monitor: &'a RelayMonitor,
-    memory: Memory,
-    pace: Pace,
+    pub(super) settings: &'a Settings,
+    pub(super) monitor: &'a RelayMonitor,
+    pub(super) memory: Memory,
+    pub(super) pace: Pace,
     /// Of the lanes that are held, and until when they are.
-    version: u64,
-    until: Option<Instant>,
+    pub(super) version: u64,
+    pub(super) until: Option<Instant>,
     /// Of the read that is under way.
-    reading: Option<(Cause, Room)>,
-    table: Away,
-    broker: Away,
+    pub(super) reading: Option<(Cause, Room)>,
+    pub(super) table: Away,
+    pub(super) broker: Away,
     /// How long to wait before the broker is tried again, if it is away.
-    broker_pause: Option<Duration>,
-    is_closed: bool,
-    next_read_all: Instant,
+    pub(super) broker_pause: Option<Duration>,
+    pub(super) is_closed: bool,
+    pub(super) next_read_all: Instant,
+    /// When the table last told of a transaction of this relay, if it does.
+    pub(super) marked: Option<Instant>,
     /// When to end at the latest, once it is to stop.
-    stops_at: Option<Instant>,
-    counted: Counted,
-    reported: Option<(RelayState, usize, usize)>,
+    pub(super) stops_at: Option<Instant>,
+    pub(super) counted: Counted,
+    pub(super) reported: Option<(RelayState, usize, usize)>,
     /// The transaction that the floors wait for, and since when.
     #[cfg(feature = "metrics")]
-    horizon: Option<(u64, Instant)>,
+    pub(super) horizon: Option<(u64, Instant)>,
 }
 
 impl<'a> Worker<'a> {
@@ -92,6 +91,7 @@ impl<'a> Worker<'a> {
             broker_pause: None,
             is_closed: false,
             next_read_all: now + READ_ALL,
+            marked: None,
             stops_at: None,
             counted: Counted::default(),
             reported: None,
@@ -149,7 +149,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Whether the lanes are this relay's for certain.
-    fn is_valid(&self, now: Instant) -> bool {
+    pub(super) fn is_valid(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 
@@ -161,7 +161,7 @@ impl<'a> Worker<'a> {
 
     pub(super) fn verdict(&mut self, sent: &Sent, result: Result<(), Refusal>, now: Instant) {
         let age = sent.age + now.saturating_duration_since(sent.read);
-        let of = result.as_ref().map(|_| ()).map_err(|refusal| refusal.kind);
+        let of = result.as_ref().copied().map_err(|refusal| refusal.kind);
         let reason = result.as_ref().err().map(|refusal| refusal.reason.clone());
         let verdict = self.memory.verdict(sent, result, now);
         match of {
@@ -203,7 +203,7 @@ impl<'a> Worker<'a> {
                 }
             }
             _ => {
-                tracing::warn!(message_id = %sent.message_id, lane, seq, reason, "a message of the outbox was not published")
+                tracing::warn!(message_id = %sent.message_id, lane, seq, reason, "a message of the outbox was not published");
             }
         }
         self.monitor.failed(reason);
@@ -217,135 +217,6 @@ impl<'a> Worker<'a> {
     /// It is tried again.
     pub(super) fn broker_back(&mut self) {
         self.broker_pause = None;
-    }
-
-    /// What to ask the table next, of which one thing is asked at a time.
-    pub(super) fn next_request(&mut self, now: Instant) -> Option<Request> {
-        if self.table.until.is_some_and(|until| now < until) {
-            return None;
-        }
-        let is_stopping = self.stops_at.is_some();
-        if let Some(failures) = self.memory.settling.next_failures(now, is_stopping) {
-            return Some(Request::Fail(self.memory.terms(), failures));
-        }
-        if let Some(rows) = self.memory.settling.next_removals(now, is_stopping) {
-            return Some(Request::Remove(rows));
-        }
-        if is_stopping || self.broker_pause.is_some() || !self.is_valid(now) {
-            return None;
-        }
-        if let Some(lanes) = self.memory.to_be_loaded() {
-            return Some(Request::ParkedKeys(lanes));
-        }
-        let room = self.room()?;
-        let lanes: Vec<Lane> = self.memory.readable().map(|(lane, _)| lane).collect();
-        for (lane, own) in self.memory.readable() {
-            if own.floor.is_lowered() {
-                self.pace.more(lane);
-            }
-        }
-        if self.pace.due() > now || lanes.is_empty() {
-            return None;
-        }
-        if let Some(rows) = self.memory.settling.removals_before_read(now) {
-            return Some(Request::Remove(rows));
-        }
-        let (cause, lanes) = self.pace.next(&lanes, now)?;
-        let limits = self.pace.limits(lanes.len(), room, self.memory.most_known(&lanes));
-        self.reading = Some((cause, room));
-        #[cfg(feature = "metrics")]
-        crate::outbox::metrics::read(cause.name());
-        Some(Request::Read(self.memory.begin_read(&lanes, limits)))
-    }
-
-    /// How much may be read, if it is worth a read.
-    fn room(&self) -> Option<Room> {
-        let (rows, bytes) = self.memory.in_memory();
-        let free = self.settings.window.saturating_sub(rows);
-        let free_bytes = self.settings.window_bytes.saturating_sub(bytes);
-        let is_half =
-            free >= self.settings.window.div_ceil(2) && free_bytes >= self.settings.window_bytes / 2;
-        let room = Room { rows: free, bytes: free_bytes, is_all: rows == 0 };
-        (self.memory.may_read() && (is_half || rows == 0)).then_some(room)
-    }
-
-    /// The table has answered.
-    pub(super) fn done(&mut self, done: Done, now: Instant) {
-        let failed = match done {
-            Done::Read(reading, Ok(batch)) => {
-                if let Some((cause, room)) = self.reading.take() {
-                    #[cfg(feature = "metrics")]
-                    let ended_below = batch.ended_below;
-                    let took = self.memory.end_read(&reading, batch, room, now);
-                    self.pace.read(cause, &took, room, now);
-                    #[cfg(feature = "metrics")]
-                    self.see_horizon(ended_below, now);
-                }
-                None
-            }
-            Done::Read(_, Err(error)) => {
-                self.reading = None;
-                self.memory.read_failed();
-                self.pace.poll_now(now);
-                Some(error)
-            }
-            Done::Removed(rows, Ok(removed)) => {
-                #[cfg(feature = "metrics")]
-                crate::outbox::metrics::removed(rows.len());
-                self.memory.removed(&rows, removed.transaction);
-                None
-            }
-            Done::Removed(rows, Err(error)) => {
-                self.memory.settling.remove_again(rows, now);
-                Some(error)
-            }
-            Done::Failed(failures, Ok(lost)) => {
-                let is_parked = |Failure { failed, .. }: &&Failure| {
-                    failed.next == Next::Park && !lost.contains(&failed.row.lane)
-                };
-                self.counted.parked += failures.iter().filter(is_parked).count() as u64;
-                self.memory.failed(failures, &lost, now);
-                None
-            }
-            Done::Failed(failures, Err(error)) => {
-                self.memory.fail_again(failures, now);
-                Some(error)
-            }
-            Done::ParkedKeys(lanes, Ok(keys)) => {
-                self.memory.loaded(&lanes, keys, now);
-                None
-            }
-            Done::ParkedKeys(_, Err(error)) => Some(error),
-        };
-        match failed {
-            None => self.table = Away::default(),
-            Some(error) => self.table_failed(&error, now),
-        }
-    }
-
-    fn table_failed(&mut self, error: &StoreError, now: Instant) {
-        let told = Chain(error).to_string();
-        tracing::warn!(error = told, "the outbox does not answer; it is asked again");
-        self.monitor.failed(&told);
-        self.table.until = Some(now + self.table.failed(Duration::from_millis(200)));
-    }
-
-    /// When the loop has something to do, if nothing happens until then.
-    pub(super) fn due(&self, now: Instant, is_idle: bool) -> Option<Instant> {
-        let asks = if is_idle { self.asks_at(now) } else { None };
-        [asks, self.memory.next_tick(), self.stops_at].into_iter().flatten().min()
-    }
-
-    /// When the table has to be asked for something.
-    fn asks_at(&self, now: Instant) -> Option<Instant> {
-        let may_read = self.stops_at.is_none()
-            && self.broker_pause.is_none()
-            && self.is_valid(now)
-            && self.memory.readable().next().is_some()
-            && self.room().is_some();
-        let reads = may_read.then(|| self.pace.due().min(self.next_read_all));
-        let asks = [self.memory.settling.due(), reads].into_iter().flatten().min()?;
-        Some(self.table.until.map_or(asks, |until| until.max(asks)))
     }
 
     /// Tells how it is doing, and which lanes can be given back.
@@ -386,17 +257,5 @@ impl<'a> Worker<'a> {
             () if self.memory.lanes.is_empty() => RelayState::Standby,
             () => RelayState::Relaying,
         }
-    }
-
-    #[cfg(feature = "metrics")]
-    fn see_horizon(&mut self, ended_below: Option<u64>, now: Instant) {
-        let waited_for = self.memory.lanes.values().filter_map(|own| own.floor.waits_for()).min();
-        let waited_for = waited_for.filter(|_| ended_below.is_some());
-        self.horizon = waited_for.map(|transaction| match self.horizon {
-            Some((known, since)) if known == transaction => (known, since),
-            _ => (transaction, now),
-        });
-        let held = self.horizon.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
-        crate::outbox::metrics::horizon_held(held);
     }
 }

@@ -80,6 +80,9 @@ enum State {
 struct Trouble {
     state: State,
     pauses: u32,
+    /// It was held back over faults, so another one speaks against it. One of a queue that was full
+    /// does not.
+    by_faults: bool,
     /// Whose oldest row was not let through.
     keys: Vec<Key>,
 }
@@ -136,11 +139,12 @@ impl Routes {
             (State::Faults(faults), _, Went::Fault) => {
                 *faults += 1;
                 if *faults >= FAULTS {
+                    trouble.by_faults = true;
                     self.hold(route, now);
                 }
             }
             (State::Trial { number, .. }, Admission::Trial(mine), Went::Nacked | Went::Fault)
-                if *number == mine =>
+                if *number == mine && (went == Went::Nacked || trouble.by_faults) =>
             {
                 self.hold(route, now);
             }
@@ -224,7 +228,7 @@ impl Routes {
         if self.troubles.len() >= ROUTES {
             return false;
         }
-        let trouble = Trouble { state: State::Faults(0), pauses: 0, keys: Vec::new() };
+        let trouble = Trouble { state: State::Faults(0), pauses: 0, by_faults: false, keys: Vec::new() };
         self.troubles.insert(Arc::clone(route), trouble);
         true
     }
@@ -243,14 +247,17 @@ impl Routes {
 
     /// All of a trial are answered for, and none of them was against it.
     fn next_trial(&mut self, route: &Arc<Route>, now: Instant) {
-        let Some(State::Trial { limit, confirmed, .. }) =
-            self.troubles.get(route).map(|trouble| &trouble.state)
-        else {
-            return;
-        };
-        match if *confirmed { limit * 2 } else { *limit } {
-            OPEN.. => self.open(route),
-            limit => self.try_with(route, limit, now),
+        let Some(trouble) = self.troubles.get_mut(route) else { return };
+        let State::Trial { limit, confirmed, .. } = &trouble.state else { return };
+        let limit = if *confirmed { limit * 2 } else { *limit };
+        if *confirmed {
+            // It takes some: should it be full again, it is asked again soon.
+            trouble.pauses = 0;
+        }
+        if limit >= OPEN {
+            self.open(route);
+        } else {
+            self.try_with(route, limit, now);
         }
         self.plan_next();
     }

@@ -86,7 +86,9 @@ async fn route_with_nothing_but_faults_is_held_back() {
     let (mut routes, gone) = (Routes::default(), route("gone"));
     let now = Instant::now();
     let fail = |routes: &mut Routes| {
-        (0..FAULTS - 1).for_each(|_| drop(routes.went(&gone, Admission::Free, Went::Fault, now)));
+        for _ in 0..FAULTS - 1 {
+            routes.went(&gone, Admission::Free, Went::Fault, now);
+        }
     };
     fail(&mut routes);
     routes.went(&gone, Admission::Free, Went::Confirmed, now);

@@ -121,10 +121,10 @@ impl Table {
 
     pub(super) fn release(&mut self, lanes: &[Term]) {
         for given in lanes {
-            if let Some((term, owner)) = self.lanes.get_mut(&given.lane) {
-                if *term == given.term {
-                    *owner = None;
-                }
+            if let Some((term, owner)) = self.lanes.get_mut(&given.lane)
+                && *term == given.term
+            {
+                *owner = None;
             }
         }
     }
@@ -189,12 +189,13 @@ impl Table {
     }
 
     pub(super) fn status(&self) -> TableStatus {
-        let mut status = TableStatus::default();
-        status.backlog = self.rows.len() as u64;
-        status.oldest = self.rows.values().map(|stored| stored.enqueued.elapsed()).max();
-        status.parked = self.parked.len() as u64;
-        status.relays = self.beats.values().filter(|beat| beat.elapsed() < SEEN).count() as u64;
-        status
+        let seen = self.beats.values().filter(|beat| beat.elapsed() < SEEN);
+        TableStatus {
+            backlog: self.rows.len() as u64,
+            oldest: self.rows.values().map(|stored| stored.enqueued.elapsed()).max(),
+            parked: self.parked.len() as u64,
+            relays: seen.count() as u64,
+        }
     }
 
     pub(super) fn list_parked(&self, select: &Select, behind: i64, limit: u32) -> Vec<ParkedRow> {
