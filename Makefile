@@ -48,10 +48,10 @@ test-broker-versions: cargo ## The tests that depend on the broker's version, am
 	@$(call IN_SUITES,$(or $(SERVERS),$$(scripts/suite list | sed 1d)),$(if $(NEXTEST),nextest run --profile broker-versions,test \
 		--test service --test chaos --test databases) --all-features --no-fail-fast)
 
-chaos: cargo ## Kills, cuts, freezes and starts everything again, and counts: MINUTES=20 SEED=1 MESSAGES=100000 OUT=folder
+chaos: cargo ## Kills, cuts, freezes and starts everything again, and counts: MINUTES=20 SEED=1 MESSAGES=100000 OUTBOX=1 OUT=folder
 	@scripts/services install rabbitmq postgres
 	@cargo test --all-features --test chaos -- run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(OUT),--out $(abspath $(OUT)))
+		$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(OUTBOX),--outbox) $(if $(OUT),--out $(abspath $(OUT)))
 
 lint: cargo ## Formatting, clippy, docs, public API, package, dependencies; INSTALL_CARGO_DENY=1 gets cargo-deny first
 	@scripts/services prerequisites

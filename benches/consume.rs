@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
+#[allow(dead_code, reason = "the recipes of outboxes are there, too")]
 mod by_hand;
 mod support;
 
@@ -98,7 +99,7 @@ fn compare(mut bench: Bench) {
             }
         }
     }
-    bench.report("consume", |_| RAW);
+    bench.report("consume", &[("ratio_to_raw", |_| Some(RAW))]);
     println!(
         "\n| queue | case | what | median | of the best by hand, or of one each |\n|---|---|---|---|---|"
     );
@@ -187,7 +188,7 @@ async fn paced_run(amqp: &str, queue: &str, messages: usize, ours: bool) -> Took
         consume_with(builder, effect, messages, stop).await
     };
     let (took, ()) = tokio::join!(consuming, publishing);
-    Took { took, latencies: stopwatch.took() }
+    Took { took, latencies: stopwatch.took(), ..Took::default() }
 }
 
 /// Runs a consumer until so many deliveries are decided and, as it returns then, settled.

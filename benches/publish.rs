@@ -55,7 +55,8 @@ fn compare(mut bench: Bench) {
             }
         }
     }
-    bench.report("publish", |case| if case.ends_with("2 connections") { RAW_TWO } else { RAW });
+    let raw = |case: &str| Some(if case.ends_with("2 connections") { RAW_TWO } else { RAW });
+    bench.report("publish", &[("ratio_to_raw", raw)]);
 }
 
 /// One case, once.

@@ -106,7 +106,8 @@ async fn subscription<S: IdempotencyStore, H: IdempotentHandler<S>>(
     Ok(timeout(LIMIT, finish).await??)
 }
 
-/// The next message to ask the guard for, but not before what is away is to be tried again.
+/// The next message to ask the guard for, but not before what is away is to be tried again. Those
+/// that are due and those that come have their turns: what is away may be so for the due ones only.
 async fn next(
     due: &mut VecDeque<UnsettledDelivery>,
     deliveries: &mut Consumer,
@@ -114,12 +115,12 @@ async fn next(
     not_before: Instant,
 ) -> Result<UnsettledDelivery, BoxError> {
     sleep_until(not_before).await;
-    if let Some(delivery) = due.pop_front() {
-        return Ok(delivery);
-    }
-    match deliveries.next().await {
-        Some(delivery) => Ok(settler.receive(delivery?)),
-        None => Err("the broker cancelled the consumer".into()),
+    tokio::select! {
+        Some(delivery) = async { due.pop_front() } => Ok(delivery),
+        delivered = deliveries.next() => match delivered {
+            Some(delivery) => Ok(settler.receive(delivery?)),
+            None => Err("the broker cancelled the consumer".into()),
+        },
     }
 }
 

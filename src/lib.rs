@@ -78,13 +78,14 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has eight pages: quick start, how it works, message IDs, stores, failures, production,
-//! reference, and a loop or a store of your own.
+//! [`guide`] has nine pages: quick start, how it works, message IDs, stores, failures, production,
+//! reference, the outbox, and a loop or a store of your own.
 //!
 //! # The tree
 //!
 //! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`]
-//! receives, [`store`] remembers, [`amqp`] connects; `testing` tries stores.
+//! receives, [`outbox`] publishes what a transaction has committed, [`store`] remembers, [`amqp`]
+//! connects; `testing` tries stores.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -123,6 +124,7 @@ pub use idempotency::{
     handler_fn,
 };
 pub use message::{IdStrategy, IncomingMessage, MessageId, OutgoingMessage};
+pub use outbox::Relay;
 pub use publisher::{IdempotentPublisher, Publish, PublishError, Receipt, RetryPolicy};
 pub use store::MemoryStore;
 #[cfg(feature = "redis")]
@@ -130,13 +132,13 @@ pub use store::MemoryStore;
 pub use store::RedisStore;
 #[cfg(feature = "mysql")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
-pub use store::{MySqlStore, MySqlTransaction};
+pub use store::{MySqlOutbox, MySqlStore, MySqlTransaction};
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
-pub use store::{PostgresStore, PostgresTransaction};
+pub use store::{PostgresOutbox, PostgresStore, PostgresTransaction};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-pub use store::{SqliteStore, SqliteTransaction};
+pub use store::{SqliteOutbox, SqliteStore, SqliteTransaction};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -9,6 +9,7 @@
 //! plan       which faults, when, to whom        stage     brokers and database        tally     what the processes have noted
 //! faults     how each is done, and seen         crew      the processes               verdict   lost, doubled, left over
 //! act        one run under faults               publisher, consumer   what they run   report    Markdown, SVG, live view
+//!                                               producer  enqueues and relays         audit     what was published, in its order
 //! ```
 
 #![allow(
@@ -27,6 +28,7 @@ mod chaos {
     use super::support;
 
     pub mod act;
+    pub mod audit;
     pub mod consumer;
     pub mod crew;
     pub mod faults;
@@ -34,6 +36,7 @@ mod chaos {
     pub mod link;
     pub mod plan;
     pub mod process;
+    pub mod producer;
     pub mod publisher;
     pub mod report;
     pub mod run;
@@ -45,10 +48,15 @@ mod chaos {
 
     trials! {
         short_run_nothing_lost_nothing_doubled,
+        short_run_with_an_outbox_what_is_committed_is_published,
     }
 
     async fn short_run_nothing_lost_nothing_doubled() {
-        assert!(run::run(&run::Options::short()).await.expect("runs"), "see above");
+        assert!(run::run(&run::Options::short(false)).await.expect("runs"), "see above");
+    }
+
+    async fn short_run_with_an_outbox_what_is_committed_is_published() {
+        assert!(run::run(&run::Options::short(true)).await.expect("runs"), "see above");
     }
 }
 
@@ -60,7 +68,7 @@ use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
 use chaos::{
-    consumer, publisher,
+    consumer, producer, publisher,
     run::{self, Options},
 };
 
@@ -72,6 +80,9 @@ enum Command {
     /// A publisher, as the run starts it
     #[command(hide = true)]
     Publish(publisher::Options),
+    /// A producer with an outbox and a relay, as the run starts it
+    #[command(hide = true)]
+    Produce(producer::Options),
     /// A consumer, as the run starts it
     #[command(hide = true)]
     Consume(consumer::Options),
@@ -79,7 +90,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
-        Some("run" | "publish" | "consume") => {}
+        Some("run" | "publish" | "produce" | "consume") => {}
         _ => return support::trials::run(&["AMQP_URL", "POSTGRES_URL"], &[chaos::trials]),
     }
     let filter =
@@ -92,6 +103,10 @@ fn main() -> ExitCode {
             Command::Publish(options) => {
                 log.init();
                 publisher::run(&options).await.map(|()| true)
+            }
+            Command::Produce(options) => {
+                log.init();
+                producer::run(&options).await.map(|()| true)
             }
             Command::Consume(options) => {
                 log.init();

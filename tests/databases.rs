@@ -43,6 +43,7 @@ mod databases {
     mod leases;
     mod limits;
     mod outages;
+    mod outbox;
     mod partitions;
     mod pooled;
     mod processes;
@@ -75,6 +76,7 @@ mod databases {
                 leases::trials,
                 limits::trials,
                 outages::trials,
+                outbox::trials,
                 partitions::trials,
                 processes::trials,
                 reconnects::trials,

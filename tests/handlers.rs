@@ -8,7 +8,10 @@ mod support {
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -291,6 +294,29 @@ async fn unavailable_is_no_failure_and_releases_the_claim() {
         assert_eq!(handler.asked(), ["needs it"], "not again at once, and the claim was released");
     }
     assert!(matches!(guard.process(&message, &Notes::default()).await, Outcome::Processed));
+}
+
+/// Fails, and finds what it depends on away when it is run again.
+#[tokio::test]
+async fn failure_before_the_handler_said_unavailable_is_counted() {
+    let message = IncomingMessage::new("500").with_message_id("order-42");
+    let runs = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&runs);
+    let handler = handler_fn(move |_: &IncomingMessage, _: &mut Lease| {
+        let run = counted.fetch_add(1, SeqCst);
+        Box::pin(async move {
+            Err(match run {
+                0 => HandlerError::retry("no such account"),
+                _ => HandlerError::unavailable("the card network is away"),
+            })
+        })
+    });
+    let outcome = guard(MemoryStore::new(10)).immediate_retries(5).process(&message, &handler).await;
+    let Outcome::Retry { after: None, failures: 1, error } = &outcome else { panic!("{outcome:?}") };
+    assert_eq!(error.to_string(), "the card network is away");
+    assert_eq!(runs.load(SeqCst), 2);
+    let outcome = guard(MemoryStore::new(10)).process(&message, &handler).await;
+    assert!(matches!(outcome, Outcome::DependencyUnavailable { .. }), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What one would write with lapin alone.
 
+pub(crate) mod outbox;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

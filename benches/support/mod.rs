@@ -1,6 +1,8 @@
 //! Measuring: time, CPU of this process, peak memory; medians over rounds; a table and a JSON file.
 
-use std::{fmt::Write, fs, future::Future, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Write, fs, future::Future, path::Path, process::Command, time::Duration,
+};
 
 use bytes::Bytes;
 use lapin::{
@@ -29,7 +31,7 @@ pub(crate) struct Bench {
 }
 
 /// What one run of one case took.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Sample {
     per_second: f64,
     cpu_us: f64,
@@ -41,17 +43,24 @@ struct Sample {
     /// From publishing to the commit, where that is measured.
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
+    /// What else was measured.
+    others: BTreeMap<String, f64>,
 }
 
 /// What a run took in all, and each of its messages.
+#[derive(Default)]
 pub(crate) struct Took {
     pub(crate) took: Duration,
     pub(crate) latencies: Vec<Duration>,
+    pub(crate) others: BTreeMap<String, f64>,
 }
+
+/// A column of the report: what cases are compared with, each with which.
+pub(crate) type Ratio = (&'static str, fn(&str) -> Option<&'static str>);
 
 impl From<Duration> for Took {
     fn from(took: Duration) -> Self {
-        Self { took, latencies: Vec::new() }
+        Self { took, ..Self::default() }
     }
 }
 
@@ -93,6 +102,7 @@ pub(crate) async fn once(messages: usize, run: impl Future<Output = impl Into<To
         rss_mb: peak_rss_mb(),
         p50_ms: run.percentile(50),
         p99_ms: run.percentile(99),
+        others: run.others,
     };
     println!("{}", serde_json::to_string(&sample).expect("json"));
 }
@@ -165,25 +175,44 @@ impl Bench {
 
     /// Prints the medians and writes them down; a ratio is the median of the ratios of single
     /// rounds.
-    pub(crate) fn report(&self, name: &str, reference: impl Fn(&str) -> &'static str) {
+    pub(crate) fn report(&self, name: &str, ratios: &[Ratio]) {
+        let names: Vec<String> = ratios.iter().map(|(name, _)| name.replace('_', " ")).collect();
         println!(
-            "| queue | case | msg/s | of raw | CPU µs a message | peak RSS MB |\n|---|---|---|---|---|---|"
+            "| queue | case | msg/s | {} | CPU µs a message | peak RSS MB |\n|---|---|---|{}---|---|",
+            names.join(" | "),
+            "---|".repeat(names.len())
         );
         let mut cases = Vec::new();
         for ((queue, case), samples) in &self.samples {
-            let raw = (queue.clone(), reference(case).to_owned());
-            let raw = self.samples.iter().find(|(known, _)| *known == raw).map(|(_, samples)| samples);
-            let ratio = raw.map_or(f64::NAN, |raw| {
-                median(samples.iter().zip(raw).map(|(a, b)| a.per_second / b.per_second))
-            });
+            let ratio_to = |other: &str| {
+                let key = (queue.clone(), other.to_owned());
+                let others =
+                    self.samples.iter().find(|(known, _)| *known == key).map(|(_, samples)| samples)?;
+                Some(median(samples.iter().zip(others).map(|(a, b)| a.per_second / b.per_second)))
+            };
+            let ratios: Vec<(&str, Option<f64>)> = (ratios.iter())
+                .map(|(name, reference)| (*name, reference(case).and_then(ratio_to)))
+                .collect();
+            let shown: Vec<String> = (ratios.iter())
+                .map(|(_, ratio)| ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")))
+                .collect();
             let per_second = median(samples.iter().map(|sample| sample.per_second));
             let cpu_us = median(samples.iter().map(|sample| sample.cpu_us));
             let rss_mb = median(samples.iter().map(|sample| sample.rss_mb));
-            println!("| {queue} | {case} | {per_second:.0} | {ratio:.2} | {cpu_us:.1} | {rss_mb:.0} |");
+            let shown = shown.join(" | ");
+            println!("| {queue} | {case} | {per_second:.0} | {shown} | {cpu_us:.1} | {rss_mb:.0} |");
             cases.push(json!({
-                "name": case, "queue": queue, "msgs_per_s": per_second, "ratio_to_raw": ratio,
+                "name": case, "queue": queue, "msgs_per_s": per_second,
                 "cpu_us_per_msg": cpu_us, "rss_mb": rss_mb,
             }));
+            for (name, ratio) in ratios {
+                cases.last_mut().expect("a case")[name] = ratio.into();
+            }
+            for name in samples[0].others.keys() {
+                let value = median(samples.iter().filter_map(|sample| sample.others.get(name).copied()));
+                cases.last_mut().expect("a case")[name] = value.into();
+                println!("    {queue}, {case}: {name} {value:.1}");
+            }
             let [p50, p99] = percentiles(samples);
             if let (Some(p50), Some(p99), Some(case)) = (p50, p99, cases.last_mut()) {
                 (case["p50_ms"], case["p99_ms"]) = (p50.into(), p99.into());

@@ -3,7 +3,7 @@
 use lapin_idempotent::BoxError;
 use lapin_idempotent::lapin::{
     Channel, Connection, ConnectionProperties,
-    options::{QueueDeclareOptions, QueueDeleteOptions},
+    options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
 
@@ -59,6 +59,16 @@ impl Queue {
         let queue =
             self.channel.queue_declare(self.name.as_str().into(), passive, FieldTable::default()).await?;
         Ok(queue.message_count())
+    }
+
+    /// Empties it; the IDs of what was in it.
+    pub(crate) async fn take_ids(&self) -> Result<Vec<String>, BoxError> {
+        let mut ids = Vec::new();
+        let no_ack = BasicGetOptions { no_ack: true };
+        while let Some(message) = self.channel.basic_get(self.name.as_str().into(), no_ack).await? {
+            ids.extend(message.properties.message_id().as_ref().map(ToString::to_string));
+        }
+        Ok(ids)
     }
 
     pub(crate) async fn delete(&self) -> Result<(), BoxError> {

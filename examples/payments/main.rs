@@ -11,6 +11,9 @@
 //! (`faults.rs`): at sending, the publisher's connection is cut before its confirms arrive; at
 //! delivery, a consumer's connection is cut between its commits and its acks; at rebalancing, a
 //! second consumer joins and the first is killed half-way.
+//!
+//! Then a shop that writes orders down and announces them is killed between the two, without an
+//! outbox and with one (`shop.rs`).
 
 mod bank;
 mod faults;
@@ -18,6 +21,7 @@ mod faults;
 #[allow(dead_code, unreachable_pub, missing_debug_implementations, clippy::expect_used)]
 mod proxy;
 mod report;
+mod shop;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -52,6 +56,8 @@ struct Args {
     /// The broker
     #[arg(long, env = "AMQP_URL", default_value = "amqp://localhost", hide_env_values = true)]
     amqp: String,
+    #[command(flatten)]
+    shop: shop::Shop,
 }
 
 #[tokio::main]
@@ -64,6 +70,9 @@ async fn main() -> Result<ExitCode, BoxError> {
         Some(file) => bank::read_orders(file)?,
         None => bank::made_up_orders(args.count),
     };
+    if args.shop.run(&args.amqp, &orders).await? {
+        return Ok(ExitCode::SUCCESS);
+    }
     let bank = Bank::open(&orders).await?;
     let queue = faults::Queue::declare(&args.amqp).await?;
 
@@ -74,7 +83,13 @@ async fn main() -> Result<ExitCode, BoxError> {
 
     let report = Report { orders: orders.len(), attempts, copies, tally, books: bank.books(&orders).await? };
     println!("{report}");
-    Ok(if report.books.accounts_off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+
+    println!("\n  a shop that is killed between its commit and its publish\n");
+    println!("{}", shop::killed(&args.amqp, args.count, false).await?);
+    let announced = shop::killed(&args.amqp, args.count, true).await?;
+    println!("{announced}");
+    let good = report.books.accounts_off == 0 && announced.all();
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Publishes all orders; the connection is cut twice while confirms are outstanding.

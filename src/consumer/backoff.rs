@@ -68,8 +68,8 @@ impl Health {
         pause
     }
 
-    /// It is left alone no more. Whether it works is still to be seen: until then, the next pause is
-    /// not a short one again.
+    /// It is left alone no more. Whether it works is still to be seen: until then, the next pause
+    /// is not a short one again.
     pub(super) fn resume(&mut self) {
         self.until = None;
     }
@@ -93,39 +93,6 @@ impl Health {
     /// When it is to be tried, if it is left alone.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.until
-    }
-}
-
-/// Whether what the handler depends on is there, as far as the handler says. While it is away
-/// nothing is taken; then one message is tried before all others.
-#[derive(Debug, Default)]
-pub(super) struct DependencyHealth {
-    pub(super) health: Health,
-    /// Since when a message is tried, if one is.
-    trial: Option<Instant>,
-}
-
-impl DependencyHealth {
-    /// Something is handed to the handler: what is tried, while it is in doubt.
-    pub(super) fn begins(&mut self) {
-        if self.health.is_doubtful() {
-            self.trial = Some(Instant::now());
-        }
-    }
-
-    /// What began then has ended; `works` if the handler ran and did not say that it is away. Gives
-    /// whether that is news. What began before the one that is tried tells nothing of now.
-    pub(super) fn ended(&mut self, begun: Instant, works: bool) -> bool {
-        if self.trial.is_none_or(|trial| begun < trial) {
-            return false;
-        }
-        self.trial = None;
-        works && self.health.works()
-    }
-
-    /// Whether something may be handed to the handler: while it is in doubt, one message.
-    pub(super) fn allows(&self) -> bool {
-        !self.health.is_away() && (!self.health.is_doubtful() || self.trial.is_none())
     }
 }
 
@@ -206,35 +173,6 @@ mod tests {
         store.resume();
         store.works();
         assert!(store.failed() <= Duration::from_millis(200));
-    }
-
-    #[test]
-    fn dependency_is_in_doubt_until_a_handler_could_use_it() {
-        let mut dependency = DependencyHealth::default();
-        let before = Instant::now();
-        dependency.begins();
-        assert!(!dependency.health.is_doubtful() && !dependency.ended(before, true), "no news");
-        assert!(dependency.health.failed() <= Duration::from_millis(200));
-        assert!(
-            dependency.health.is_away() && dependency.health.retry_at().is_some() && !dependency.allows()
-        );
-        dependency.health.resume();
-        assert!(!dependency.health.is_away() && dependency.health.is_doubtful() && dependency.allows());
-        assert!(!dependency.ended(before, true), "nothing was tried");
-        dependency.begins();
-        let tried = Instant::now();
-        assert!(!dependency.allows(), "one at a time");
-        assert!(!dependency.ended(before, true) && !dependency.allows(), "that one had begun before");
-        assert!(!dependency.ended(tried, false) && dependency.allows(), "its handler did not run");
-        dependency.begins();
-        let longest = (0..20).map(|_| dependency.health.failed()).max().unwrap_or_default();
-        assert!(longest > Duration::from_secs(2) && longest <= Duration::from_secs(5), "{longest:?}");
-        assert!(!dependency.ended(Instant::now(), true), "another one has said so since");
-        dependency.health.resume();
-        dependency.begins();
-        assert!(dependency.ended(Instant::now(), true) && !dependency.ended(Instant::now(), true), "once");
-        assert!(!dependency.health.is_doubtful() && dependency.allows());
-        assert!(dependency.health.failed() <= Duration::from_millis(200));
     }
 
     #[test]

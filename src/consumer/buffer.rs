@@ -14,17 +14,22 @@ use tokio::time::Instant;
 
 use super::{
     ack_tracker::AckTracker,
+    backoff::moment_after,
     delivery_limit::{DeliveryLimit, Judgement},
     failure_counts::FailureCounts,
     options::Options,
     prefetch::Prefetch,
     settlement::ParkReason,
     subscription::Subscription,
+    telemetry,
 };
 use crate::{amqp, error::Chain, message::IncomingMessage};
 
 /// How long a suspect waits for a moment in which there is nothing else to do.
 const SUSPECT_WAITS: Duration = Duration::from_secs(2);
+
+/// How often a message is refused alone before it is held apart from those that wait.
+pub(crate) const PERSISTENT: u32 = 3;
 
 /// A message that was delivered and is not settled.
 pub(crate) struct Unsettled {
@@ -39,7 +44,22 @@ impl Unsettled {
         let (mut message, properties, acker) = amqp::incoming(delivery);
         attempts.recall(&mut message);
         let leaves = patience.and_then(|patience| Instant::now().checked_add(patience));
-        Self { message, delivery: Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0 } }
+        Self {
+            message,
+            delivery: Unacked { tag, acker, properties, leaves, holds: 0, refusals: 0, refused: None },
+        }
+    }
+
+    /// Remembers its failures while it is held, as no copy tells them.
+    pub(crate) fn remember(&self, failures: &mut FailureCounts) {
+        if self.message.failures() > 0 {
+            failures.remember(&telemetry::name(&self.message), self.message.failures());
+        }
+    }
+
+    /// Whether it was refused so often, each time alone, that others go first.
+    pub(crate) fn is_held_apart(&self) -> bool {
+        self.delivery.refusals >= PERSISTENT
     }
 
     /// It was here for long, and is published anew before what was to be done about it after
@@ -62,9 +82,10 @@ pub(crate) struct Unacked {
     pub(crate) leaves: Option<Instant>,
     /// How often it was held in a row.
     pub(crate) holds: u32,
-    /// How often the store could not be asked for it though it had been asked for something else in
-    /// between.
+    /// How often, when it was handled alone, the store could not be asked for it, or what the
+    /// handler depends on was away; and when that was so last.
     pub(crate) refusals: u32,
+    pub(crate) refused: Option<Instant>,
 }
 
 /// What is to be done about a message when it was held long enough.
@@ -82,6 +103,16 @@ pub(crate) struct Parking {
     pub(crate) attempts: u32,
     /// When that was decided: since then nobody here knows whether a copy of it took effect.
     pub(crate) at: SystemTime,
+}
+
+impl Aside {
+    /// Once it is parked it has an end: put back into its queue later, it has all its attempts
+    /// again.
+    pub(crate) fn forget_in(&self, failures: &mut FailureCounts, message: &IncomingMessage) {
+        if matches!(self, Self::Park(_)) && !failures.is_empty() {
+            failures.forget(&telemetry::name(message));
+        }
+    }
 }
 
 impl Parking {
@@ -104,6 +135,10 @@ pub(crate) enum Aside {
 /// The deliveries of one session, apart from those at work.
 pub(crate) struct DeliveryBuffer {
     waiting: VecDeque<Unsettled>,
+    /// Were refused again and again, each alone.
+    apart: VecDeque<Unsettled>,
+    /// When one of them may be taken although others wait.
+    apart_at: Option<Instant>,
     /// May end this process: each is handled with nothing else in hand.
     suspects: VecDeque<Unsettled>,
     /// Since when one of them waits.
@@ -129,6 +164,8 @@ impl DeliveryBuffer {
     pub(crate) fn new(limit: DeliveryLimit, survived: u32, patience: Option<Duration>) -> Self {
         Self {
             waiting: VecDeque::new(),
+            apart: VecDeque::new(),
+            apart_at: None,
             suspects: VecDeque::new(),
             suspects_since: None,
             held: BTreeMap::new(),
@@ -142,7 +179,13 @@ impl DeliveryBuffer {
 
     /// How many wait for their turn, beside suspects.
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.apart.len()
+    }
+
+    /// One that is held apart took so long, in vain: while others wait, they have nine tenths of
+    /// the time.
+    pub(crate) fn apart_took(&mut self, took: Duration) {
+        self.apart_at = Some(moment_after(took.saturating_mul(9)));
     }
 
     /// How many are held until they may be tried again.
@@ -150,9 +193,22 @@ impl DeliveryBuffer {
         self.held.len()
     }
 
-    /// Takes up to so many of those that wait, in the order of the queue. One that the store
-    /// refused by itself is taken alone.
+    /// Takes the one of those that wait which was refused least, at least so often; of several the
+    /// first in the order of the queue.
+    pub(crate) fn take_least_refused(&mut self, least: u32) -> Option<Unsettled> {
+        let refusals = |(_, unsettled): &(usize, &Unsettled)| unsettled.delivery.refusals.max(least);
+        let line = if self.waiting.is_empty() { &mut self.apart } else { &mut self.waiting };
+        let (at, _) = line.iter().enumerate().min_by_key(refusals)?;
+        line.remove(at)
+    }
+
+    /// Takes up to so many of those that wait, in the order of the queue. One that was refused by
+    /// itself is taken alone, and after the others if it was so again and again.
     pub(crate) fn take(&mut self, count: usize) -> Vec<Unsettled> {
+        let apart = self.waiting.is_empty() || self.apart_at.is_none_or(|at| at <= Instant::now());
+        if apart && let Some(unsettled) = self.apart.pop_front() {
+            return vec![unsettled];
+        }
         let alone = |unsettled: &Unsettled| unsettled.delivery.refusals > 0;
         let together = self.waiting.iter().take(count).take_while(|unsettled| !alone(unsettled)).count();
         self.waiting.drain(..together.max(1).min(self.waiting.len())).collect()
@@ -212,6 +268,9 @@ impl DeliveryBuffer {
         let before = self.waiting.len();
         for unsettled in all {
             match self.limit.judge(&unsettled.message, self.survived) {
+                Judgement::Handle | Judgement::Move { suspected: false } if unsettled.is_held_apart() => {
+                    self.apart.push_back(unsettled);
+                }
                 Judgement::Handle | Judgement::Move { suspected: false } => self.waiting.push_back(unsettled),
                 _ => self.suspects.push_back(unsettled),
             }
@@ -249,7 +308,7 @@ impl DeliveryBuffer {
     pub(crate) fn age(&mut self, now: Instant) {
         let old = |unsettled: &Unsettled| unsettled.delivery.leaves.is_some_and(|leaves| leaves <= now);
         let mut aged = Vec::new();
-        for line in [&mut self.waiting, &mut self.suspects] {
+        for line in [&mut self.waiting, &mut self.apart, &mut self.suspects] {
             if line.iter().any(old) {
                 let (gone, kept): (VecDeque<_>, _) = line.drain(..).partition(old);
                 *line = kept;
@@ -273,6 +332,7 @@ impl DeliveryBuffer {
         for unsettled in self
             .waiting
             .iter_mut()
+            .chain(&mut self.apart)
             .chain(&mut self.suspects)
             .chain(self.held.values_mut().map(|held| &mut held.0))
         {

@@ -70,12 +70,16 @@ use crate::{
 /// let mut settling = FuturesUnordered::new();
 /// loop {
 ///     let delivery = tokio::select! {
+///         biased;
 ///         Some(settled) = settling.next() => match settled {
 ///             // It was held; the guard is asked again.
 ///             Some(delivery) => delivery,
 ///             None => continue,
 ///         },
-///         Some(delivery) = deliveries.next() => settler.receive(delivery?),
+///         delivered = deliveries.next() => match delivered {
+///             Some(delivery) => settler.receive(delivery?),
+///             None => return Err("the broker cancelled the consumer".into()),
+///         },
 ///     };
 ///     let outcome = guard.process(delivery.message(), &handler).await;
 ///     settling.push(settler.settle(delivery, outcome));
@@ -185,6 +189,7 @@ impl DeliverySettler {
                 return None;
             }
             let Some(aside) = aside else { return Some(UnsettledDelivery(unsettled)) };
+            aside.forget_in(&mut self.failures(), &unsettled.message);
             self.settler.set_aside(unsettled, aside, &mut settling);
             settled = self.passed_on(&mut settling).await;
         }
@@ -194,8 +199,7 @@ impl DeliverySettler {
     async fn passed_on(&self, settling: &mut PendingSettlements<'_>) -> Settled {
         let settled = settling.next().await;
         if let Settled::Held { unsettled, .. } = &settled {
-            // No copy tells the next delivery.
-            self.failures().remember_message(&unsettled.message);
+            unsettled.remember(&mut self.failures());
         }
         settled
     }
@@ -229,7 +233,7 @@ async fn hold(unsettled: &mut Unsettled, after: Duration, next: Next) -> Option<
 impl DeliverySettlerBuilder {
     connection_settings!();
 
-    /// The delays before a failed message is delivered again, as
+    /// Sets the delays before a failed message is delivered again, as
     /// [`ConsumerBuilder::retry_delays`](super::ConsumerBuilder::retry_delays). Default 1 s and 1
     /// hour.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
@@ -245,8 +249,8 @@ impl DeliverySettlerBuilder {
         self
     }
 
-    /// How long the broker lets a consumer hold a message unacknowledged. Default 30 minutes, as
-    /// RabbitMQ's; at least 1 s; `None` if there is no such limit.
+    /// Sets how long the broker lets a consumer hold a message unacknowledged. Default 30 minutes,
+    /// as RabbitMQ's; at least 1 s; `None` if there is no such limit.
     ///
     /// What is held for four fifths of that since it was [received](DeliverySettler::receive) is
     /// published anew, to the end of its queue, with a confirm, and acked. Messages that wait in

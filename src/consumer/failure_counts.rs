@@ -28,13 +28,6 @@ impl FailureCounts {
         self.failed.insert(name.to_owned(), failures);
     }
 
-    /// Remembers the failures of a message of which no copy is made now, if it has some.
-    pub(crate) fn remember_message(&mut self, message: &IncomingMessage) {
-        if message.failures() > 0 {
-            self.remember(&telemetry::name(message), message.failures());
-        }
-    }
-
     /// Tells a message that was delivered again what its copy does not know.
     pub(crate) fn recall(&self, message: &mut IncomingMessage) {
         if self.failed.is_empty() {

@@ -49,6 +49,7 @@ mod control;
 mod delay_queues;
 mod delivery_limit;
 mod delivery_settler;
+mod dependency;
 mod error;
 mod failure_counts;
 mod forwarder;

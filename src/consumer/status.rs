@@ -14,8 +14,9 @@ pub struct ConsumerStatus {
     pub state: ConsumerState,
     /// Deliveries in the hands of handlers.
     pub in_hand: usize,
-    /// Deliveries that are held until they may be tried again: for another consumer's lease, or
-    /// because they could not be delayed or parked.
+    /// Deliveries that are held until they may be tried again: for another consumer's lease,
+    /// because they could not be delayed or parked, or because the store, or what the handler
+    /// depends on, was away for them again and again.
     pub held: usize,
     /// How many deliveries had each outcome, by [`Outcome::name`].
     pub outcomes: BTreeMap<&'static str, u64>,
@@ -36,7 +37,8 @@ pub struct ConsumerStatus {
 }
 
 impl ConsumerStatus {
-    /// Ready: subscribed, and its store answers.
+    /// Ready: it takes messages. Not while it is paused, or the store or what the handler depends
+    /// on is away.
     pub fn is_ready(&self) -> bool {
         self.state == ConsumerState::Consuming
     }
@@ -62,8 +64,9 @@ pub enum ConsumerState {
     /// the first time.
     StoreAway,
     /// The handler said that what it depends on is away
-    /// ([`HandlerError::unavailable`](crate::HandlerError::unavailable)). One message at a time is
-    /// tried, after pauses, until it is back.
+    /// ([`HandlerError::unavailable`](crate::HandlerError::unavailable)). Nothing is taken for a
+    /// while, or one message is tried. With nothing to try after the pause, the state is
+    /// [`Consuming`](Self::Consuming): the next message is tried alone.
     DependencyAway,
     /// It was [paused](super::ConsumerControl::pause). Nothing is taken.
     Paused,
@@ -124,7 +127,7 @@ impl ConsumerMonitor {
 
     /// Follows how the consumer is doing: the receiver is told of changes of the state and of new
     /// errors, and sees the latest, not every one in between. What it borrows has the counts of
-    /// that moment.
+    /// that moment; do not keep it: the consumer waits for as long as something is borrowed.
     pub fn watch(&self) -> watch::Receiver<ConsumerStatus> {
         self.status.subscribe()
     }

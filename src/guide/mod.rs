@@ -7,7 +7,8 @@
 //! 5. [`failures`]: when a handler fails
 //! 6. [`production`]: settings, limits, retention, probes
 //! 7. [`reference`](mod@reference): headers, queues, metrics, spans, outcomes
-//! 8. [`own_loop_and_store`]: the guard in a loop of your own, and a store of your own
+//! 8. [`outbox`]: publish if, and only after, a transaction commits
+//! 9. [`own_loop_and_store`]: the guard in a loop of your own, and a store of your own
 
 // The first definition of a link counts. Here it is one of these: rustdoc copies no files, so they
 // hold the pictures. Where a page is read as a file it is the page's own, which names a file.
@@ -28,4 +29,5 @@ page!(stores, "stores.md");
 page!(failures, "failures.md");
 page!(production, "production.md");
 page!(reference, "reference.md");
+page!(outbox, "outbox.md");
 page!(own_loop_and_store, "own_loop_and_store.md");

@@ -17,7 +17,7 @@ use super::{
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
     identity::identified,
     key::{KeySource, Scope},
-    outcome::Outcome,
+    outcome::{Inconclusive, Outcome},
     policy::{MismatchPolicy, MissingIdPolicy, StalePolicy},
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
@@ -180,15 +180,14 @@ impl<S: IdempotencyStore> Guard<S> {
             Some(limit) => {
                 let work = Box::pin(work);
                 Either::Right(async move {
-                    let late =
-                        |_| Err(HandlerError::retry(format!("the handler took longer than {limit:?}")));
+                    let late = |_| inconclusive(format!("the handler took longer than {limit:?}"));
                     // Dropped in here, if it is late.
                     tokio::time::timeout(limit, work).await.unwrap_or_else(late)
                 })
             }
         };
         caught("the handler", work).map(|handled| {
-            let handled = handled.unwrap_or_else(|panicked| Err(HandlerError::retry(panicked)));
+            let handled = handled.unwrap_or_else(inconclusive);
             handled.map_err(HandlerError::readable)
         })
     }
@@ -237,6 +236,11 @@ impl<S: IdempotencyStore> Guard<S> {
                 }
                 Attempt::Failed { after, error } => {
                     return Outcome::Retry { after, failures: failed + 1, error };
+                }
+                // It did fail before, and that is counted.
+                Attempt::Decided(Outcome::DependencyUnavailable { error }) if failed > 0 => {
+                    let error = Inconclusive(error).into();
+                    return Outcome::Retry { after: None, failures: failed, error };
                 }
                 Attempt::Decided(outcome) => return outcome,
                 Attempt::Conflict(_) if conflicts < CONFLICTS => {
@@ -335,6 +339,10 @@ impl<S: IdempotencyStore> Guard<S> {
             Failure::Unavailable { error } => Attempt::Decided(Outcome::DependencyUnavailable { error }),
         }
     }
+}
+
+fn inconclusive(error: impl Into<BoxError>) -> HandlerResult {
+    Err(HandlerError::retry(Inconclusive(error.into())))
 }
 
 /// What came of one claim and what followed.

@@ -158,9 +158,20 @@ impl HandlerError {
     ///
     /// No attempt is counted and nothing is parked. The consumer takes nothing for a while
     /// ([`DependencyAway`](crate::consumer::ConsumerState::DependencyAway)), as if its store could
-    /// not be asked; then it tries one message, and goes on with all when the handler does not say
-    /// this again. Pauses grow from 0.2 to 5 seconds. A message that brings it up each of three
-    /// times alone is held apart, so that others are tried before it.
+    /// not be asked; then it tries one message, that which said this least often, and goes on with
+    /// all when a handler does not say it. One that is ended by its
+    /// [`handler_timeout`](super::Guard::handler_timeout), or panics, shows nothing; if a trial
+    /// takes longer than 10 seconds, another message is tried beside it, if the consumer has
+    /// another worker. Pauses grow up to 5 seconds.
+    ///
+    /// A message that says it each of three times alone is held apart, up to 10 seconds at a time:
+    /// others go before it and have nine tenths of the time, and while they are handled, what it
+    /// says is taken for its own fault. So with one worker, too, messages can overtake those that
+    /// say this.
+    ///
+    /// After failures in the same delivery
+    /// ([`immediate_retries`](super::Guard::immediate_retries)) it is an error like any other: they
+    /// are counted.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         Self(Failure::Unavailable { error: error.into() })
     }

@@ -30,6 +30,7 @@
 
 mod ask;
 mod batch;
+mod causation;
 mod claim;
 mod coalesce;
 mod guard;
@@ -44,6 +45,7 @@ mod purge;
 mod store;
 
 pub(crate) use batch::Batch;
+pub use causation::NoIdentity;
 pub use claim::{Claim, ClaimRequest, Claims, Lease, Record};
 pub use guard::Guard;
 pub use handler::{HandlerError, HandlerResult, IdempotentHandler};

@@ -107,6 +107,11 @@ pub enum Outcome {
     LeaseLost,
 }
 
+/// Why a handler failed that did not get as far as to tell whether what it depends on is there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Inconclusive(#[source] pub(super) BoxError);
+
 impl Outcome {
     /// A short name for logs and counters.
     pub fn name(&self) -> &'static str {
@@ -134,10 +139,20 @@ impl Outcome {
         matches!(self, Self::Processed | Self::Duplicate(_))
     }
 
+    /// Whether the handler ran until it was done, and did not say that what it depends on is away.
+    pub(crate) fn has_used_dependencies(&self) -> bool {
+        match self {
+            Self::Processed | Self::Reject { .. } => true,
+            Self::Retry { error, .. } => !error.is::<Inconclusive>(),
+            _ => false,
+        }
+    }
+
     /// Whether it says nothing of its message, and that the next one would fare no better: the
     /// store could not be asked, or what the handler depends on is away. Besides holding this
     /// message, a consume loop should take nothing until the time of the settlement is over, and
-    /// then try one message before all others.
+    /// then try one message before all others: not the same one again and again, as it may be that
+    /// one alone.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::StoreUnavailable { .. } | Self::DependencyUnavailable { .. })
     }

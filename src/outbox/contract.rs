@@ -362,6 +362,12 @@ pub trait Outbox: Send + Sync + 'static {
     /// What wakes the relays of this process when something was committed.
     fn waker(&self) -> &Wake;
 
+    /// Wakes the relays of this process, and those of others where the table can tell them. Never
+    /// waits and never fails.
+    fn wake(&self) {
+        self.waker().wake();
+    }
+
     /// For tables that tell of what other processes commit: a future that a relay runs beside its
     /// work. It calls [`Wake::wake`] on [`waker`](Self::waker) for what it hears, and sends whether
     /// it hears at all; it never ends.

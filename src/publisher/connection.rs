@@ -5,7 +5,7 @@
 //! channels; whatever was in flight when it ended has an unknown outcome and is published again on
 //! the next one. Generations never mix.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, Weak};
 
 use lapin::{Channel, options::ConfirmSelectOptions};
 use tokio::sync::Mutex;
@@ -20,11 +20,13 @@ pub(crate) struct SharedConnection {
     /// How many channels there are to be.
     channels: usize,
     current: Mutex<Option<Arc<Connection>>>,
+    /// The last one that was up when it was given up.
+    given_up: std::sync::Mutex<Weak<Connection>>,
 }
 
 impl SharedConnection {
     pub(crate) fn new(options: ConnectOptions, topology: Option<Topology>, channels: usize) -> Self {
-        Self { options, topology, channels, current: Mutex::new(None) }
+        Self { options, topology, channels, current: Mutex::new(None), given_up: std::sync::Mutex::default() }
     }
 
     /// Opens a channel in confirm mode, on the current connection or, if that is gone, on a new
@@ -91,8 +93,18 @@ impl SharedConnection {
     pub(crate) async fn discard(&self, connection: &Arc<Connection>) {
         let mut current = self.current.lock().await;
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            if connection.status().connected() {
+                // Nothing panics while it is locked.
+                *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(connection);
+            }
             discard(current.take());
         }
+    }
+
+    /// Whether the connection ended because another channel of it was given up here.
+    pub(crate) fn has_given_up(&self, connection: &Arc<Connection>) -> bool {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        std::ptr::eq(given_up.as_ptr(), Arc::as_ptr(connection))
     }
 
     /// Closes politely, within a few seconds.

@@ -20,15 +20,15 @@ use crate::{idempotency::Scope, message::MessageId};
 pub use clock::Clock;
 pub use memory::MemoryStore;
 #[cfg(feature = "mysql")]
-pub use mysql::{MySqlStore, MySqlTransaction};
+pub use mysql::{MySqlOutbox, MySqlStore, MySqlTransaction};
 #[cfg(feature = "postgres")]
-pub use postgres::{PostgresStore, PostgresTransaction};
+pub use postgres::{PostgresOutbox, PostgresStore, PostgresTransaction};
 #[cfg(feature = "redis")]
 pub use redis::{InvalidRedisSetting, RedisConnection, RedisStore};
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlStore};
+pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlOutbox, SqlStore};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{SqliteStore, SqliteTransaction};
+pub use sqlite::{SqliteOutbox, SqliteStore, SqliteTransaction};
 
 /// An operator's deliberate replay leaves a trace, in every store the same.
 fn log_forgotten(scope: &Scope, message_id: &MessageId) {

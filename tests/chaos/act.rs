@@ -9,12 +9,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lapin_idempotent::PostgresStore;
+use lapin_idempotent::{PostgresOutbox, PostgresStore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{
+    audit::{Audit, Findings},
     crew::Crew,
     faults::{Event, Troublemaker},
+    producer,
     stage::{Left, Stage},
     tally::{Sample, Tally},
     verdict::Verdict,
@@ -29,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct Act<'a> {
     pub guarded: bool,
+    /// Whether the publishers have an outbox.
+    pub outbox: bool,
     pub time: Duration,
     pub messages: usize,
     pub publishers: usize,
@@ -39,6 +43,8 @@ pub struct Act<'a> {
 /// All that is known of it.
 pub struct Account {
     pub verdict: Verdict,
+    /// With an outbox.
+    pub findings: Option<Findings>,
     pub tally: Tally,
     pub events: Vec<Event>,
     pub samples: Vec<Sample>,
@@ -65,8 +71,21 @@ impl Act<'_> {
             .await
             .expect("table");
 
+        let tables = if self.guarded { "guarded" } else { "control" };
+        let audit = if self.outbox {
+            let outbox = PostgresOutbox::connect(stage.postgres.url()).await.expect("connect");
+            let outbox = outbox.table(&producer::outbox_table(tables)).expect("name");
+            outbox.create_schema().await.expect("schema");
+            outbox.pool().close().await;
+            stage.run(&producer::schema(tables)).await.expect("tables");
+            Some(Audit::of(stage, &queue).await)
+        } else {
+            None
+        };
+
         let consume = self.consume(stage.postgres.url(), &queue, &table("identity"), &effects);
-        let crew = Crew::start(stage, self.dir, &self.publish(&queue), &consume).await;
+        let publish = self.publish(stage.postgres.url(), &queue, tables);
+        let crew = Crew::start(stage, self.dir, &publish, &consume).await;
         let began = Instant::now();
         let trouble = Troublemaker {
             stage,
@@ -94,12 +113,16 @@ impl Act<'_> {
         // What a consumer had in hand has gone back to the queue.
         let left = if left.is_empty() { stage.ready(&queue).await } else { left };
         let verdict = Verdict::reach(stage, &effects, &tally, left).await;
+        let findings = match &audit {
+            Some(audit) => Some(audit.judge(stage, tables).await),
+            None => None,
+        };
         let restarts = crew.restarts.load(Ordering::SeqCst);
         let events = trouble.events.into_inner().unwrap();
-        Account { verdict, tally, events, samples, took, restarts, stuck }
+        Account { verdict, findings, tally, events, samples, took, restarts, stuck }
     }
 
-    fn publish(&self, queue: &str) -> Vec<Vec<String>> {
+    fn publish(&self, postgres: &str, queue: &str, tables: &str) -> Vec<Vec<String>> {
         let start = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
         #[allow(clippy::cast_precision_loss)] // far below 2^52
         let rate = |count: usize| count as f64 / (self.time.as_secs_f64() * PUBLISHING);
@@ -113,7 +136,12 @@ impl Act<'_> {
                 ("--per-second", rate(count).to_string()),
                 ("--queue", queue.to_owned()),
             ];
-            arguments("publish", &words)
+            if !self.outbox {
+                return arguments("publish", &words);
+            }
+            let mut arguments = arguments("produce", &words);
+            arguments.extend(["--postgres", postgres, "--tables", tables].map(str::to_owned));
+            arguments
         });
         shares.collect()
     }

@@ -117,7 +117,7 @@ fn debit(queue: &str, number: u64) -> OutgoingMessage {
 
 /// Waits until the debit is due, so that debits flow as long as the faults last. They come in
 /// bursts, to have many in flight when one hits.
-async fn due(options: &Options, number: u64) {
+pub async fn due(options: &Options, number: u64) {
     #[allow(clippy::cast_precision_loss)] // far below 2^52
     let after = Duration::from_secs_f64((number - options.first) as f64 / options.per_second);
     let burst = Duration::from_secs(after.as_secs());

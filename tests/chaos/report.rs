@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    act::Account, crew::CONSUMERS, faults::Event, plan::Kind, stage::NODES, tally::Sample, timeline,
-    verdict::Verdict,
+    act::Account, audit::Findings, crew::CONSUMERS, faults::Event, plan::Kind, stage::NODES, tally::Sample,
+    timeline, verdict::Verdict,
 };
 
 pub struct Report {
@@ -24,7 +24,8 @@ pub struct Report {
 
 impl Report {
     pub fn is_right(&self) -> bool {
-        self.account.verdict.is_right() && self.account.stuck == 0 && !self.is_void()
+        let findings = self.account.findings.as_ref().is_none_or(Findings::are_right);
+        self.account.verdict.is_right() && findings && self.account.stuck == 0 && !self.is_void()
     }
 
     /// Faults that do no harm without the guard say nothing about it.
@@ -40,6 +41,9 @@ impl Report {
 
     fn sentence(&self) -> &'static str {
         match (self.is_right(), self.is_void()) {
+            (true, _) if self.account.findings.is_some() => {
+                "What was committed was published in its order and took effect once, what was rolled back was not, and the queue is empty."
+            }
             (true, _) => "Nothing was lost, nothing took effect twice, and the queue is empty.",
             (_, true) => "VOID: no effect was doubled without the guard.",
             _ => "NOT AS PROMISED.",
@@ -57,7 +61,15 @@ impl Report {
         let messages = account.verdict.messages;
         writeln!(text, "# A chaos run\n")?;
         writeln!(text, "{}\n", self.sentence())?;
-        writeln!(text, "```sh\nmake chaos MINUTES={minutes} SEED={seed} MESSAGES={messages}\n```\n")?;
+        let outbox = if account.findings.is_some() { " OUTBOX=1" } else { "" };
+        writeln!(text, "```sh\nmake chaos MINUTES={minutes} SEED={seed} MESSAGES={messages}{outbox}\n```\n")?;
+        if account.findings.is_some() {
+            writeln!(
+                text,
+                "Publishers write orders down in PostgreSQL and announce them through an outbox, in one transaction, a tenth of which is rolled back; each has a relay. \
+                 A second queue keeps every copy, and is compared with the orders in the end.\n"
+            )?;
+        }
         writeln!(
             text,
             "Written by the run itself. A cluster of {NODES} RabbitMQ {rabbitmq} nodes with a quorum queue, PostgreSQL {postgres}, publishers and up to {CONSUMERS} \
@@ -101,13 +113,13 @@ impl Report {
 
 /// The figures of a run.
 fn rows(account: &Account) -> Vec<(&'static str, String)> {
-    let Account { verdict, tally, events, samples, took, restarts, stuck } = account;
+    let Account { verdict, findings, tally, events, samples, took, restarts, stuck } = account;
     let Verdict { messages, confirmed, effects, lost, doubled, foreign, left } = verdict;
     let copies: i64 = doubled.iter().map(|(_, count)| count - 1).sum();
     let left: Vec<_> = left.iter().map(|(queue, count)| format!("{queue} {count}")).collect();
     let seen = events.iter().filter(|event| event.seen.is_some()).count();
     let kinds = Kind::ALL.iter().filter(|kind| count(events, **kind).1 > 0).count();
-    vec![
+    let mut rows = vec![
         ("messages", messages.to_string()),
         ("confirmed", confirmed.to_string()),
         ("attempts that were noted", tally.attempts.to_string()),
@@ -128,7 +140,18 @@ fn rows(account: &Account) -> Vec<(&'static str, String)> {
         ("longest time without a new effect", seconds(longest_pause(samples, |sample| sample.effects))),
         ("most messages behind", samples.iter().map(Sample::lag).max().unwrap_or_default().to_string()),
         ("all took effect and was acked after", seconds(*took)),
-    ]
+    ];
+    if let Some(findings) = findings {
+        let Findings { committed, copies, unpublished, uncommitted, overtaken } = findings;
+        rows.extend([
+            ("orders committed", committed.to_string()),
+            ("copies published", copies.to_string()),
+            ("**committed, and not published**", unpublished.to_string()),
+            ("**published, and not committed**", uncommitted.to_string()),
+            ("**overtaken** by a later order of the account", overtaken.to_string()),
+        ]);
+    }
+    rows
 }
 
 fn seconds(time: Duration) -> String {

@@ -26,6 +26,9 @@ pub struct Options {
     messages: Option<usize>,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     publishers: u16,
+    /// The publishers write orders down and announce them through an outbox, with a relay each
+    #[arg(long)]
+    outbox: bool,
     /// Where the report goes: chaos.md and chaos.svg
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/chaos"))]
     out: PathBuf,
@@ -33,9 +36,9 @@ pub struct Options {
 
 impl Options {
     /// For a test: with a seed whose first faults include lost acks and lost confirms.
-    pub fn short() -> Self {
+    pub fn short(outbox: bool) -> Self {
         let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique("report"));
-        Self { minutes: 0.75, seed: Some(1), messages: Some(4000), publishers: 3, out }
+        Self { minutes: 0.75, seed: Some(1), messages: Some(4000), publishers: 3, outbox, out }
     }
 
     fn time(&self) -> Duration {
@@ -77,7 +80,8 @@ async fn both(options: &Options) -> Result<bool, BoxError> {
         view.say(&format!("{how}: {messages} messages, faults for {} s", time.as_secs()));
         let dir = files.join(if guarded { "guarded" } else { "control" });
         let publishers = usize::from(options.publishers);
-        Act { guarded, time, messages, publishers, seed, dir: &dir }.play(&stage, &view).await
+        let outbox = options.outbox;
+        Act { guarded, outbox, time, messages, publishers, seed, dir: &dir }.play(&stage, &view).await
     };
     let (time, messages) = options.control();
     let control = play(false, time, messages).await;

@@ -1,16 +1,17 @@
 //! Behind PgBouncer, which gives a client another session of the server for each transaction.
 
-use std::{error::Error, process::Command, sync::Mutex};
+use std::{error::Error, process::Command, sync::Mutex, time::Duration};
 
 use lapin_idempotent::{
-    HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresStore,
-    consumer::ConsumerState, idempotency::StoreErrorKind,
+    HandlerResult, IdempotencyStore, IdempotentHandler, IncomingMessage, Outcome, PostgresOutbox,
+    PostgresStore, consumer::ConsumerState, idempotency::StoreErrorKind, outbox::Outbox,
 };
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     changes::Scene,
-    database::{Insert, Kind, Table, message},
+    database::{Insert, Kind, Table, message, short},
     support::server::Server,
 };
 
@@ -18,6 +19,7 @@ trials! {
     handler_ends_the_transaction_itself_nothing_is_acked,
     lost_prepared_statements_are_told_at_the_start,
     pooler_in_between_under_load_one_effect_each,
+    outbox_notices_that_it_hears_nothing,
 }
 
 /// From this version on it keeps track of prepared statements.
@@ -109,4 +111,23 @@ pub async fn pooler_in_between_under_load_one_effect_each() {
     pooler.start_again().await;
     scene.goes_on("the pooler is back").await;
     scene.end().await;
+}
+
+/// It listens on a session that the pooler gives to others.
+pub async fn outbox_notices_that_it_hears_nothing() {
+    let tracks = version() >= Some(TRACKING);
+    let mode = if tracks { &["max_prepared_statements = 100"] as &[&str] } else { &[] };
+    let name = short("ob");
+    let direct =
+        PostgresOutbox::connect(&Postgres::url()).await.expect("connect").table(&name).expect("name");
+    direct.create_schema().await.expect("schema");
+    for (settings, expected) in [(mode, false), (&["pool_mode = session"], true)] {
+        let pooler = pooler_of(settings).await;
+        let pooled =
+            PostgresOutbox::connect(pooler.url()).await.expect("connect").table(&name).expect("name");
+        let (sender, hears) = watch::channel(false);
+        // Long enough for a probe and its echo.
+        assert!(timeout(Duration::from_secs(6), pooled.listen(sender)).await.is_err(), "it never ends");
+        assert_eq!(*hears.borrow(), expected, "{settings:?}");
+    }
 }

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
+    time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
@@ -34,6 +35,9 @@ trials! {
     dependency_that_is_away_loses_and_parks_nothing,
     dependency_is_not_back_by_what_began_before_it_was_away,
     message_whose_dependency_alone_is_away_holds_nobody_up,
+    many_messages_whose_dependency_alone_is_away_hold_nobody_up,
+    slow_messages_whose_dependency_alone_is_away_hold_nobody_up,
+    handler_that_is_ended_does_not_say_that_its_dependency_is_back,
     stop_while_the_dependency_is_away_stays_a_stop,
 }
 
@@ -41,6 +45,8 @@ trials! {
 #[derive(Clone, Default)]
 struct Depends {
     away: Arc<AtomicBool>,
+    /// How long it takes to find out that it is away.
+    finds_out: Duration,
     only: Option<&'static [u8]>,
     asked: Arc<AtomicU32>,
     now: Arc<AtomicU32>,
@@ -62,6 +68,7 @@ impl<S: IdempotencyStore> IdempotentHandler<S> for Depends {
         self.now.fetch_sub(1, SeqCst);
         let needs = self.only.is_none_or(|body| message.body() == body);
         if needs && self.away.load(SeqCst) {
+            tokio::time::sleep(self.finds_out).await;
             return Err(HandlerError::unavailable("the card network does not answer"));
         }
         self.done.lock().expect("done").push(message.clone());
@@ -144,21 +151,93 @@ pub async fn dependency_that_is_away_is_asked_by_one_message_at_a_time() {
     delete(&client, &queue, &[]).await;
 }
 
-pub async fn message_whose_dependency_alone_is_away_holds_nobody_up() {
+/// Messages whose own dependency is away, in front of others.
+async fn some_alone(count: usize, finds_out: Duration) {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("depends").await;
-    client.publish(&queue, b"tenant", with_id("theirs")).await;
+    for n in 0..count {
+        client.publish(&queue, b"tenant", with_id(&format!("theirs-{n}"))).await;
+    }
     for n in 0..50 {
         client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
     }
-    let handler = Depends { away: Arc::new(true.into()), only: Some(b"tenant"), ..Depends::default() };
+    let away = Arc::new(true.into());
+    let handler = Depends { away, finds_out, only: Some(b"tenant"), ..Depends::default() };
     let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).scope("ledger");
     let consumer = Running::start(builder.workers(1), handler.clone());
-    eventually("all others are handled", async || (handler.done() == 50).then_some(())).await;
+    let deadline = Instant::now() + Duration::from_secs(240);
+    while handler.done() < 50 {
+        assert!(Instant::now() < deadline, "{} others were handled", handler.done());
+        tokio::time::sleep(millis(20)).await;
+    }
     handler.away.store(false, SeqCst);
-    eventually("this one, too", async || (handler.done() == 51).then_some(())).await;
+    eventually("these, too", async || (handler.done() == 50 + count).then_some(())).await;
     consumer.stop().await;
     delete(&client, &queue, &[]).await;
+}
+
+pub async fn message_whose_dependency_alone_is_away_holds_nobody_up() {
+    some_alone(1, Duration::ZERO).await;
+}
+
+pub async fn many_messages_whose_dependency_alone_is_away_hold_nobody_up() {
+    some_alone(6, Duration::ZERO).await;
+}
+
+/// So many, for so long, that one of them would always be due.
+pub async fn slow_messages_whose_dependency_alone_is_away_hold_nobody_up() {
+    some_alone(4, Duration::from_secs(4)).await;
+}
+
+/// Finds what it depends on away once, and hangs after that.
+#[derive(Clone, Default)]
+struct Hangs {
+    runs: Arc<AtomicU32>,
+    most: Arc<AtomicU32>,
+    now: Arc<AtomicU32>,
+}
+
+struct Ended(Arc<AtomicU32>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl<S: IdempotencyStore> IdempotentHandler<S> for Hangs {
+    async fn handle(&self, _: &IncomingMessage, _: &mut S::Session) -> HandlerResult {
+        if self.runs.fetch_add(1, SeqCst) == 0 {
+            return Err(HandlerError::unavailable("the card network does not answer"));
+        }
+        self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
+        let _ended = Ended(Arc::clone(&self.now));
+        std::future::pending().await
+    }
+}
+
+/// A call that hangs is how most services are away. When nothing is left to try, the consumer is
+/// ready for what comes.
+pub async fn handler_that_is_ended_does_not_say_that_its_dependency_is_back() {
+    const MESSAGES: u32 = 6;
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("depends").await;
+    let handler = Hangs::default();
+    let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).scope("ledger");
+    let builder =
+        builder.workers(4).handler_timeout(millis(100)).retry_delays(millis(3_600_000), millis(3_600_000));
+    let consumer = Running::start(builder, handler.clone());
+    client.publish(&queue, b"500", with_id("first")).await;
+    consumer.until(ConsumerState::DependencyAway).await;
+    for n in 1..MESSAGES {
+        client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
+    }
+    // The first one twice.
+    consumer.decided(MESSAGES as usize + 1).await;
+    assert_eq!(handler.most.load(SeqCst), 1, "one at a time");
+    consumer.until(ConsumerState::Consuming).await;
+    consumer.stop().await;
+    delete(&client, &queue, &[3_600_000]).await;
 }
 
 /// `early` begins before the dependency is away, and `tried` finds out that it is. Each ends when

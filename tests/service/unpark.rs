@@ -20,12 +20,14 @@ use super::{
         amqp::{Client, header, with_id},
         broker, eventually,
         ledger::{Debit, Ledger},
+        unique,
     },
 };
 
 trials! {
     unparked_message_takes_effect_once,
     unparked_message_is_handled_as_long_as_its_effect_is_known,
+    unparked_message_has_all_its_attempts_though_it_was_held_first,
     looking_at_parked_messages_never_uses_them_up,
     unpark_moves_what_is_chosen_and_loses_nothing,
 }
@@ -60,6 +62,34 @@ pub async fn unparked_message_takes_effect_once() {
     assert_eq!(message.routing_key(), queue);
     assert_eq!(message.parked_reason(), None);
     assert_eq!(client.ready(&queue).await, 0);
+    delete(&client, &queue, &[30]).await;
+}
+
+/// It could not be parked when its attempts were over, and was held until it could.
+pub async fn unparked_message_has_all_its_attempts_though_it_was_held_first() {
+    let (client, parking) = (Client::connect(&broker()).await, unique("parking"));
+    let queue = client.queue("unpark").await;
+    client.publish(&queue, b"500", with_id("order-42")).await;
+    let (ledger, handler) = (Ledger::create().await, Flaky::new(usize::MAX));
+    let consumer = ledger.consume_with(&broker(), &queue, handler.clone(), |consumer| {
+        let consumer = consumer.parking("", &parking).immediate_retries(0).max_attempts(3);
+        consumer.retry_delays(millis(30), millis(30))
+    });
+    let is_held = async || (consumer.monitor.status().held == 1 && handler.seen().len() == 3).then_some(());
+    eventually("it is held", is_held).await;
+    client.declare(&parking).await;
+    let parked = async |runs| {
+        let parked = async || (client.ready(&parking).await == 1).then_some(());
+        eventually("it is parked", parked).await;
+        assert_eq!(handler.seen().len(), runs);
+    };
+    parked(3).await;
+    let unparked = Unpark::new(broker(), &parking).run().await.expect("unpark");
+    assert_eq!(unparked.moved, 1);
+    eventually("it is handled", async || (handler.seen().len() > 3).then_some(())).await;
+    parked(6).await;
+    consumer.stop().await;
+    client.delete(&parking).await;
     delete(&client, &queue, &[30]).await;
 }
 

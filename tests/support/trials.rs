@@ -26,9 +26,10 @@ macro_rules! trials {
     )+};
 }
 
-/// `module::test`.
+/// `module::test`, without the program, and without the module that holds all others.
 pub fn name(path: &str, test: &str) -> String {
-    let (_, module) = path.rsplit_once("::").expect("a module of the program");
+    let (_, module) = path.split_once("::").expect("a module of the program");
+    let module = module.split_once("::").map_or(module, |(_, inner)| inner);
     format!("{module}::{test}")
 }
 

@@ -1,5 +1,7 @@
 //! What the outcomes say of the store, and of what the handler depends on.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Consumption;
@@ -7,6 +9,7 @@ use crate::{
     consumer::{
         backoff::holding,
         buffer::{Next, Unsettled},
+        dependency::{Evidence, News},
         status::ConsumerState,
     },
     error::Chain,
@@ -17,51 +20,64 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
     /// Learns from the outcomes of a batch that began then; gives whether the store could not be
     /// asked, or what the handler depends on is away.
     pub(super) fn judge(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) -> bool {
-        let store_away = self.judge_store(handled);
-        if !store_away {
-            self.store.works();
+        let away = handled.iter().any(|(_, outcome)| outcome.is_unavailable());
+        if !away && handled.iter().any(|(_, outcome)| outcome.has_used_dependencies()) {
+            self.worked = Some(Instant::now());
         }
-        self.judge_dependency(begun, handled) || store_away
+        if away && handled.iter().all(|(unsettled, _)| self.is_its_own(unsettled)) {
+            return true;
+        }
+        self.judge_store(handled);
+        self.judge_dependency(begun, handled);
+        away
     }
 
-    /// Whether the outcomes say that what the handler depends on is away. Then nothing is taken for
-    /// a while, and one message is tried after that.
-    fn judge_dependency(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) -> bool {
+    /// Whether it is this message's own fault if something is away for it: it was so again and
+    /// again, and since the last time others were handled.
+    fn is_its_own(&self, unsettled: &Unsettled) -> bool {
+        let others_worked = self.worked > unsettled.delivery.refused;
+        let doubtful = self.store.is_doubtful() || self.dependency.is_doubtful();
+        unsettled.is_held_apart() && others_worked && !doubtful
+    }
+
+    /// If the outcomes say that what the handler depends on is away, nothing is taken for a while,
+    /// and one message is tried after that.
+    fn judge_dependency(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) {
         let error = handled.iter().find_map(|(_, outcome)| match outcome {
             Outcome::DependencyUnavailable { error } => Some(error),
             _ => None,
         });
-        let ran = |(_, outcome): &(Unsettled, Outcome)| {
-            matches!(outcome, Outcome::Processed | Outcome::Retry { .. } | Outcome::Reject { .. })
+        let evidence = match error {
+            Some(_) => Evidence::Away,
+            None if handled.iter().any(|(_, outcome)| outcome.has_used_dependencies()) => Evidence::Works,
+            None => Evidence::None,
         };
-        let news = self.dependency.ended(begun, error.is_none() && handled.iter().any(ran));
-        if let Some(error) = error {
-            if !self.dependency.health.is_away() {
-                let (error, pause) = (Chain(&**error).to_string(), self.dependency.health.failed());
+        match (self.dependency.ended(begun, evidence), error) {
+            (Some(News::Away(pause)), Some(error)) => {
+                let error = Chain(&**error).to_string();
                 tracing::warn!(queue = %self.context.options.queue, error, ?pause, "what the handler depends on is away; nothing is taken for a while");
                 self.context.monitor.failed(&error);
                 self.show();
             }
-            return true;
+            (Some(_), _) => self.show(),
+            (None, _) => {}
         }
-        if news {
-            self.show();
-        }
-        false
     }
 
-    /// Whether the outcomes say that the store could not be asked. Then nothing is taken until it
-    /// answers a probe.
-    fn judge_store(&mut self, handled: &[(Unsettled, Outcome)]) -> bool {
+    /// If the outcomes say that the store could not be asked, nothing is taken until it answers a
+    /// probe.
+    fn judge_store(&mut self, handled: &[(Unsettled, Outcome)]) {
         let error = handled.iter().find_map(|(_, outcome)| match outcome {
             Outcome::StoreUnavailable { error } => Some(error),
             _ => None,
         });
-        let Some(error) = error else { return false };
-        if !self.store.is_away() {
-            self.store_failed(error);
+        match error {
+            Some(error) if !self.store.is_away() => self.store_failed(error),
+            Some(_) => {}
+            None => {
+                self.store.works();
+            }
         }
-        true
     }
 
     fn store_failed(&mut self, error: &StoreError) {
@@ -78,7 +94,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         self.context.monitor.enter(match () {
             () if self.store.is_away() => ConsumerState::StoreAway,
             () if self.paused => ConsumerState::Paused,
-            () if self.dependency.health.is_doubtful() => ConsumerState::DependencyAway,
+            () if self.dependency.is_away() || self.dependency.is_tried() => ConsumerState::DependencyAway,
             () => ConsumerState::Consuming,
         });
     }
@@ -94,15 +110,24 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
         }
     }
 
-    /// A message for which the store could not be asked, or what the handler depends on, keeps its
-    /// place. If it happens again to the same one alone though the store answered a probe, or after
-    /// a pause, it may be this message only, and it must not hold up the others.
-    pub(super) fn refused(&mut self, mut unsettled: Unsettled, together_with: usize) -> Option<Unsettled> {
+    /// A message for which the store could not be asked, or what the handler depends on was away,
+    /// keeps its place. If it happens again to the same one alone though the store answered a
+    /// probe, or after a pause, it may be this message only, and it must not hold up the others.
+    pub(super) fn refused(
+        &mut self,
+        mut unsettled: Unsettled,
+        together_with: usize,
+        took: Duration,
+    ) -> Option<Unsettled> {
         if together_with > 1 {
             return Some(unsettled);
         }
+        if unsettled.is_held_apart() {
+            self.buffer.apart_took(took);
+        }
         unsettled.delivery.refusals += 1;
-        if unsettled.delivery.refusals < 3 {
+        unsettled.delivery.refused = Some(Instant::now());
+        if !unsettled.is_held_apart() {
             return Some(unsettled);
         }
         let after = holding(unsettled.delivery.refusals);

@@ -13,10 +13,11 @@ mod drain;
 mod health;
 
 use super::{
-    backoff::{DependencyHealth, Health, moment_after},
+    backoff::{Health, moment_after},
     batch_size::BatchSize,
-    buffer::{DeliveryBuffer, Lost, Next, Unsettled},
+    buffer::{DeliveryBuffer, Lost, Next, PERSISTENT, Unsettled},
     context::{CLOSING, ConsumerContext, Done},
+    dependency::DependencyHealth,
     failure_counts::FailureCounts,
     pending::{PendingSettlements, Settled},
     prefetch::Prefetch,
@@ -62,6 +63,8 @@ pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
     held: usize,
     /// Whether one of them may end this process.
     suspect_in_hand: bool,
+    /// When a handler last ran and did not say that something is away.
+    worked: Option<Instant>,
     /// Whether nothing is to be taken, because somebody said so.
     paused: bool,
     /// Whether the subscription has ended, and what is in hand is let finish.
@@ -103,6 +106,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             in_hand: 0,
             held: 0,
             suspect_in_hand: false,
+            worked: None,
             paused: false,
             draining: false,
             decided: 0,
@@ -132,7 +136,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 break End::Lost(reason);
             }
             let probe_at = self.store.retry_at().filter(|_| self.probe.is_none());
-            let retry_at = self.dependency.health.retry_at();
+            let retry_at = self.dependency.retry_at();
             let due = self.buffer.due();
             let idle = self.is_idle();
             tokio::select! {
@@ -149,7 +153,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     self.probe = Some(context.guard.probe().boxed());
                 }
-                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.health.resume(),
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.dependency.resume(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.buffer.release(Instant::now()),
                 received = self.session.deliveries.next(), if idle => {
                     if let Err(reason) = self.buffer.receive(received, &mut self.carried.prefetch, &self.carried.attempts) {
@@ -199,13 +203,16 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
     /// Begins what can be begun.
     async fn begin(&mut self) -> Result<(), Lost> {
         let options = &self.context.options;
-        let size = if self.dependency.health.is_doubtful() { 1 } else { self.size.now() };
+        // What fails alone must not be in front again and again while others are never tried.
+        let doubtful = self.dependency.is_doubtful() || self.store.is_doubtful();
+        let size = if doubtful { 1 } else { self.size.now() };
         if self.is_idle() && self.buffer.len() < size {
             self.look()?;
         }
         let Carried { prefetch, attempts, .. } = &mut *self.carried;
         self.buffer.adapt(&mut self.session, options, prefetch, attempts).await?;
-        let suspect_is_due = self.buffer.suspect_is_due();
+        // In doubt, what ends this process and what does not is no matter of patience.
+        let suspect_is_due = self.buffer.suspect_is_due() && !(doubtful && self.buffer.len() > 0);
         self.set_aside();
         // An idle worker takes what is there. Beside others that work, only a full batch is worth a
         // commit of its own: what comes meanwhile makes the next batch larger.
@@ -214,8 +221,16 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             && self.buffer.len() > 0
             && (self.working.is_empty() || self.buffer.len() >= size)
         {
-            let batch = self.buffer.take(size);
-            self.work(batch);
+            if doubtful {
+                // Behind a store the queue keeps its order, but for what was refused again and
+                // again: its probe has told more than one message.
+                let least = if self.dependency.is_doubtful() { 0 } else { PERSISTENT - 1 };
+                let tried = self.buffer.take_least_refused(least);
+                self.work(tried.into_iter().collect());
+            } else {
+                let batch = self.buffer.take(size);
+                self.work(batch);
+            }
         }
         // With nothing else in hand, and nothing on its way: whatever ends this process would take
         // it along.
@@ -228,12 +243,16 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             self.suspect_in_hand = true;
             self.work(suspect.into_iter().collect());
         }
+        if self.dependency.is_doubtful() {
+            self.show();
+        }
         Ok(())
     }
 
     /// Begins what is done about those that have no turn here.
     fn set_aside(&mut self) {
         for (unsettled, aside) in self.buffer.aside() {
+            aside.forget_in(&mut self.carried.attempts, &unsettled.message);
             self.context.settler.set_aside(unsettled, aside, &mut self.settling);
         }
     }
@@ -281,7 +300,9 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             match decision {
                 Decision::Ack(tag) => tags.push(tag),
                 Decision::Begun => {}
-                Decision::Hold { unsettled, .. } if away => back.extend(self.refused(*unsettled, count)),
+                Decision::Hold { unsettled, .. } if away => {
+                    back.extend(self.refused(*unsettled, count, took));
+                }
                 Decision::Hold { unsettled, after } => self.hold(*unsettled, after, Next::Handle),
             }
         }
@@ -311,7 +332,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
             }
             Settled::Stays(unsettled) => self.put_back([unsettled]),
             Settled::Held { unsettled, after, next } => {
-                self.carried.attempts.remember_message(&unsettled.message);
+                unsettled.remember(&mut self.carried.attempts);
                 self.hold(unsettled, after, next);
             }
         }

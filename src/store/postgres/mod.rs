@@ -10,7 +10,7 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use self::partitions::default_of;
+use self::{codes::by_code, partitions::default_of};
 use super::sql::{
     Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
     found, micros, millis, runs_statements, which,
@@ -20,7 +20,12 @@ use crate::{
     message::MessageId,
 };
 
+mod codes;
+mod listen;
+mod outbox;
 mod partitions;
+
+pub use self::outbox::PostgresOutbox;
 
 /// Remembers identities in a PostgreSQL table, in the transaction that the handler writes its
 /// effects in. See [`SqlStore`] for what is guaranteed.
@@ -291,36 +296,6 @@ impl Dialect for Postgres {
     runs_statements!(str::to_owned);
 }
 
-/// By SQLSTATE (PostgreSQL manual, appendix A), and the server's routine.
-fn by_code(code: &str, routine: Option<&str>) -> Cause {
-    match code {
-        "23505" => Cause::Duplicate,
-        "40001" | "40P01" => Cause::Conflict,
-        // lock_not_available, query_canceled (the statement time-out)
-        "55P03" | "57014" => Cause::Busy,
-        // undefined table, column, schema; no default partition for a row
-        "42P01" | "42703" | "3F000" => Cause::Schema,
-        // read_only_sql_transaction
-        "25006" => Cause::ReadOnly,
-        // A column's type was changed: "cached plan must not change result type".
-        "0A000" if routine == Some("RevalidateCachedQuery") => Cause::Stale,
-        // invalid_sql_statement_name, duplicate_prepared_statement: a pooler gave it
-        // another session.
-        "26000" | "42P05" => Cause::Stale,
-        // The server shuts down, the backend was terminated; 25P03: it was idle for too long.
-        "25P03" => Cause::Unavailable,
-        // insufficient_privilege is also what a policy for rows says.
-        "42501" => Cause::Row,
-        _ => match code.get(..2).unwrap_or_default() {
-            "08" | "53" | "57" | "58" | "XX" => Cause::Unavailable,
-            // data exception, integrity constraint, triggered action or change, WITH CHECK OPTION,
-            // program limit, RAISE
-            "22" | "23" | "09" | "27" | "44" | "54" | "P0" => Cause::Row,
-            _ => Cause::Refused,
-        },
-    }
-}
-
 /// An INSERT with its rows, as arrays.
 fn bound<'q>(
     sql: &'q str,
@@ -359,42 +334,5 @@ impl PostgresStore {
     pub fn partitioned(self, hours: std::num::NonZero<u16>) -> Self {
         let statements = Postgres::statements(self.table_name().clone(), Some(u32::from(hours.get())));
         self.with_statements(statements)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_mean_what_the_manual_says() {
-        let codes = [
-            ("23505", Cause::Duplicate),
-            ("40001", Cause::Conflict),
-            ("40P01", Cause::Conflict),
-            ("55P03", Cause::Busy),
-            ("57014", Cause::Busy),
-            ("42P01", Cause::Schema),
-            ("25006", Cause::ReadOnly),
-            ("26000", Cause::Stale),
-            ("42P05", Cause::Stale),
-            ("57P01", Cause::Unavailable),
-            ("53300", Cause::Unavailable),
-            ("25P03", Cause::Unavailable),
-            ("22P05", Cause::Row),
-            ("22001", Cause::Row),
-            ("23514", Cause::Row),
-            ("23502", Cause::Row),
-            ("42501", Cause::Row),
-            ("44000", Cause::Row),
-            ("P0001", Cause::Row),
-            ("0A000", Cause::Refused),
-            ("42601", Cause::Refused),
-            ("", Cause::Refused),
-        ];
-        for (code, cause) in codes {
-            assert_eq!(by_code(code, None), cause, "{code}");
-        }
-        assert_eq!(by_code("0A000", Some("RevalidateCachedQuery")), Cause::Stale);
     }
 }

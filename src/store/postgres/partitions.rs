@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool, Postgres, Row};
 use tokio::time::sleep;
 
-use super::{LOCK, Limits, Statements, TableName, begun, by_code, micros};
+use super::{LOCK, Limits, Statements, TableName, begun, codes::by_code, micros};
 use crate::{
     message::MessageId,
     store::sql::{Cause, Dialect},

@@ -104,7 +104,10 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Connects to one server, `redis://:password@host:6379/0`, and checks it.
+    /// Connects to one server, `redis://:password@host:6379/0`, and checks it with the default
+    /// settings. A server that needs others to pass, such as
+    /// [`allow_eviction`](Self::allow_eviction), is connected to with
+    /// [`connect_lazy`](Self::connect_lazy), and checked by the consumer.
     ///
     /// # Errors
     ///
@@ -338,6 +341,7 @@ impl IdempotencyStore for RedisStore {
     /// [`StoreErrorKind::Configuration`] if `retention` is longer than the store's own: identities
     /// would be forgotten too early (I7).
     async fn purge(&self, retention: Duration, _: u32) -> Result<u64, StoreError> {
+        self.link()?;
         if retention > self.options.retention {
             return Err(refused(format!(
                 "Redis forgets after {:?}, which is sooner than {retention:?}: set the retention on the store",

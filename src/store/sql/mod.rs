@@ -2,7 +2,7 @@
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
 //! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
-//! the handler), `schema`, `inspect`. `dialect` is what a database has to say for itself.
+//! the handler), `schema`, `inspect`, `outbox`. `dialect` is what a database has to say for itself.
 
 mod claim;
 mod dialect;
@@ -12,34 +12,42 @@ mod inspect;
 mod leased;
 mod optimistic;
 mod options;
+mod outbox;
+mod pool;
 mod schema;
 mod session;
 mod statements;
 mod table;
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use sqlx::{ConnectOptions as _, Pool, pool::PoolOptions};
-use tokio::time::timeout;
+use sqlx::{Pool, pool::PoolOptions};
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) use self::claim::which;
-use self::{dialect::ConnectOptions, optimistic::OptimisticInsert};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) use self::outbox::Ear;
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(super) use self::outbox::without;
 pub(super) use self::{
     dialect::{Cause, Dialect, Found, NewLease, Value},
     driver_macros::{found, runs_statements},
-    error::failed,
     options::{Limits, micros, millis},
+    outbox::{Cells, OutboxDialect, OutboxStatements, OutboxSyntax, cells},
     session::begun,
     statements::{Statements, Syntax},
     table::TableName,
 };
-pub use self::{leased::LeasedStore, schema::SchemaMismatch, table::InvalidTableName};
-use crate::idempotency::{StoreError, StoreErrorKind};
+pub use self::{leased::LeasedStore, outbox::SqlOutbox, schema::SchemaMismatch, table::InvalidTableName};
+use self::{
+    optimistic::OptimisticInsert,
+    pool::{connected, lazy},
+};
+use crate::idempotency::StoreError;
 
-/// A database that a [`SqlStore`] can work with: `Postgres`, `MySql` or `Sqlite` of sqlx, each
-/// behind its feature.
-pub trait SqlDatabase: Dialect {
+/// A database that a [`SqlStore`] and a [`SqlOutbox`] can work with: `Postgres`, `MySql` or
+/// `Sqlite` of sqlx, each behind its feature.
+pub trait SqlDatabase: OutboxDialect {
     #[doc(hidden)]
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;
 }
@@ -103,17 +111,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         url: &str,
         set_up: impl FnOnce(PoolOptions<DB>) -> PoolOptions<DB>,
     ) -> Result<Self, StoreError> {
-        let limits = Limits::default();
-        let settings = settings::<DB>(url, &limits)?;
-        let pool = match set_up(DB::pool(&limits)).connect_with(settings.clone()).await {
-            // The pool has tried until its time was over, and does not say what was wrong.
-            Err(sqlx::Error::PoolTimedOut) => match timeout(limits.acquire, settings.connect()).await {
-                Ok(Err(reason)) => Err(reason),
-                _ => Err(sqlx::Error::PoolTimedOut),
-            },
-            tried => tried,
-        };
-        Ok(Self::new(pool.map_err(failed::<DB>)?))
+        Ok(Self::new(connected(url, &Limits::default(), set_up).await?))
     }
 
     /// As [`connect`](Self::connect), but does not connect before the first call: for a service
@@ -148,9 +146,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         url: &str,
         set_up: impl FnOnce(PoolOptions<DB>) -> PoolOptions<DB>,
     ) -> Result<Self, StoreError> {
-        let limits = Limits::default();
-        let settings = settings::<DB>(url, &limits)?;
-        Ok(Self::new(set_up(DB::pool(&limits)).connect_lazy_with(settings)))
+        Ok(Self::new(lazy(url, &Limits::default(), set_up)?))
     }
 
     /// A store over your own pool: its size and its limit for the wait for a connection are yours.
@@ -231,12 +227,6 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     pub fn pool(&self) -> &Pool<DB> {
         &self.pool
     }
-}
-
-fn settings<DB: SqlDatabase>(url: &str, limits: &Limits) -> Result<ConnectOptions<DB>, StoreError> {
-    let url = ConnectOptions::<DB>::from_str(url);
-    let url = url.map_err(|error| StoreError::new(StoreErrorKind::Configuration, error))?;
-    Ok(DB::settings(url, limits))
 }
 
 impl<DB: SqlDatabase> Clone for SqlStore<DB> {

@@ -14,6 +14,10 @@ pub struct SchemaMismatch {
 }
 
 impl SchemaMismatch {
+    pub(super) fn new(missing: String, sql: String) -> Self {
+        Self { missing, sql }
+    }
+
     /// What is missing.
     pub fn missing(&self) -> &str {
         &self.missing
@@ -97,7 +101,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             }
             return Ok(());
         };
-        Err(StoreError::new(StoreErrorKind::Schema, SchemaMismatch { missing, sql: self.schema_sql() }))
+        Err(StoreError::new(StoreErrorKind::Schema, SchemaMismatch::new(missing, self.schema_sql())))
     }
 }
 

@@ -134,8 +134,8 @@ impl ChannelWorker {
             self.generation.begin(Instant::now());
             let end = self.pump(&connection, &channel, &mut unconfirmed).await;
             self.context.monitor.set_worker(self.number, WorkerState::Down);
-            let (mut pause, mut ended) = (None, Ended::Unexplained);
-            let (error, discard): (BoxError, bool) = match end {
+            let mut pause = None;
+            let (error, discard, ended): (BoxError, bool, Ended) = match end {
                 End::Closed => {
                     for (job, _) in unconfirmed.into_unknown() {
                         Self::leave(&job, &mut left);
@@ -143,14 +143,13 @@ impl ChannelWorker {
                     }
                     break;
                 }
+                End::Lost(error) if self.shared.has_given_up(&connection) => (error, true, Ended::Retired),
                 End::Lost(error) => {
+                    let ended;
                     (ended, pause) = self.suspect_unanswered(&mut unconfirmed);
-                    (error, !connection.status().connected())
+                    (error, !connection.status().connected(), ended)
                 }
-                End::Retired(error) => {
-                    ended = Ended::Retired;
-                    (error, true)
-                }
+                End::Retired(error) => (error, true, Ended::Retired),
                 End::Worn => {
                     tracing::info!("messages were nacked again and again; trying another channel");
                     if self.meanwhile(close_channel(&channel)).await.is_none() {
@@ -160,8 +159,7 @@ impl ChannelWorker {
                 }
                 End::Refused(reply, error) => {
                     let Some(error) = self.find_culprit(reply, error, &mut unconfirmed) else { continue };
-                    ended = Ended::OverAnother;
-                    (error, !connection.status().connected())
+                    (error, !connection.status().connected(), Ended::OverAnother)
                 }
             };
             tracing::warn!(error = %Chain(&*error), unconfirmed = unconfirmed.len(), "publishing channel lost; what is unconfirmed is published again");

@@ -48,7 +48,8 @@ pub(super) enum Ended {
     Unexplained,
     /// It ended over one of several: the attempts of the others were in vain.
     OverAnother,
-    /// It was given up here, as confirms were late. That says nothing of who ends channels.
+    /// It was given up here, or another channel of its connection was: confirms were late, or
+    /// could not be trusted. That says nothing of who ends channels.
     Retired,
 }
 
@@ -83,8 +84,8 @@ impl ChannelWorker {
 
     /// A connection that ends without an answer of the broker may have done so over one of the
     /// messages in flight: if none was confirmed on it, if it held suspects, or if it is not the
-    /// first that they are lost with. Gives what that says of those in flight, and how long to pause
-    /// before the next.
+    /// first that they are lost with. Gives what that says of those in flight, and how long to
+    /// pause before the next.
     pub(super) fn suspect_unanswered(&mut self, unconfirmed: &mut Unconfirmed) -> (Ended, Option<Duration>) {
         let fruitless = self.generation.lost();
         if fruitless == 0 && !unconfirmed.holds_suspects() && !unconfirmed.holds_lost_again() {
@@ -145,9 +146,13 @@ impl ChannelWorker {
                 continue;
             }
             match ended {
+                // A late one is not known to have been there when it ended.
+                Ended::Unexplained if late => {}
                 Ended::Unexplained => job.lose(),
                 Ended::OverAnother => {
-                    job.lose();
+                    if !late {
+                        job.lose();
+                    }
                     job.excuse();
                 }
                 // Or it would keep all others waiting for as long as its confirm is late.

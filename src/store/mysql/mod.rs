@@ -17,6 +17,10 @@ use crate::{
     message::MessageId,
 };
 
+mod outbox;
+
+pub use self::outbox::MySqlOutbox;
+
 /// Remembers identities in a MySQL or MariaDB table (InnoDB), in the transaction that the handler
 /// writes its effects in. See [`SqlStore`] for what is guaranteed.
 ///
@@ -61,7 +65,7 @@ impl SqlDatabase for MySql {
                 "SELECT scope, message_id FROM {t} WHERE processed_at < {old} \
                  AND (leased_until IS NULL OR leased_until < {old}) ORDER BY processed_at LIMIT ? FOR UPDATE SKIP LOCKED"
             ),
-            schema: include_str!("schema/mysql.sql")
+            schema: include_str!("../schema/mysql.sql")
                 .replace("{table}", t)
                 .replace("{index}", &format!("`{}`", index.name())),
             index: format!(

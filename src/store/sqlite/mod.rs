@@ -19,6 +19,11 @@ use crate::{
     message::MessageId,
 };
 
+mod outbox;
+mod watch;
+
+pub use self::outbox::SqliteOutbox;
+
 /// Remembers identities in a SQLite table, in the transaction that the handler writes its effects
 /// in. See [`SqlStore`] for what is guaranteed.
 ///
@@ -59,7 +64,7 @@ impl SqlDatabase for Sqlite {
                  WHERE processed_at < {now} - ?1 AND (leased_until IS NULL OR leased_until < {now} - ?1) \
                  ORDER BY processed_at LIMIT ?2)"
             ),
-            schema: include_str!("schema/sqlite.sql")
+            schema: include_str!("../schema/sqlite.sql")
                 .replace("{table}", t)
                 .replace("{index}", &index)
                 .replace("{name}", &name),

@@ -1,0 +1,172 @@
+//! An outbox in PostgreSQL.
+
+use futures_util::future::BoxFuture;
+use sqlx::{
+    AssertSqlSafe, Pool, Postgres, Row,
+    postgres::{PgArguments, PgConnection, PgRow},
+    query::Query,
+};
+use uuid::Uuid;
+
+use super::{LOCK, WORDS, listen};
+use crate::{
+    outbox::{NewRow, ReadRequest, Removed, RowId},
+    store::sql::{
+        Dialect, Ear, Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, begun,
+        cells,
+    },
+};
+
+/// Messages to be published, in PostgreSQL 13 or later. See [`SqlOutbox`] for what is guaranteed.
+///
+/// With `synchronous_commit` off, or after a failover to a server that lags behind, a message may
+/// have been published whose transaction is lost. Read and write one primary.
+///
+/// Relays of other processes are told of commits by NOTIFY; see [`wake`](SqlOutbox::wake). Behind
+/// PgBouncer in transaction mode a relay hears nothing, notices, and looks into the table instead.
+pub type PostgresOutbox = SqlOutbox<Postgres>;
+
+const SYNTAX: OutboxSyntax = OutboxSyntax {
+    words: &WORDS,
+    lanes: <Postgres as OutboxDialect>::LANES,
+    integer: |expression| format!("({expression})::bigint"),
+    upsert: "ON CONFLICT (relay) DO UPDATE SET name = excluded.name, beat_at = excluded.beat_at",
+    share: "FOR SHARE",
+    by_key: "",
+    schema: include_str!("../schema/outbox_postgres.sql"),
+};
+
+/// Each takes its rows by the index, one by one. The statistics of a table that is empty one minute
+/// and full in the next are always wrong, and a plan that goes by them reads all of it.
+const REMOVING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+                        SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
+
+cells!(PgRow);
+
+impl OutboxDialect for Postgres {
+    const LANES: u16 = 16;
+    const ROW_KEY: &'static [&'static str] = &["lane", "seq"];
+    const READING: Option<&'static str> = Some(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+         SET LOCAL jit = off",
+    );
+    const NOTIFIES: bool = true;
+
+    fn outbox(table: TableName) -> OutboxStatements {
+        let statements = OutboxStatements::new::<Self>(table, &SYNTAX);
+        let OutboxStatements { quoted: t, columns, put, .. } = &statements;
+        OutboxStatements {
+            // The transaction has its identity before a row has its number: whoever sees all
+            // transactions ended below an identity that is younger than a number then knows that
+            // nothing is to come below that number.
+            put: format!(
+                "WITH x AS MATERIALIZED (SELECT pg_current_xact_id() AS xid) {put}SELECT l, m, e, r, k, p, b \
+                 FROM x, unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[]) \
+                 WITH ORDINALITY AS n(l, m, e, r, k, p, b, i) WHERE xid IS NOT NULL ORDER BY i"
+            ),
+            // The snapshot is that of the statement, so it is the one that the rows are read with.
+            read: format!(
+                "SELECT o.*, s.ended FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS ended) AS s \
+                 LEFT JOIN (unnest($1::smallint[], $2::bigint[]) AS f(of_lane, behind) CROSS JOIN LATERAL \
+                 (SELECT {columns}, following FROM (SELECT c.*, sum(octet_length(body)) OVER (ORDER BY seq) AS upto, \
+                 row_number() OVER (ORDER BY seq) AS nth, lead(seq) OVER (ORDER BY seq) AS following \
+                 FROM (SELECT * FROM {t} WHERE lane = of_lane AND seq > behind \
+                 AND (order_key IS NULL OR order_key <> ALL ($3::text[])) AND (order_key IS NOT NULL OR \
+                 (exchange, routing_key) NOT IN (SELECT e, r FROM unnest($6::text[], $7::text[]) AS g(e, r))) \
+                 ORDER BY seq LIMIT $4) AS c) AS w \
+                 WHERE upto <= $5 OR nth = 1) AS o) ON true"
+            ),
+            remove: format!(
+                "WITH gone AS (DELETE FROM {t} USING unnest($1::smallint[], $2::bigint[]) AS d(l, s) \
+                 WHERE lane = l AND seq = s RETURNING 1) SELECT count(*), pg_current_xact_id()::text FROM gone"
+            ),
+            notify: format!("SELECT pg_notify(channel, $1) FROM ({}) AS c", listen::channel(t)),
+            ..statements
+        }
+    }
+
+    async fn fetch(
+        connection: &mut PgConnection,
+        query: Query<'_, Self, PgArguments>,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        query.fetch_all(connection).await
+    }
+
+    async fn put(
+        connection: &mut PgConnection,
+        statements: &OutboxStatements,
+        rows: &[NewRow],
+    ) -> Result<(), sqlx::Error> {
+        let put = sqlx::query(AssertSqlSafe(statements.put.as_str()))
+            .bind(rows.iter().map(|row| row.lane.0.cast_signed()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.message_id.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.exchange.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.routing_key.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.order_key.as_deref()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.properties.as_deref()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| &*row.body).collect::<Vec<_>>());
+        put.execute(connection).await.map(|_| ())
+    }
+
+    fn read<'q>(
+        statements: &OutboxStatements,
+        request: &ReadRequest<'q>,
+    ) -> Vec<Query<'q, Self, PgArguments>> {
+        let (lanes, behind) = arrays(request.from);
+        let read = sqlx::query(AssertSqlSafe(statements.read.as_str()))
+            .bind(lanes)
+            .bind(behind)
+            .bind(request.without_keys)
+            .bind(i64::from(request.rows))
+            .bind(i64::try_from(request.bytes).unwrap_or(i64::MAX))
+            .bind(request.without_routes.iter().map(|route| route.exchange.as_str()).collect::<Vec<_>>())
+            .bind(request.without_routes.iter().map(|route| route.routing_key.as_str()).collect::<Vec<_>>());
+        vec![read]
+    }
+
+    async fn remove(
+        pool: &Pool<Self>,
+        statements: &OutboxStatements,
+        rows: &[RowId],
+    ) -> Result<Removed, sqlx::Error> {
+        let mut transaction = begun(pool, REMOVING).await?;
+        let (lanes, seqs) = arrays(rows);
+        let remove = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(lanes).bind(seqs);
+        let gone = remove.fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        let own: &str = gone.try_get(1)?;
+        let own = own.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let rows = u64::try_from(gone.try_get::<i64, _>(0)?).unwrap_or_default();
+        Ok(Removed { rows, transaction: Some(own) })
+    }
+
+    async fn create_outbox(
+        pool: &Pool<Self>,
+        statements: &OutboxStatements,
+        limits: &Limits,
+    ) -> Result<(), sqlx::Error> {
+        // Two sessions that find the same table missing would both create it.
+        let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
+        let mut transaction = begun(pool, locked).await?;
+        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
+        transaction.commit().await
+    }
+
+    async fn lacks(connection: &mut PgConnection) -> Result<Option<&'static str>, sqlx::Error> {
+        let version = "SELECT current_setting('server_version_num')::bigint";
+        let version: i64 = sqlx::query_scalar(version).fetch_one(connection).await?;
+        Ok((version < 130_000).then_some("an outbox needs PostgreSQL 13 or later"))
+    }
+
+    async fn notify(pool: &Pool<Self>, statements: &OutboxStatements, from: Uuid) -> Result<(), sqlx::Error> {
+        listen::notify(pool, statements, &listen::wake_from(from)).await
+    }
+
+    fn listen(ear: Ear<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(listen::listen(ear))
+    }
+}
+
+fn arrays(rows: &[RowId]) -> (Vec<i16>, Vec<i64>) {
+    rows.iter().map(|row| (row.lane.0.cast_signed(), row.seq)).unzip()
+}

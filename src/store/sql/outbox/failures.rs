@@ -1,0 +1,93 @@
+//! Failures are noted, by whoever has the lane.
+
+use std::collections::BTreeSet;
+
+use sqlx::AssertSqlSafe;
+
+use super::{LONGEST, SqlDatabase, SqlOutbox};
+use crate::{
+    error::bounded,
+    idempotency::{StoreError, StoreErrorKind},
+    outbox::{Failed, Lane, Next, Term},
+    store::sql::{
+        dialect::Value,
+        error::{failed as error, not_committed},
+        options::micros,
+        session::begun,
+    },
+};
+
+/// How much of an error is kept.
+const ERROR_BYTES: usize = 1000;
+
+impl<DB: SqlDatabase> SqlOutbox<DB> {
+    pub(super) async fn note(&self, held: &[Term], failed: &[Failed]) -> Result<Vec<Lane>, StoreError> {
+        let noting = self.note_in_time(held, failed);
+        self.answered(StoreErrorKind::OutcomeUnknown, noting).await
+    }
+
+    async fn note_in_time(&self, held: &[Term], failed: &[Failed]) -> Result<Vec<Lane>, StoreError> {
+        let mut transaction = begun(&self.pool, DB::begin(&self.limits)).await.map_err(error::<DB>)?;
+        let mut held = held.to_vec();
+        // All in one order, so that two relays never wait for each other in a circle.
+        held.sort_unstable_by_key(|term| term.lane);
+        let (mut kept, mut lost) = (BTreeSet::new(), BTreeSet::new());
+        for Term { lane, term } in held {
+            let values = [Value::Integer(lane.0.into()), Value::Integer(term)];
+            let fence = DB::bound(sqlx::query(AssertSqlSafe(self.statements.fence.as_str())), &values);
+            // Nobody takes the lane from here to the commit.
+            let found = DB::fetch(&mut transaction, fence).await.map_err(error::<DB>)?;
+            if found.is_empty() {
+                lost.insert(lane)
+            } else {
+                kept.insert(lane)
+            };
+        }
+        let mut failed: Vec<&Failed> = failed.iter().collect();
+        failed.sort_unstable_by_key(|failed| failed.row);
+        for failed in failed {
+            let row = failed.row;
+            if !kept.contains(&row.lane) {
+                lost.insert(row.lane);
+                continue;
+            }
+            let (counted, why) = (Value::Integer(failed.counted.into()), fitting(&failed.error, ERROR_BYTES));
+            let (why, lane, seq) =
+                (Value::Text(&why), Value::Integer(row.lane.0.into()), Value::Integer(row.seq));
+            let changed = match failed.next {
+                Next::Retry(pause) => {
+                    let pause = Value::Integer(micros(pause.min(LONGEST)));
+                    let values = [counted, pause, why, lane, seq];
+                    DB::execute(&mut transaction, &self.statements.retry, &values).await
+                }
+                Next::Park => {
+                    let values = [counted, why, lane, seq];
+                    DB::execute(&mut transaction, &self.statements.park, &values).await
+                }
+            };
+            // None, if it was removed meanwhile.
+            changed.map_err(error::<DB>)?;
+        }
+        transaction.commit().await.map_err(not_committed::<DB>)?;
+        Ok(lost.into_iter().collect())
+    }
+}
+
+/// As much of a text as a column takes, without characters that not every database takes.
+pub(super) fn fitting(text: &str, bytes: usize) -> String {
+    let mut text = bounded(text);
+    text.truncate(text.floor_char_boundary(bytes));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters_and_hold_no_zero_byte() {
+        assert_eq!(fitting("a\0b", 255), "a\\u{0}b");
+        let cut = fitting(&"é".repeat(2000), ERROR_BYTES - 1);
+        assert_eq!(cut.len(), ERROR_BYTES - 2);
+    }
+}

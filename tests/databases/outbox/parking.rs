@@ -1,0 +1,159 @@
+//! What operators do with parked rows, and the status.
+
+use std::time::Duration;
+
+use lapin_idempotent::outbox::{Failed, Lane, NewRow, Next, Outbox, RowId, Select};
+
+use super::{Boxed, Kind, row, rows};
+
+trials! {
+    parked_rows_leave_their_lane_and_come_back_with_their_numbers<Postgres, MySql, Sqlite>,
+    parked_rows_are_listed_and_discarded_as_selected<Postgres, MySql, Sqlite>,
+    keys_of_parked_rows_are_told_by_lane<Postgres, MySql, Sqlite>,
+    status_counts_what_waits<Postgres, MySql, Sqlite>,
+}
+
+async fn park<K: Kind>(boxed: &Boxed<K>, ids: &[RowId]) {
+    let mut held = Vec::new();
+    for lane in ids.iter().map(|id| id.lane).collect::<std::collections::BTreeSet<_>>() {
+        let (relay, term) = boxed.take(lane.0).await;
+        held.push((relay, term));
+    }
+    let terms: Vec<_> = held.iter().map(|(_, term)| *term).collect();
+    let failed: Vec<_> = ids
+        .iter()
+        .map(|&row| Failed { row, counted: true, next: Next::Park, error: format!("too often: {}", row.seq) })
+        .collect();
+    assert_eq!(boxed.outbox.fail(&terms, &failed).await.expect("fail"), []);
+    for (relay, _) in held {
+        boxed.outbox.leave(relay).await.expect("leave");
+    }
+}
+
+fn keyed(id: &str, key: &str, lane: u16) -> NewRow {
+    NewRow { lane: Lane(lane), order_key: Some(key.to_owned()), ..row(id) }
+}
+
+pub async fn parked_rows_leave_their_lane_and_come_back_with_their_numbers<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    boxed.put(&rows("a", 4)).await;
+    let all = boxed.all().await;
+    park(&boxed, &[all[0].id, all[2].id]).await;
+    assert_eq!(boxed.ids().await, ["a1", "a3"]);
+    let parked = boxed.outbox.list_parked(&Select::All, 0, 10).await.expect("list");
+    let rows: Vec<_> = parked.iter().map(|parked| parked.row.clone()).collect();
+    assert_eq!(
+        rows.iter().map(|row| row.id).collect::<Vec<_>>(),
+        [all[0].id, all[2].id],
+        "with their own lanes"
+    );
+    assert_eq!((rows[1].attempts, rows[1].body.clone()), (1, all[2].body.clone()));
+    assert_eq!(parked[0].error.as_deref(), Some(&*format!("too often: {}", all[0].id.seq)));
+    assert!(parked[0].parked < Duration::from_secs(60));
+    // Confirmations that come late find nothing.
+    assert_eq!(boxed.outbox.remove(&[all[0].id]).await.expect("remove").rows, 0);
+    assert_eq!(boxed.outbox.unpark(&Select::All).await.expect("unpark"), 2);
+    assert_eq!(boxed.outbox.unpark(&Select::All).await.expect("unpark"), 0);
+    let back = boxed.all().await;
+    assert_eq!(
+        back.iter().map(|row| row.id).collect::<Vec<_>>(),
+        all.iter().map(|row| row.id).collect::<Vec<_>>()
+    );
+    assert!(back.iter().all(|row| row.attempts == 0 && row.retry_in == Duration::ZERO));
+    assert_eq!(boxed.outbox.list_parked(&Select::All, 0, 10).await.expect("list"), []);
+}
+
+pub async fn parked_rows_are_listed_and_discarded_as_selected<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let last = boxed.outbox.lanes() - 1;
+    boxed
+        .put(&[keyed("a", "k", 0), keyed("b", "K", last), keyed("c", "k", 0), row("d"), keyed("e", "k", 0)])
+        .await;
+    let mut ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    ids.sort_unstable_by_key(|id| id.seq);
+    park(&boxed, &ids[..4]).await;
+    let listed = async |select: Select, behind, limit| {
+        let parked = boxed.outbox.list_parked(&select, behind, limit).await.expect("list");
+        parked.iter().map(|parked| parked.row.message_id.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let key = |key: &str| Select::Key(key.to_owned());
+    assert_eq!(listed(Select::All, 0, 10).await, "a b c d");
+    assert_eq!(listed(Select::All, 0, 3).await, "a b c");
+    assert_eq!(listed(Select::All, ids[1].seq, 10).await, "c d");
+    assert_eq!(listed(key("k"), 0, 10).await, "a c");
+    assert_eq!(listed(key("k "), 0, 10).await, "");
+    assert_eq!(listed(key("K"), 0, 10).await, "b");
+    assert_eq!(listed(key("k"), ids[0].seq, 10).await, "c");
+    assert_eq!(listed(Select::Seq(ids[3].seq), 0, 10).await, "d");
+    assert_eq!(listed(Select::Seq(ids[4].seq), 0, 10).await, "", "it is not parked");
+
+    assert_eq!(boxed.outbox.discard(&Select::Seq(ids[4].seq)).await.expect("discard"), 0);
+    assert_eq!(boxed.outbox.unpark(&Select::Seq(ids[2].seq)).await.expect("unpark"), 1);
+    assert_eq!(boxed.ids().await, ["c", "e"]);
+    assert_eq!(boxed.outbox.discard(&key("k")).await.expect("discard"), 1);
+    assert_eq!(boxed.outbox.unpark(&key("K")).await.expect("unpark"), 1);
+    assert_eq!(listed(Select::All, 0, 10).await, "d");
+    assert_eq!(boxed.outbox.discard(&Select::All).await.expect("discard"), 1);
+    assert_eq!(boxed.all().await.len(), 3, "a and d are gone");
+}
+
+pub async fn keys_of_parked_rows_are_told_by_lane<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let last = boxed.outbox.lanes() - 1;
+    boxed
+        .put(&[
+            keyed("a", "k", 0),
+            keyed("b", "K ", last),
+            keyed("c", "k", 0),
+            row("d"),
+            keyed("e", "free", 0),
+        ])
+        .await;
+    let mut ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    ids.sort_unstable_by_key(|id| id.seq);
+    park(&boxed, &ids[..4]).await;
+    let keys = async |lanes: &[u16]| {
+        let lanes: Vec<Lane> = lanes.iter().map(|&lane| Lane(lane)).collect();
+        let mut keys = boxed.outbox.parked_keys(&lanes).await.expect("keys");
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(keys(&[0, last]).await, ["K ", "k"]);
+    assert_eq!(keys(&[]).await, [""; 0]);
+    if last > 0 {
+        assert_eq!(keys(&[0]).await, ["k"]);
+        assert_eq!(keys(&[1]).await, [""; 0]);
+    }
+    boxed.outbox.discard(&Select::Key("K ".to_owned())).await.expect("discard");
+    assert_eq!(keys(&[0, last]).await, ["k"]);
+}
+
+pub async fn status_counts_what_waits<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let status = boxed.outbox.status().await.expect("status");
+    assert_eq!((status.backlog, status.oldest, status.parked, status.relays), (0, None, 0, 0));
+    let last = boxed.outbox.lanes() - 1;
+    boxed.put(&[rows("a", 4), vec![keyed("b", "k", last)]].concat()).await;
+    let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    park(&boxed, &ids[..1]).await;
+    let relays = [boxed.relay().await, boxed.relay().await];
+    boxed.freeze(relays[0], 61).await;
+    let older = match K::NAME {
+        "PostgreSQL" => "enqueued_at - interval '1 hour'",
+        "MySQL" => "enqueued_at - INTERVAL 1 HOUR",
+        _ => "enqueued_at - 3600000",
+    };
+    boxed
+        .sql(&format!(
+            "UPDATE {} SET enqueued_at = {older} WHERE order_key IS NOT NULL OR seq = {}",
+            boxed.name, ids[1].seq
+        ))
+        .await;
+    let status = boxed.outbox.status().await.expect("status");
+    assert_eq!((status.backlog, status.parked, status.relays), (4, 1, 1));
+    let oldest = status.oldest.expect("one waits").as_secs();
+    assert!((3600..3660).contains(&oldest), "{oldest}");
+    boxed.put(&rows("many", 10_100)).await;
+    let status = boxed.outbox.status().await.expect("status");
+    assert_eq!(status.backlog, if last == 0 { 10_000 } else { 10_001 }, "counted to 10,000 in each lane");
+}
