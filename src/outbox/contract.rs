@@ -1,79 +1,21 @@
 //! What a relay asks of the table, and what it gets.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::wake::Wake;
-use crate::{idempotency::StoreError, message::MessageId};
-
-/// One of the shares that the rows are spread over. A lane belongs to one relay at a time.
-///
-/// A table counts its lanes from 0; what is parked has left them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lane(pub u16);
-
-/// Which row: its lane, and its number there. Later rows of a lane have greater numbers; numbers
-/// are never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RowId {
-    /// Its lane.
-    pub lane: Lane,
-    /// Its number.
-    pub seq: i64,
-}
+pub use super::{
+    parked::{ParkedKey, ParkedRow, Select, TableStatus},
+    rows::{Lane, NewRow, Route, Row, RowId},
+};
+use crate::idempotency::StoreError;
 
 /// A relay, for the time that it runs: a restarted one is another. Its name is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayId(pub Uuid);
-
-/// A message as it is enqueued: checked, with its identity.
-#[derive(Clone, PartialEq)]
-pub struct NewRow {
-    /// Where it goes.
-    pub lane: Lane,
-    /// Its identity.
-    pub message_id: MessageId,
-    /// The exchange it is published to.
-    pub exchange: String,
-    /// Its routing key.
-    pub routing_key: String,
-    /// What it is in order with, 1 to 255 bytes; `None` if nothing.
-    pub order_key: Option<String>,
-    /// Its other properties and its headers, as JSON; `None` if it is persistent and nothing else
-    /// was set.
-    pub properties: Option<String>,
-    /// Its body.
-    pub body: Bytes,
-}
-
-/// A message as it is read.
-#[derive(Clone, PartialEq)]
-pub struct Row {
-    /// Which.
-    pub id: RowId,
-    /// What was enqueued, as it was; its lane is that of `id`.
-    pub message_id: MessageId,
-    /// See [`NewRow::exchange`].
-    pub exchange: String,
-    /// See [`NewRow::routing_key`].
-    pub routing_key: String,
-    /// See [`NewRow::order_key`].
-    pub order_key: Option<String>,
-    /// See [`NewRow::properties`].
-    pub properties: Option<String>,
-    /// See [`NewRow::body`].
-    pub body: Bytes,
-    /// How long ago it was enqueued, by the table's clock.
-    pub age: Duration,
-    /// How often publishing it failed, as far as that is the message's own fault.
-    pub attempts: u32,
-    /// How long it is to be left alone, by the table's clock; zero if it may be sent.
-    pub retry_in: Duration,
-}
 
 /// A lane, in the hands of a relay, and for the how-manieth time it was taken. A relay that has
 /// lost its lane holds an old term.
@@ -92,15 +34,6 @@ pub struct Ownership {
     pub relays: Vec<RelayId>,
     /// Every lane with its term, and its owner if it has one, alive or not.
     pub lanes: Vec<(Term, Option<RelayId>)>,
-}
-
-/// Where a message goes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Route {
-    /// Its exchange.
-    pub exchange: String,
-    /// Its routing key.
-    pub routing_key: String,
 }
 
 /// What to read.
@@ -162,53 +95,6 @@ pub enum Next {
     Retry(Duration),
     /// It leaves its lane, with its number, until an operator puts it back.
     Park,
-}
-
-/// What the table holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct TableStatus {
-    /// Rows to be published, counted to 10,000 in each lane.
-    pub backlog: u64,
-    /// How long the oldest of them waits.
-    pub oldest: Option<Duration>,
-    /// Rows that were parked, counted to 10,000.
-    pub parked: u64,
-    /// Relays with a beat younger than a minute.
-    pub relays: u64,
-}
-
-/// An order key with parked rows. What has a lower number than the first of them goes on.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ParkedKey {
-    /// The key.
-    pub key: String,
-    /// The number of the first parked row.
-    pub first: i64,
-}
-
-/// A parked row, for people.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct ParkedRow {
-    /// The row, with its number and the lane that it comes from.
-    pub row: Row,
-    /// What publishing it failed with last.
-    pub error: Option<String>,
-    /// How long ago it was parked.
-    pub parked: Duration,
-}
-
-/// Which parked rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Select {
-    /// All.
-    All,
-    /// Those in order with a key.
-    Key(String),
-    /// One, by its number.
-    Seq(i64),
 }
 
 /// A table of messages that are to be published, in the database of those who enqueue them.
@@ -308,8 +194,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// Any [`StoreError`].
     fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<ParkedKey>, StoreError>> + Send;
 
-    /// Removes rows whose messages were confirmed. With no rows it removes nothing, in a transaction
-    /// of its own all the same.
+    /// Removes rows whose messages were confirmed. With no rows it removes nothing, in a
+    /// transaction of its own all the same.
     ///
     /// # Errors
     ///
@@ -386,26 +272,5 @@ pub trait Outbox: Send + Sync + 'static {
             hears.closed().await;
             std::future::pending::<()>().await;
         })
-    }
-}
-
-impl fmt::Debug for NewRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NewRow")
-            .field("lane", &self.lane)
-            .field("message_id", &self.message_id)
-            .field("body_bytes", &self.body.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Row")
-            .field("id", &self.id)
-            .field("message_id", &self.message_id)
-            .field("attempts", &self.attempts)
-            .field("body_bytes", &self.body.len())
-            .finish_non_exhaustive()
     }
 }
