@@ -49,6 +49,7 @@ struct Sample {
 
 /// What a run took in all, and each of its messages.
 #[derive(Default)]
+#[allow(clippy::struct_field_names)]
 pub(crate) struct Took {
     pub(crate) took: Duration,
     pub(crate) latencies: Vec<Duration>,

@@ -28,7 +28,7 @@ const KILLS: usize = 10;
 /// What the shop says when it has committed, and waits to be killed.
 const COMMITTED: &str = "committed";
 
-pub(crate) struct Announced {
+pub(crate) struct Killed {
     with_outbox: bool,
     committed: usize,
     announced: usize,
@@ -36,7 +36,7 @@ pub(crate) struct Announced {
     kills: usize,
 }
 
-impl Announced {
+impl Killed {
     /// Whether every order that was committed was announced.
     pub(crate) fn all(&self) -> bool {
         self.announced == self.committed
@@ -47,8 +47,8 @@ impl Announced {
 #[derive(clap::Args)]
 pub(crate) struct Shop {
     /// Run the shop itself, on this database
-    #[arg(long, hide = true, requires = "queue")]
-    shop: Option<PathBuf>,
+    #[arg(long = "shop", hide = true, requires = "queue")]
+    database: Option<PathBuf>,
     #[arg(long, hide = true)]
     queue: Option<String>,
     #[arg(long, hide = true)]
@@ -56,7 +56,7 @@ pub(crate) struct Shop {
 }
 
 /// Runs shops until all orders are committed, and counts what was announced.
-pub(crate) async fn killed(amqp: &str, orders: usize, with_outbox: bool) -> Result<Announced, BoxError> {
+pub(crate) async fn killed(amqp: &str, orders: usize, with_outbox: bool) -> Result<Killed, BoxError> {
     let directory = std::env::temp_dir().join(format!("shop-{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir(&directory)?;
     let queue = Queue::declare(amqp).await?;
@@ -67,7 +67,7 @@ pub(crate) async fn killed(amqp: &str, orders: usize, with_outbox: bool) -> Resu
     queue.delete().await?;
     let copies = ids.len();
     let announced = ids.into_iter().collect::<HashSet<_>>().len();
-    Ok(Announced { with_outbox, committed: orders, announced, copies, kills })
+    Ok(Killed { with_outbox, committed: orders, announced, copies, kills })
 }
 
 async fn shops(
@@ -110,7 +110,7 @@ impl Shop {
     /// In a shop process: writes down and announces what is not written down yet. Gives whether
     /// this is one.
     pub(crate) async fn run(&self, amqp: &str, orders: &[Order]) -> Result<bool, BoxError> {
-        let (Some(database), Some(queue)) = (&self.shop, &self.queue) else { return Ok(false) };
+        let (Some(database), Some(queue)) = (&self.database, &self.queue) else { return Ok(false) };
         let outbox = SqliteOutbox::connect(&format!("sqlite:{}?mode=rwc", database.display())).await?;
         outbox.create_schema().await?;
         let create = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT";
@@ -150,7 +150,7 @@ impl Shop {
     }
 }
 
-impl fmt::Display for Announced {
+impl fmt::Display for Killed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.with_outbox { "with an outbox" } else { "without" };
         let kills = format!("{how}: killed after the commit, times");
