@@ -5,6 +5,7 @@ mod lanes;
 mod listening;
 mod parking;
 mod plans;
+mod relaying;
 mod rows;
 mod schema;
 
@@ -31,6 +32,7 @@ pub fn trials(there: bool) -> Vec<Trial> {
         listening::trials,
         parking::trials,
         plans::trials,
+        relaying::trials,
         rows::trials,
         schema::trials,
     ];

@@ -14,6 +14,8 @@ use crate::{
     },
 };
 
+/// Each call is boxed: a connection of the driver's that is being opened takes 20 kilobytes, which
+/// would be in the future of whoever calls, once for each call.
 impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
     type Connection = DB::Connection;
 
@@ -26,19 +28,19 @@ impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
         connection: &mut Self::Connection,
         rows: &[NewRow],
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
-        self.put_in(connection, rows)
+        Box::pin(self.put_in(connection, rows))
     }
 
     fn register(&self, relay: RelayId, name: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
-        self.register_relay(relay, name)
+        Box::pin(self.register_relay(relay, name))
     }
 
     fn beat(&self, relay: RelayId, lease: Duration) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        self.beat_once(relay, lease)
+        Box::pin(self.beat_once(relay, lease))
     }
 
     fn ownership(&self, lease: Duration) -> impl Future<Output = Result<Ownership, StoreError>> + Send {
-        self.owners(lease)
+        Box::pin(self.owners(lease))
     }
 
     fn take(
@@ -47,27 +49,27 @@ impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
         lanes: &[Term],
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Term>, StoreError>> + Send {
-        self.take_lanes(relay, lanes, lease)
+        Box::pin(self.take_lanes(relay, lanes, lease))
     }
 
     fn release(&self, lanes: &[Term]) -> impl Future<Output = Result<(), StoreError>> + Send {
-        self.release_lanes(lanes)
+        Box::pin(self.release_lanes(lanes))
     }
 
     fn leave(&self, relay: RelayId) -> impl Future<Output = Result<(), StoreError>> + Send {
-        self.forget_relay(relay)
+        Box::pin(self.forget_relay(relay))
     }
 
     fn read(&self, request: &ReadRequest<'_>) -> impl Future<Output = Result<Batch, StoreError>> + Send {
-        self.read_rows(request)
+        Box::pin(self.read_rows(request))
     }
 
     fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send {
-        self.keys_parked(lanes)
+        Box::pin(self.keys_parked(lanes))
     }
 
     fn remove(&self, rows: &[RowId]) -> impl Future<Output = Result<Removed, StoreError>> + Send {
-        self.remove_rows(rows)
+        Box::pin(self.remove_rows(rows))
     }
 
     fn fail(
@@ -75,11 +77,11 @@ impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
         held: &[Term],
         failed: &[Failed],
     ) -> impl Future<Output = Result<Vec<Lane>, StoreError>> + Send {
-        self.note(held, failed)
+        Box::pin(self.note(held, failed))
     }
 
     fn status(&self) -> impl Future<Output = Result<TableStatus, StoreError>> + Send {
-        self.table_status()
+        Box::pin(self.table_status())
     }
 
     fn list_parked(
@@ -88,19 +90,19 @@ impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
         behind: i64,
         limit: u32,
     ) -> impl Future<Output = Result<Vec<ParkedRow>, StoreError>> + Send {
-        self.parked(select, behind, limit)
+        Box::pin(self.parked(select, behind, limit))
     }
 
     fn unpark(&self, select: &Select) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        self.put_back(select)
+        Box::pin(self.put_back(select))
     }
 
     fn discard(&self, select: &Select) -> impl Future<Output = Result<u64, StoreError>> + Send {
-        self.delete_parked(select)
+        Box::pin(self.delete_parked(select))
     }
 
     fn check(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
-        self.check_schema()
+        Box::pin(self.check_schema())
     }
 
     fn waker(&self) -> &Wake {
