@@ -12,18 +12,20 @@ mod metrics;
 mod placement;
 mod relay;
 mod routes;
+mod row;
 mod status;
 mod telemetry;
 mod verdict;
 mod wake;
 
 pub use contract::{
-    Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Route,
-    Row, RowId, Select, TableStatus, Term,
+    Batch, Failed, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Select, TableStatus,
+    Term,
 };
 pub use error::EnqueueError;
 pub use placement::Placement;
 pub use relay::{Listen, OnPoison, Relay, RelayHandle};
+pub use row::{Lane, NewRow, Route, Row, RowId};
 pub use status::{RelayMonitor, RelayState, RelayStatus};
 pub use telemetry::Relayed;
 pub use wake::Wake;

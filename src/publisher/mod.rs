@@ -8,8 +8,8 @@
 //! One message: [`publish_idempotent`](IdempotentPublisher::publish_idempotent). Many:
 //! [`publish_all`](IdempotentPublisher::publish_all) and
 //! [`publish_stream`](IdempotentPublisher::publish_stream). Confirms that are awaited later:
-//! [`enqueue`](IdempotentPublisher::enqueue). Settings: [`PublisherBuilder`]. Whoever is to work with
-//! something else in its place is generic over [`Publish`].
+//! [`enqueue`](IdempotentPublisher::enqueue). Settings: [`PublisherBuilder`]. Whoever is to work
+//! with something else in its place is generic over [`Publish`].
 
 mod builder;
 mod channel;

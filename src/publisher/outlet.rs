@@ -8,8 +8,8 @@ use crate::message::OutgoingMessage;
 /// Publishes a message and tells what became of it: an [`IdempotentPublisher`], or what stands in
 /// for one.
 ///
-/// A service that is generic over this can be tested without a broker: with `MemoryPublisher`, of the
-/// feature `testing`. A [`Relay`](crate::outbox::Relay) is, too.
+/// A service that is generic over this can be tested without a broker: with `MemoryPublisher`, of
+/// the feature `testing`. A [`Relay`](crate::outbox::Relay) is, too.
 ///
 /// ```
 /// use lapin_idempotent::{OutgoingMessage, Publish, PublishError};

@@ -107,8 +107,9 @@ impl Keys {
         if is_hot { Inserted::Hot } else { Inserted::Waits }
     }
 
-    /// Takes the next row that may be sent; if it has a key, nothing else of that key is given until
-    /// one of [`done`](Self::done), [`block`](Self::block) or [`forget`](Self::forget) is called.
+    /// Takes the next row that may be sent; if it has a key, nothing else of that key is given
+    /// until one of [`done`](Self::done), [`block`](Self::block) or [`forget`](Self::forget) is
+    /// called.
     pub(super) fn next(&mut self) -> Option<Entry> {
         loop {
             let entry = match self.turns.pop_front()? {

@@ -46,8 +46,8 @@ pub enum OnPoison {
 #[derive(Debug)]
 pub(super) struct Own {
     pub(super) term: i64,
-    /// Another one each time that all of the lane is forgotten. What a read gives for an earlier one
-    /// may lack what was forgotten.
+    /// Another one each time that all of the lane is forgotten. What a read gives for an earlier
+    /// one may lack what was forgotten.
     pub(super) epoch: u64,
     /// It is to be given back.
     pub(super) gives: bool,
@@ -109,11 +109,11 @@ pub(super) struct Memory {
     pub(super) parked: HashSet<Key>,
     /// Rows of keys that are parked as far as is known. Whether they are is asked first.
     pub(super) followers: Vec<Entry>,
-    /// Keys whose oldest row failed, until that is written. They stay blocked: reads give nothing new
-    /// of that row, and what comes behind it would look like the oldest.
+    /// Keys whose oldest row failed, until that is written. They stay blocked: reads give nothing
+    /// new of that row, and what comes behind it would look like the oldest.
     pub(super) failing: HashSet<Key>,
-    /// While a read is under way: keys that were let in since it began. What it has of them may lack
-    /// their oldest rows.
+    /// While a read is under way: keys that were let in since it began. What it has of them may
+    /// lack their oldest rows.
     pub(super) let_in: Option<HashSet<Key>>,
     /// Terms that were lost, until the task that keeps the lanes knows.
     lost: HashSet<Term>,

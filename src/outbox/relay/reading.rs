@@ -18,7 +18,8 @@ use crate::outbox::{
 /// A read names no more keys than these to be left out. Rows of others are read in vain.
 const KEYS: usize = 1_024;
 
-/// With so many keys left out nothing is read: their heads are here only, and must not be forgotten.
+/// With so many keys left out nothing is read: their heads are here only, and must not be
+/// forgotten.
 const TOO_MANY_KEYS: usize = 16 * 1_024;
 
 impl Memory {

@@ -49,8 +49,8 @@ impl<O: Outbox, P: Publish> Relay<O, P> {
         self.monitor.clone()
     }
 
-    /// Relays until `shutdown` is ready. It then publishes nothing new, waits for what is in flight,
-    /// removes what was confirmed, and gives its lanes to the others.
+    /// Relays until `shutdown` is ready. It then publishes nothing new, waits for what is in
+    /// flight, removes what was confirmed, and gives its lanes to the others.
     ///
     /// # Cancellation
     ///

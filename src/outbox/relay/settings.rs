@@ -20,9 +20,9 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 /// A message is published if, and only after, the transaction commits that enqueued it: at least
 /// once, and every copy under the ID and with the body that were committed. Its row is deleted only
 /// after the broker confirmed this very message and did not return it. With an order key: before a
-/// message is sent for the first time, every message of its key whose transaction had committed when
-/// this one was enqueued has been confirmed, or given up by an operator. A message that cannot be
-/// published blocks nothing but its own key, is kept, and is shown.
+/// message is sent for the first time, every message of its key whose transaction had committed
+/// when this one was enqueued has been confirmed, or given up by an operator. A message that cannot
+/// be published blocks nothing but its own key, is kept, and is shown.
 ///
 /// Not promised: one copy, which is what the consumer's guard is for; an order of transactions that
 /// were open at the same time.
@@ -162,8 +162,8 @@ impl<O, P> Relay<O, P> {
     }
 
     /// Sets how often a message is tried that cannot be published by its own fault, such as one
-    /// without a route, before it is parked; at least once. What is not its fault, a full queue or a
-    /// broker that is away, does not count.
+    /// without a route, before it is parked; at least once. What is not its fault, a full queue or
+    /// a broker that is away, does not count.
     ///
     /// Default: 20.
     pub fn max_attempts(mut self, attempts: u32) -> Self {

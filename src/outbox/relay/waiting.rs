@@ -1,5 +1,5 @@
-//! What has to wait: for a pause to pass, or for a route to be open. None of it is kept; its place is
-//! remembered, and it is read again.
+//! What has to wait: for a pause to pass, or for a route to be open. None of it is kept; its place
+//! is remembered, and it is read again.
 
 use std::sync::Arc;
 
