@@ -126,8 +126,8 @@ mod tests {
             prop_assert!(sizes().max().unwrap() - sizes().min().unwrap() <= 1);
         }
 
-        /// Relays come, leave and die; at the end those that are left have all lanes, and never have
-        /// two had one.
+        /// Relays come, leave and die; at the end those that are left have all lanes, and never
+        /// have two had one.
         #[test]
         fn relays_that_come_and_go_leave_no_lane_without_owner(
             steps in prop::collection::vec((0_u8..5, 0_u8..6), 0..60),

@@ -21,7 +21,8 @@ pub struct RelayStatus {
     pub in_flight: usize,
     /// Messages that were confirmed.
     pub relayed: u64,
-    /// Publishes that failed, by [`PublishErrorKind::name`](crate::publisher::PublishErrorKind::name).
+    /// Publishes that failed, by the
+    /// [name](crate::publisher::PublishErrorKind::name) of their kind.
     /// One message can count several times.
     pub failed: BTreeMap<&'static str, u64>,
     /// Messages that it parked, with those that only follow one.
@@ -89,7 +90,8 @@ impl RelayState {
     }
 }
 
-/// Looks at a relay from outside: for health probes and metrics. Cheap to clone; outlives the relay.
+/// Looks at a relay from outside: for health probes and metrics. Cheap to clone; outlives the
+/// relay.
 #[derive(Clone)]
 pub struct RelayMonitor {
     status: watch::Sender<RelayStatus>,
