@@ -79,19 +79,19 @@ mod tests {
         OutgoingMessage::to("mail", "shipped")
     }
 
-    fn id(message: OutgoingMessage) -> MessageId {
+    fn id(message: &OutgoingMessage) -> MessageId {
         message.id().expect("an ID").clone()
     }
 
     #[test]
     fn rerun_makes_the_same_child_ids() {
-        let first = id(child().caused_by(&cause("billing"), "done").unwrap());
-        assert_eq!(first, id(child().body("other").caused_by(&cause("billing"), "done").unwrap()));
+        let first = id(&child().caused_by(&cause("billing"), "done").unwrap());
+        assert_eq!(first, id(&child().body("other").caused_by(&cause("billing"), "done").unwrap()));
     }
 
     #[test]
     fn child_ids_differ_by_scope_and_step() {
-        let of = |scope, step| id(child().caused_by(&cause(scope), step).unwrap());
+        let of = |scope, step| id(&child().caused_by(&cause(scope), step).unwrap());
         assert_ne!(of("billing", "done"), of("shipping", "done"));
         assert_ne!(of("billing", "done"), of("billing", "mail"));
     }

@@ -76,7 +76,8 @@ pub struct Removed {
 pub struct Failed {
     /// Which.
     pub row: RowId,
-    /// Whether that is counted as an attempt. What only follows a parked row of its key is not.
+    /// Whether that is counted as an attempt. What only follows a parked row of its key is not, and
+    /// is parked only if one with a lower number still is: an operator may have put it back.
     pub counted: bool,
     /// What is done with it.
     pub next: Next,
@@ -105,6 +106,15 @@ pub struct TableStatus {
     pub parked: u64,
     /// Relays with a beat younger than a minute.
     pub relays: u64,
+}
+
+/// An order key with parked rows. What has a lower number than the first of them goes on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ParkedKey {
+    /// The key.
+    pub key: String,
+    /// The number of the first parked row.
+    pub first: i64,
 }
 
 /// A parked row, for people.
@@ -226,7 +236,7 @@ pub trait Outbox: Send + Sync + 'static {
     /// # Errors
     ///
     /// Any [`StoreError`].
-    fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send;
+    fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<ParkedKey>, StoreError>> + Send;
 
     /// Removes rows whose messages were confirmed. With no rows it removes nothing, in a
     /// transaction of its own all the same.

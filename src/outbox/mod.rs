@@ -19,8 +19,8 @@ mod verdict;
 mod wake;
 
 pub use contract::{
-    Batch, Failed, Next, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, Select, TableStatus,
-    Term,
+    Batch, Failed, Next, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed, Select,
+    TableStatus, Term,
 };
 pub use error::EnqueueError;
 pub use placement::Placement;

@@ -105,8 +105,9 @@ pub(super) struct Memory {
     /// What is left alone, by when that ends.
     pub(super) alone: BTreeMap<(Instant, u64), Alone>,
     pub(super) last_alone: u64,
-    /// Order keys with parked rows.
-    pub(super) parked: HashSet<Key>,
+    /// Order keys with parked rows, and the first of these. What has a lower number goes on: an
+    /// operator has put it back.
+    pub(super) parked: HashMap<Key, i64>,
     /// Rows of keys that are parked as far as is known. Whether they are is asked first.
     pub(super) followers: Vec<Entry>,
     /// Keys whose oldest row failed, until that is written. They stay blocked: reads give nothing
@@ -135,7 +136,7 @@ impl Memory {
             under_way_bytes: 0,
             alone: BTreeMap::new(),
             last_alone: 0,
-            parked: HashSet::new(),
+            parked: HashMap::new(),
             followers: Vec::new(),
             failing: HashSet::new(),
             let_in: None,

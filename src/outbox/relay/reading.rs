@@ -135,7 +135,7 @@ impl Memory {
 
     /// Whether it is in memory now.
     fn insert(&mut self, entry: Entry, took: &mut LaneTook) -> bool {
-        if let Some(key) = entry.key.as_ref().filter(|key| self.parked.contains(*key)) {
+        if let Some(key) = entry.key.as_ref().filter(|key| self.follows(key, entry.row.id)) {
             if !self.keys.is_blocked(key) {
                 self.followers.push(entry);
                 return true;

@@ -8,7 +8,7 @@ use tracing::Instrument;
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
     outbox::{
-        contract::{Batch, Failed, Lane, Outbox, ReadRequest, Removed, Route, RowId, Term},
+        contract::{Batch, Failed, Lane, Outbox, ParkedKey, ReadRequest, Removed, Route, RowId, Term},
         keys::Key,
     },
 };
@@ -52,7 +52,7 @@ pub(super) enum Done {
     Removed(Vec<RowId>, Result<Removed, StoreError>),
     /// The lanes that are not held any more.
     Failed(Vec<Failure>, Result<Vec<Lane>, StoreError>),
-    ParkedKeys(Vec<Lane>, Result<Vec<String>, StoreError>),
+    ParkedKeys(Vec<Lane>, Result<Vec<ParkedKey>, StoreError>),
 }
 
 pub(super) async fn perform<O: Outbox>(outbox: &O, request: Request) -> Done {

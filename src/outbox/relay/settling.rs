@@ -102,12 +102,12 @@ impl Settling {
         self.next_removals(now, self.removals.len() >= SOME)
     }
 
-    /// The keys that are parked as soon as it is written.
-    pub(super) fn parking(&self) -> impl Iterator<Item = &Key> {
+    /// The keys that are parked as soon as it is written, with the numbers of the rows.
+    pub(super) fn parking(&self) -> impl Iterator<Item = (&Key, i64)> {
         self.failures
             .iter()
             .filter(|failure| failure.failed.next == Next::Park)
-            .filter_map(|failure| failure.key.as_ref())
+            .filter_map(|failure| Some((failure.key.as_ref()?, failure.failed.row.seq)))
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What becomes of a row when its message has its verdict, and when that is written.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     outbox::{
-        contract::{Failed, Lane, Next, RowId},
+        contract::{Failed, Lane, Next, ParkedKey, RowId},
         keys::{Entry, Key},
         routes::Went,
         verdict::Verdict,
@@ -119,7 +119,8 @@ impl Memory {
             }
             Next::Park if self.on_poison == OnPoison::Skip => self.go_on(key),
             Next::Park => {
-                self.parked.insert(Arc::clone(key));
+                let first = self.parked.entry(Arc::clone(key)).or_insert(sent.id.seq);
+                *first = sent.id.seq.min(*first);
                 for follower in self.keys.forget(key) {
                     self.park_follower(follower.row.id, key, now);
                 }
@@ -183,11 +184,25 @@ impl Memory {
         (is_needed && self.on_poison == OnPoison::BlockKey).then(|| self.lanes.keys().copied().collect())
     }
 
-    /// The parked keys of some lanes are known: all of them, if `lanes` are all.
-    pub(super) fn loaded(&mut self, lanes: &[Lane], keys: Vec<String>, now: Instant) {
-        let mut parked: HashSet<Key> = keys.into_iter().map(Key::from).collect();
-        parked.extend(self.settling.parking().cloned());
-        self.parked = parked;
+    /// Whether a row has to wait for one of its key that is parked, as far as is known.
+    pub(super) fn follows(&self, key: &Key, row: RowId) -> bool {
+        self.parked.get(key).is_some_and(|first| *first < row.seq)
+    }
+
+    /// The parked keys of the lanes are known.
+    pub(super) fn loaded(&mut self, lanes: &[Lane], keys: Vec<ParkedKey>, now: Instant) {
+        let mut parked: HashMap<Key, i64> =
+            keys.into_iter().map(|parked| (Key::from(parked.key), parked.first)).collect();
+        for (key, seq) in self.settling.parking() {
+            parked.entry(Arc::clone(key)).and_modify(|first| *first = seq.min(*first)).or_insert(seq);
+        }
+        let known = std::mem::replace(&mut self.parked, parked);
+        // An operator has put some back: they are where nobody looks, and nothing of their keys may
+        // go before them.
+        let is_back = |(key, first): (&Key, &i64)| self.parked.get(key).is_none_or(|now| now > first);
+        if known.iter().any(is_back) {
+            self.lanes.values_mut().for_each(|own| own.floor.read_all());
+        }
         for lane in lanes {
             if let Some(own) = self.lanes.get_mut(lane) {
                 own.is_loaded = true;
@@ -196,7 +211,7 @@ impl Memory {
         let followers = std::mem::take(&mut self.followers);
         let (follow, free): (Vec<Entry>, Vec<Entry>) = followers
             .into_iter()
-            .partition(|entry| entry.key.as_ref().is_some_and(|key| self.parked.contains(key)));
+            .partition(|entry| entry.key.as_ref().is_some_and(|key| self.follows(key, entry.row.id)));
         for entry in follow {
             if let Some(key) = &entry.key {
                 self.park_follower(entry.row.id, key, now);

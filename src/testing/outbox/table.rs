@@ -8,8 +8,8 @@ use std::{
 use tokio::time::Instant;
 
 use crate::outbox::{
-    Batch, Failed, Lane, NewRow, Next, Ownership, ParkedRow, ReadRequest, RelayId, Row, RowId, Select,
-    TableStatus, Term,
+    Batch, Failed, Lane, NewRow, Next, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Row, RowId,
+    Select, TableStatus, Term,
 };
 
 /// A relay whose last beat is older is not counted any more.
@@ -159,10 +159,23 @@ impl Table {
         self.running.first().copied().unwrap_or(self.last_transaction + 1)
     }
 
-    pub(super) fn parked_keys(&self, lanes: &[Lane]) -> Vec<String> {
-        let parked = self.parked.values().filter(|stored| lanes.contains(&stored.row.lane));
-        let keys: BTreeSet<String> = parked.filter_map(|stored| stored.row.order_key.clone()).collect();
-        keys.into_iter().collect()
+    pub(super) fn parked_keys(&self, lanes: &[Lane]) -> Vec<ParkedKey> {
+        let mut keys: BTreeMap<&String, i64> = BTreeMap::new();
+        // Lowest numbers first.
+        for (seq, stored) in self.parked.iter().filter(|(_, stored)| lanes.contains(&stored.row.lane)) {
+            if let Some(key) = &stored.row.order_key {
+                keys.entry(key).or_insert(*seq);
+            }
+        }
+        keys.into_iter().map(|(key, first)| ParkedKey { key: key.clone(), first }).collect()
+    }
+
+    /// Whether a row of its key with a lower number is parked.
+    fn follows(&self, row: RowId) -> bool {
+        let key = self.rows.get(&row).and_then(|stored| stored.row.order_key.as_ref());
+        key.is_some_and(|key| {
+            self.parked.range(..row.seq).any(|(_, stored)| stored.row.order_key.as_ref() == Some(key))
+        })
     }
 
     pub(super) fn remove(&mut self, rows: &[RowId]) -> u64 {
@@ -173,6 +186,9 @@ impl Table {
         let is_held = |term: &&Term| self.lanes.get(&term.lane).is_some_and(|(now, _)| *now == term.term);
         let (held, lost): (Vec<&Term>, Vec<&Term>) = held.iter().partition(is_held);
         for failure in failed.iter().filter(|failure| held.iter().any(|term| term.lane == failure.row.lane)) {
+            if failure.next == Next::Park && !failure.counted && !self.follows(failure.row) {
+                continue;
+            }
             let Some(stored) = self.rows.get_mut(&failure.row) else { continue };
             stored.attempts += u32::from(failure.counted);
             stored.error = Some(failure.error.clone());

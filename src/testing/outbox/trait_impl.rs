@@ -8,8 +8,8 @@ use super::{MemoryOutbox, MemoryTransaction, table::Table};
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
     outbox::{
-        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, RowId,
-        Select, TableStatus, Term, Wake,
+        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed,
+        RowId, Select, TableStatus, Term, Wake,
     },
 };
 
@@ -89,7 +89,7 @@ impl Outbox for MemoryOutbox {
         Ok(Batch { ended_below, ..batch })
     }
 
-    async fn parked_keys(&self, lanes: &[Lane]) -> Result<Vec<String>, StoreError> {
+    async fn parked_keys(&self, lanes: &[Lane]) -> Result<Vec<ParkedKey>, StoreError> {
         self.ask("parked_keys", |table| table.parked_keys(lanes)).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapin_idempotent::outbox::{Failed, Lane, NewRow, Next, Outbox, RowId, Select};
+use lapin_idempotent::outbox::{Failed, Lane, NewRow, Next, Outbox, ParkedKey, RowId, Select};
 
 use super::{Boxed, Kind, row, rows};
 
@@ -10,6 +10,7 @@ trials! {
     parked_rows_leave_their_lane_and_come_back_with_their_numbers<Postgres, MySql, Sqlite>,
     parked_rows_are_listed_and_discarded_as_selected<Postgres, MySql, Sqlite>,
     keys_of_parked_rows_are_told_by_lane<Postgres, MySql, Sqlite>,
+    row_is_parked_as_a_follower_only_behind_a_parked_one<Postgres, MySql, Sqlite>,
     status_counts_what_waits<Postgres, MySql, Sqlite>,
 }
 
@@ -118,14 +119,36 @@ pub async fn keys_of_parked_rows_are_told_by_lane<K: Kind>() {
         keys.sort_unstable();
         keys
     };
-    assert_eq!(keys(&[0, last]).await, ["K ", "k"]);
-    assert_eq!(keys(&[]).await, [""; 0]);
+    let parked = |key: &str, first: usize| ParkedKey { key: key.to_owned(), first: ids[first].seq };
+    assert_eq!(keys(&[0, last]).await, [parked("K ", 1), parked("k", 0)]);
+    assert_eq!(keys(&[]).await, []);
     if last > 0 {
-        assert_eq!(keys(&[0]).await, ["k"]);
-        assert_eq!(keys(&[1]).await, [""; 0]);
+        assert_eq!(keys(&[0]).await, [parked("k", 0)]);
+        assert_eq!(keys(&[1]).await, []);
     }
     boxed.outbox.discard(&Select::Key("K ".to_owned())).await.expect("discard");
-    assert_eq!(keys(&[0, last]).await, ["k"]);
+    assert_eq!(keys(&[0, last]).await, [parked("k", 0)]);
+    boxed.outbox.unpark(&Select::Seq(ids[0].seq)).await.expect("unpark");
+    assert_eq!(keys(&[0]).await, [parked("k", 2)], "the first one goes on");
+}
+
+/// An operator may have put back what it follows, after it was found to follow.
+pub async fn row_is_parked_as_a_follower_only_behind_a_parked_one<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    boxed.put(&[keyed("a", "k", 0), keyed("other", "K", 0), keyed("b", "k", 0), row("d")]).await;
+    let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    let follows = async |row: RowId| {
+        let (relay, term) = boxed.take(0).await;
+        let failed = Failed { row, counted: false, next: Next::Park, error: "follows".to_owned() };
+        assert_eq!(boxed.outbox.fail(&[term], &[failed]).await.expect("fail"), []);
+        boxed.outbox.leave(relay).await.expect("leave");
+        boxed.outbox.status().await.expect("status").parked
+    };
+    assert_eq!(follows(ids[2]).await, 0, "nothing is parked");
+    park(&boxed, &ids[1..2]).await;
+    assert_eq!(follows(ids[2]).await, 1, "another key");
+    park(&boxed, &ids[..1]).await;
+    assert_eq!(follows(ids[2]).await, 3);
 }
 
 pub async fn status_counts_what_waits<K: Kind>() {

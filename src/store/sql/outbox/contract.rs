@@ -9,8 +9,8 @@ use super::{SqlDatabase, SqlOutbox, dialect::Ear};
 use crate::{
     idempotency::StoreError,
     outbox::{
-        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedRow, ReadRequest, RelayId, Removed, RowId,
-        Select, TableStatus, Term, Wake,
+        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed,
+        RowId, Select, TableStatus, Term, Wake,
     },
 };
 
@@ -64,7 +64,7 @@ impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
         Box::pin(self.read_rows(request))
     }
 
-    fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<String>, StoreError>> + Send {
+    fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<ParkedKey>, StoreError>> + Send {
         Box::pin(self.keys_parked(lanes))
     }
 

@@ -8,7 +8,7 @@ use super::{LONGEST, SqlDatabase, SqlOutbox};
 use crate::{
     error::bounded,
     idempotency::{StoreError, StoreErrorKind},
-    outbox::{Failed, Lane, Next, Term},
+    outbox::{Failed, Lane, Next, RowId, Term},
     store::sql::{
         dialect::Value,
         error::{failed as error, not_committed},
@@ -61,6 +61,11 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                     DB::execute(&mut transaction, &self.statements.retry, &values).await
                 }
                 Next::Park => {
+                    if !failed.counted
+                        && !Self::follows(&self.statements.follows, &mut transaction, row).await?
+                    {
+                        continue;
+                    }
                     let values = [counted, why, lane, seq];
                     DB::execute(&mut transaction, &self.statements.park, &values).await
                 }
@@ -70,6 +75,13 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
         }
         transaction.commit().await.map_err(not_committed::<DB>)?;
         Ok(lost.into_iter().collect())
+    }
+
+    /// Whether a row of its key with a lower number is parked.
+    async fn follows(sql: &str, connection: &mut DB::Connection, row: RowId) -> Result<bool, StoreError> {
+        let values = [Value::Integer(row.lane.0.into()), Value::Integer(row.seq)];
+        let follows = DB::bound(sqlx::query(AssertSqlSafe(sql)), &values);
+        Ok(!DB::fetch(connection, follows).await.map_err(error::<DB>)?.is_empty())
     }
 }
 

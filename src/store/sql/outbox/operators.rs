@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     idempotency::StoreError,
-    outbox::{Lane, ParkedRow, Select, TableStatus},
+    outbox::{Lane, ParkedKey, ParkedRow, Select, TableStatus},
     store::sql::{dialect::Value, error::failed},
 };
 
@@ -16,7 +16,7 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
         status(&found).map_err(failed::<DB>)
     }
 
-    pub(super) async fn keys_parked(&self, lanes: &[Lane]) -> Result<Vec<String>, StoreError> {
+    pub(super) async fn keys_parked(&self, lanes: &[Lane]) -> Result<Vec<ParkedKey>, StoreError> {
         let found = self.selected(&self.statements.parked_keys, &[]).await?;
         keys(&found, lanes).map_err(failed::<DB>)
     }
@@ -79,11 +79,12 @@ fn status(found: &[impl Cells]) -> Result<TableStatus, sqlx::Error> {
     Ok(status)
 }
 
-fn keys(found: &[impl Cells], lanes: &[Lane]) -> Result<Vec<String>, sqlx::Error> {
+fn keys(found: &[impl Cells], lanes: &[Lane]) -> Result<Vec<ParkedKey>, sqlx::Error> {
     let mut keys = Vec::new();
     for cells in found {
         if lanes.contains(&lane(cells.some(0)?)?) {
-            keys.extend(cells.text(1)?);
+            let first = cells.some(1)?;
+            keys.extend(cells.text(2)?.map(|key| ParkedKey { key, first }));
         }
     }
     Ok(keys)

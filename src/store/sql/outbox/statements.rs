@@ -59,6 +59,7 @@ pub struct OutboxStatements {
     pub(in crate::store) retry: String,
     pub(in crate::store) park: String,
     pub(in crate::store) parked_keys: String,
+    pub(in crate::store) follows: String,
     pub(in crate::store) status: String,
     pub(in crate::store) lanes_there: String,
     /// Up to the condition, which [`selected`](Self::selected) goes on with.
@@ -156,9 +157,12 @@ impl OutboxStatements {
                 row(3)
             ),
             parked_keys: format!(
-                "SELECT DISTINCT {}, order_key FROM {t} {by_key} WHERE lane < 0 AND order_key IS NOT NULL",
-                integer("lane")
+                "SELECT {}, {}, order_key FROM {t} {by_key} WHERE lane < 0 AND order_key IS NOT NULL \
+                 GROUP BY lane, order_key",
+                integer("lane"),
+                integer("MIN(seq)")
             ),
+            follows: follows(&t, *v),
             status: status(&t, &r, syntax),
             lanes_there: format!("SELECT COUNT(*) FROM {l} WHERE lane >= 0 AND lane < {}", syntax.lanes),
             list_parked: format!(
@@ -185,6 +189,17 @@ impl OutboxStatements {
             relays_table,
         }
     }
+}
+
+/// Whether a row of its key with a lower number is parked.
+fn follows(table: &str, value: fn(usize) -> String) -> String {
+    format!(
+        "SELECT 1 FROM {table} AS one JOIN {table} AS other \
+         ON other.order_key = one.order_key AND other.lane = -1 - one.lane AND other.seq < one.seq \
+         WHERE one.lane = {} AND one.seq = {} LIMIT 1",
+        value(1),
+        value(2)
+    )
 }
 
 /// For each lane, for what is parked (-1) and for the relays (-2): how many, and microseconds until
