@@ -52,7 +52,7 @@ fn every_header_is_in_the_reference_and_no_other() {
 #[test]
 fn every_metric_is_in_the_reference_and_what_is_watched_exists() {
     let mut recorded = BTreeSet::new();
-    for file in ["src/publisher/metrics.rs", "src/consumer/telemetry.rs"] {
+    for file in ["src/publisher/metrics.rs", "src/consumer/telemetry.rs", "src/outbox/metrics.rs"] {
         recorded.extend(words(&code(file), "idempotent_"));
     }
     assert!(recorded.len() > 10, "{recorded:?}");
@@ -75,6 +75,7 @@ fn every_outcome_reason_cause_and_state_is_in_the_reference() {
         "src/consumer/settlement.rs",
         "src/consumer/status.rs",
         "src/publisher/status.rs",
+        "src/outbox/status.rs",
     ] {
         let names = names(file);
         assert!(names.len() >= 5, "{file}: {names:?}");
@@ -115,7 +116,7 @@ fn labels(before: &str, arguments: &str) -> BTreeSet<String> {
 #[test]
 fn every_metric_has_the_kind_and_the_labels_of_the_reference() {
     let mut recorded = BTreeMap::new();
-    for file in ["src/publisher/metrics.rs", "src/consumer/telemetry.rs"] {
+    for file in ["src/publisher/metrics.rs", "src/consumer/telemetry.rs", "src/outbox/metrics.rs"] {
         let code = code(file);
         for kind in ["counter", "histogram"] {
             for (at, _) in code.match_indices(&format!("{kind}!(\"")) {
@@ -211,7 +212,7 @@ fn what_a_reader_meets_first_is_short() {
     let pages = pages.map(|page| format!("src/guide/{}", page.unwrap().file_name().to_string_lossy()));
     let pages: Vec<String> =
         pages.filter(|page| Path::new(page).extension().is_some_and(|ext| ext == "md")).collect();
-    assert_eq!(pages.len(), 8, "{pages:?}");
+    assert_eq!(pages.len(), 9, "{pages:?}");
     for page in &pages {
         assert!(read(page).lines().count() <= 120, "{page}");
     }
@@ -238,7 +239,7 @@ fn every_picture_is_embedded_as_it_is_drawn() {
         assert!(picture.contains("aria-label="), "{name}.svg does not say what it shows");
         let link = utf8_percent_encode(&picture, &IN_A_LINK);
         writeln!(embedded, "[{name}]: data:image/svg+xml,{link}").unwrap();
-        let pages = ["how_it_works", "failures"].map(|page| read(&format!("src/guide/{page}.md")));
+        let pages = ["how_it_works", "failures", "outbox"].map(|page| read(&format!("src/guide/{page}.md")));
         let shown = pages.iter().any(|page| {
             page.contains(&format!("][{name}]")) && page.contains(&format!("\n[{name}]: pictures/{name}.svg"))
         });

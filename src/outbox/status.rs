@@ -21,9 +21,9 @@ pub struct RelayStatus {
     pub in_flight: usize,
     /// Messages that were confirmed.
     pub relayed: u64,
-    /// Publishes that failed, by the
-    /// [name](crate::publisher::PublishErrorKind::name) of their kind.
-    /// One message can count several times.
+    /// Publishes that failed, by
+    /// [`PublishErrorKind::name`](crate::publisher::PublishErrorKind::name). One message can count
+    /// several times.
     pub failed: BTreeMap<&'static str, u64>,
     /// Messages that it parked, with those that only follow one.
     pub parked: u64,

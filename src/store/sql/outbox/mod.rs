@@ -1,8 +1,8 @@
 //! An outbox in a SQL database: what PostgreSQL, MySQL and SQLite share.
 //!
-//! Reads: `enqueue`, `put`, `read` (messages become rows; rows to be published; rows that were), `failures`, `lanes` (who has
-//! which), `operators` (status, parked rows), `schema`, `notify`. `dialect` is what a database has
-//! to say for itself.
+//! Reads: `enqueue`, `put`, `read` (messages become rows; rows to be published; rows that were),
+//! `failures`, `lanes` (who has which), `operators` (status, parked rows), `schema`, `notify`.
+//! `dialect` is what a database has to say for itself.
 
 mod contract;
 mod dialect;

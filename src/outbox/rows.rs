@@ -1,4 +1,4 @@
-//! The rows of the table.
+//! What a table keeps: messages that wait to be published.
 
 use std::{fmt, time::Duration};
 
