@@ -122,6 +122,27 @@ async fn frozen_relay_wakes_up_and_first_copies_stay_in_order() {
     other.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn relay_whose_lease_has_run_out_sends_nothing_new() {
+    let outbox = MemoryOutbox::new();
+    let publisher = MemoryPublisher::new().delay(SECOND);
+    for number in 0..60 {
+        enqueue(&outbox, Some("key"), text(number.to_string())).await;
+    }
+    let cut = outbox.elsewhere();
+    let relay = Relay::new(cut.clone(), publisher.clone()).lease(6 * SECOND).spawn();
+    until("some are published", || publisher.published().len() == 10).await;
+    cut.set_away(true);
+    sleep(6 * SECOND).await;
+    let attempts = publisher.attempted().len();
+    sleep(MINUTE).await;
+    assert_eq!(publisher.attempted().len(), attempts, "others may have the lanes");
+    cut.set_away(false);
+    until("all is published", || outbox.is_empty()).await;
+    order::assert_in_order(&publisher, 1);
+    relay.stop().await;
+}
+
 /// Relays come, stop and are killed all the time.
 #[tokio::test(start_paused = true)]
 async fn relays_that_come_and_go_lose_nothing_and_keep_order() {

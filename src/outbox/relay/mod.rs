@@ -11,6 +11,8 @@ mod requests;
 mod run;
 mod settings;
 mod settling;
+#[cfg(test)]
+mod tests;
 mod verdicts;
 mod waiting;
 mod work;
