@@ -118,7 +118,7 @@ fn compare(mut bench: Bench) {
 
 async fn once(case: &str, kind: &str, messages: usize) {
     if PRODUCERS.contains(&case) {
-        return support::once(messages, producers(case == ENQUEUES, messages)).await;
+        return support::once(messages, producers(case == ENQUEUES, messages).boxed()).await;
     }
     let amqp = support::amqp();
     let queue = Queue::declare(&amqp, kind).await;
