@@ -51,6 +51,13 @@ pub(crate) fn bounded(text: &str) -> String {
     short
 }
 
+/// The same, of so many bytes at most: as much as a column takes.
+pub(crate) fn bounded_to(text: &str, bytes: usize) -> String {
+    let mut text = bounded(text);
+    text.truncate(text.floor_char_boundary(bytes));
+    text
+}
+
 /// A function of the application, or a task of this crate, panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} panicked: {said}")]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::contract::Next;
 use crate::{
-    error::{Chain, bounded},
+    error::{Chain, bounded_to},
     publisher::{PublishError, PublishErrorKind},
 };
 
@@ -94,13 +94,7 @@ pub(super) fn reason(error: &PublishError) -> String {
 
 /// A text that fits into a row, without control characters.
 pub(super) fn shortened(text: &str) -> String {
-    let mut text = bounded(text);
-    let mut end = text.len().min(ERROR_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
+    bounded_to(text, ERROR_BYTES)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{LONGEST, SqlDatabase, SqlOutbox};
 use crate::{
-    error::bounded,
+    error::bounded_to,
     idempotency::{StoreError, StoreErrorKind},
     outbox::{Failed, Lane, Next, RowId, Term},
     store::sql::{
@@ -51,7 +51,8 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                 lost.insert(row.lane);
                 continue;
             }
-            let (counted, why) = (Value::Integer(failed.counted.into()), fitting(&failed.error, ERROR_BYTES));
+            let (counted, why) =
+                (Value::Integer(failed.counted.into()), bounded_to(&failed.error, ERROR_BYTES));
             let (why, lane, seq) =
                 (Value::Text(&why), Value::Integer(row.lane.0.into()), Value::Integer(row.seq));
             let changed = match failed.next {
@@ -85,21 +86,14 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
     }
 }
 
-/// As much of a text as a column takes, without characters that not every database takes.
-pub(super) fn fitting(text: &str, bytes: usize) -> String {
-    let mut text = bounded(text);
-    text.truncate(text.floor_char_boundary(bytes));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn texts_are_cut_between_characters_and_hold_no_zero_byte() {
-        assert_eq!(fitting("a\0b", 255), "a\\u{0}b");
-        let cut = fitting(&"é".repeat(2000), ERROR_BYTES - 1);
+        assert_eq!(bounded_to("a\0b", 255), "a\\u{0}b");
+        let cut = bounded_to(&"é".repeat(2000), ERROR_BYTES - 1);
         assert_eq!(cut.len(), ERROR_BYTES - 2);
     }
 }

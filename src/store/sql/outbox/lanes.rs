@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::{
     LONGEST, SqlDatabase, SqlOutbox,
-    failures::fitting,
     rows::{Cells, lane, wrong},
 };
 use crate::{
+    error::bounded_to,
     idempotency::StoreError,
     outbox::{Ownership, RelayId, Term},
     store::sql::{dialect::Value, error::failed, options::micros},
@@ -25,7 +25,7 @@ fn lease_ago(lease: Duration) -> Value<'static> {
 
 impl<DB: SqlDatabase> SqlOutbox<DB> {
     pub(super) async fn register_relay(&self, relay: RelayId, name: &str) -> Result<(), StoreError> {
-        let (id, name) = (relay.0.to_string(), fitting(name, NAME_BYTES));
+        let (id, name) = (relay.0.to_string(), bounded_to(name, NAME_BYTES));
         self.changed(&self.statements.register, &[Value::Text(&id), Value::Text(&name)]).await?;
         self.changed(&self.statements.forget, &[]).await?;
         Ok(())
