@@ -282,7 +282,7 @@ pub async fn relay_is_woken_by_the_commit<K: Kind>() {
     let queue = client.queue("wakes").await;
     let publisher = MemoryPublisher::new();
     let outbox = service.boxed.outbox.clone();
-    let relay = Relay::new(outbox.clone(), publisher.clone()).poll_interval(POLL).listen(Listen::Off).spawn();
+    let relay = Relay::new(outbox.clone(), publisher.clone()).poll(POLL).listen(Listen::Off).spawn();
     let consumer = consuming::consumer(&service.table, &broker(), &queue);
     let consumer = consumer.on_outcome(move |_, outcome| {
         if outcome.is_handled() {
