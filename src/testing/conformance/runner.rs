@@ -19,7 +19,7 @@ pub(super) struct Cases<'a, F> {
     open: Box<Open<'a, F>>,
     has: Vec<Need>,
     limit: Duration,
-    cases: Vec<CaseReport>,
+    reports: Vec<CaseReport>,
 }
 
 /// The cases of stores.
@@ -50,11 +50,11 @@ impl<'a, F: Send> Cases<'a, F> {
         has: Vec<Need>,
         limit: Duration,
     ) -> Self {
-        Self { open: Box::new(open), has, limit, cases: Vec::new() }
+        Self { open: Box::new(open), has, limit, reports: Vec::new() }
     }
 
     pub(super) fn report(self) -> Report {
-        Report::new(self.cases)
+        Report::new(self.reports)
     }
 
     /// Runs one case with handles of its own, if what is tried has what it needs.
@@ -73,7 +73,7 @@ impl<'a, F: Send> Cases<'a, F> {
             Some(need) => Verdict::NotApplicable(need.missing().to_owned()),
             None => self.run(name, case).await,
         };
-        self.cases.push(CaseReport { name, cites, verdict, elapsed: started.elapsed() });
+        self.reports.push(CaseReport { name, cites, verdict, elapsed: started.elapsed() });
     }
 
     async fn run<C, R>(&self, name: &'static str, case: C) -> Verdict

@@ -268,7 +268,9 @@ impl Outbox for Faulty {
             rows.reverse();
         }
         if self.is(Fault::SwapsNumbers) {
-            rows.iter_mut().for_each(|parked| parked.row.id.seq = swapped(parked.row.id.seq));
+            for parked in &mut rows {
+                parked.row.id.seq = swapped(parked.row.id.seq);
+            }
         }
         Ok(rows)
     }

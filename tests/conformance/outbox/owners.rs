@@ -61,7 +61,9 @@ impl Faulty {
         };
         let mut taken = self.inner.take(relay, &wanted, lease).await?;
         if self.is(Fault::KnowsNoTerms) {
-            taken.iter_mut().for_each(|term| term.term = 0);
+            for term in &mut taken {
+                term.term = 0;
+            }
         }
         Ok(taken)
     }
@@ -88,7 +90,7 @@ impl Faulty {
                 Fault::CountsEverything => failed.counted = true,
                 Fault::CountsNothing if failed.next != Next::Park => failed.counted = false,
                 Fault::KnowsNoPauses if failed.next != Next::Park => {
-                    failed.next = Next::Retry(Duration::ZERO)
+                    failed.next = Next::Retry(Duration::ZERO);
                 }
                 Fault::CutsErrors => failed.error.truncate(3),
                 Fault::ParksNothing => failed.next = Next::Retry(Duration::ZERO),
@@ -106,7 +108,7 @@ impl Faulty {
                 held = self.current(&all).await?;
             }
             Fault::NotesNothingBesideLostLanes if !self.inner.fail(&held, &[]).await?.is_empty() => {
-                failed.clear()
+                failed.clear();
             }
             Fault::FailsOverRowsThatAreGone => {
                 let there = self.everything().await?;

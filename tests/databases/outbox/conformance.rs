@@ -54,7 +54,6 @@ pub async fn of_tables_of_messages<K: Kind>() {
         [boxed.again().await.outbox, boxed.outbox]
     };
     let report = conformance::run_outbox(open, capabilities::<K>(), Pooled).await;
-    println!("{report}");
     report.assert();
 }
 

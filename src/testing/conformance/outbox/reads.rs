@@ -31,7 +31,7 @@ pub(super) async fn all<O: Outbox, T: Transactions<O>>(cases: &mut Cases<'_, Han
     cases.case(("rows_of_given_routes_are_left_out", "read"), &[], Handles::without_routes).await;
     cases.case(("what_is_left_out_takes_no_place", "read"), &[], Handles::no_place).await;
     cases.case(("rows_to_be_left_alone_are_read", "contract 4"), &[], Handles::left_alone).await;
-    cases.case(("ended_transactions_are_told_as_stated", "read"), &[], Handles::as_stated).await;
+    cases.case(("ended_transactions_are_told_as_stated", "read"), &[], Handles::told).await;
     let needs = &[Ended, Concurrency];
     cases.case(("floor_is_not_above_what_may_still_commit", "O6"), needs, Handles::floor).await;
     cases.case(("floor_moves_without_removals", "remove"), &[Ended], Handles::floor_moves).await;
@@ -221,7 +221,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         self.holds("while one is to be left alone", &["a0", "a1"]).await
     }
 
-    async fn as_stated(self) -> Outcome {
+    async fn told(self) -> Outcome {
         self.put(&[row("a")]).await?;
         let stated = self.capabilities.has(Ended);
         let read = self.read_at_most(10, 1000).await?.ended_below;

@@ -29,7 +29,9 @@ const GRAIN: Duration = Duration::from_secs(1);
 pub(super) async fn all<O: Outbox, T: Transactions<O>>(cases: &mut Cases<'_, Handles<O, T>>) {
     cases.case(("status_counts_what_is_there", "status"), &[], Handles::counts).await;
     cases.case(("age_is_since_the_row_was_put_in", "read"), &[], Handles::ages).await;
-    cases.case(("relays_of_the_process_are_woken", "wake"), &[], Handles::wakes).await;
+    cases
+        .case(("relays_of_the_process_are_woken", "wake"), &[], |handles| std::future::ready(handles.wakes()))
+        .await;
     cases.case(("relays_that_hear_are_woken_by_others", "listen"), &[], Handles::hears).await;
     cases.case(("outbox_is_ready", "check"), &[], Handles::ready).await;
 }
@@ -39,9 +41,8 @@ pub(super) async fn missing<O: Outbox>(cases: &mut Cases<'_, O>) {
 }
 
 async fn tells<O: Outbox>(outbox: O) -> Outcome {
-    let error = match outbox.check().await {
-        Err(error) => error,
-        Ok(()) => return Err(failed("check without tables: expected an error; came Ok")),
+    let Err(error) = outbox.check().await else {
+        return Err(failed("check without tables: expected an error; came Ok"));
     };
     same("the kind of the error", &error.kind(), &StoreErrorKind::Schema)?;
     ensure!(error.source().is_some(), "the error: expected a source that says what is missing; it has none");
@@ -97,7 +98,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         Ok(())
     }
 
-    async fn wakes(self) -> Outcome {
+    fn wakes(&self) -> Outcome {
         let mut woken = self.a.waker().subscribe();
         let gone = |_| failed("waker: expected a signal that stays; it is gone");
         same("whether relays are woken unasked", &woken.has_changed().map_err(gone)?, &false)?;
