@@ -73,7 +73,7 @@
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
 //! | `redis` | no | `RedisStore`, for Redis 5 or later and Valkey, single servers and clusters |
 //! | `metrics` | no | counters, gauges and histograms through the `metrics` facade |
-//! | `testing` | no | `testing`: a conformance suite for stores of your own, a clock set by hand, an outbox and a publisher in memory; with tokio's `test-util` |
+//! | `testing` | no | `testing`: a conformance suite for stores and outboxes of your own, a clock set by hand, an outbox and a publisher in memory; with tokio's `test-util` |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
 //! # The guide

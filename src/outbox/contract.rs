@@ -101,6 +101,9 @@ pub enum Next {
 
 /// A table of messages that are to be published, in the database of those who enqueue them.
 ///
+/// With the feature `testing`, `testing::conformance::run_outbox` tries a table of your own against
+/// all of this.
+///
 /// # Contract
 ///
 /// 1. A row that was put in with a connection is there if, and only if, that connection's

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | confirmed | deleted (O1) |
 //! | invalid | parked at once: it would be invalid again |
-//! | unroutable, refused | counted, left alone for a while, parked after the last attempt |
+//! | unroutable, refused, or the publisher panicked | counted, left alone for a while, parked after the last attempt |
 //! | nacked, or unconfirmed by a broker that is there | not counted; its route is held back |
 //! | anything else | not counted and not written: the broker is away |
 

@@ -1,5 +1,5 @@
-//! For tests: a [conformance suite](conformance) for stores of your own, a [clock](ManualClock)
-//! that is set by hand, a [publisher](MemoryPublisher) without a broker and an
+//! For tests: a [conformance suite](conformance) for stores and outboxes of your own, a
+//! [clock](ManualClock) that is set by hand, a [publisher](MemoryPublisher) without a broker and an
 //! [outbox](MemoryOutbox) without a database.
 //!
 //! The feature `testing` also turns on tokio's `test-util`: after `tokio::time::pause()` the leases

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod leased;
+mod outbox;
 mod transactional;
 
 use std::{collections::BTreeSet, fmt, time::Duration};

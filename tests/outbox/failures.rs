@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use lapin_idempotent::{
-    outbox::{OnPoison, Outbox, Relay, Select},
+    Publish, PublishError, Receipt,
+    outbox::{OnPoison, Outbox, Relay, RelayState, Select},
     publisher::PublishErrorKind,
 };
 
@@ -143,5 +144,50 @@ async fn row_that_cannot_be_read_is_parked() {
     let parked = outbox.list_parked(&Select::All, 0, 10).await.unwrap();
     assert!(parked[0].error.as_ref().unwrap().contains("cannot be read"));
     assert!(publisher.attempted().is_empty());
+    relay.stop().await;
+}
+
+/// Panics over some messages: at once, or when it waits.
+struct Panicky(MemoryPublisher);
+
+impl Publish for Panicky {
+    fn publish(
+        &self,
+        message: OutgoingMessage,
+    ) -> impl Future<Output = Result<Receipt, PublishError>> + Send {
+        assert_ne!(body(&message), "at once", "a publisher that panics");
+        async move {
+            assert_ne!(body(&message), "later", "a publisher that panics");
+            self.0.publish(message).await
+        }
+    }
+
+    async fn ready(&self) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn panic_of_the_publisher_is_a_failure_of_its_message() {
+    let (outbox, publisher) = (MemoryOutbox::new(), MemoryPublisher::new());
+    let relay = Relay::new(outbox.clone(), Panicky(publisher.clone())).max_attempts(3).spawn();
+    for (key, body) in [(None, "at once"), (Some("a"), "later"), (Some("b"), "b1"), (None, "1")] {
+        enqueue(&outbox, key, text(body)).await;
+    }
+    until("all is published or parked", || outbox.is_empty()).await;
+    enqueue(&outbox, Some("b"), text("b2")).await;
+    until("it goes on", || outbox.is_empty()).await;
+    let mut all = published(&publisher);
+    all.sort_unstable();
+    assert_eq!(all, ["1", "b1", "b2"]);
+    let parked = outbox.list_parked(&Select::All, 0, 10).await.unwrap();
+    assert_eq!(parked.iter().map(|parked| parked.row.attempts).collect::<Vec<u32>>(), [3, 3]);
+    for parked in parked {
+        let error = parked.error.unwrap();
+        assert!(
+            error.contains("the publisher panicked") && error.contains("publisher that panics"),
+            "{error}"
+        );
+    }
+    let status = relay.monitor().status();
+    assert_eq!((status.state, status.failed["refused"], status.parked), (RelayState::Relaying, 6, 2));
     relay.stop().await;
 }

@@ -26,7 +26,12 @@ use super::{
 };
 use crate::{
     OutgoingMessage, PublishError, Receipt,
-    outbox::{contract::Outbox, status::RelayMonitor, verdict::reason},
+    error::{Panicked, caught},
+    outbox::{
+        contract::Outbox,
+        status::RelayMonitor,
+        verdict::{reason, shortened},
+    },
     publisher::{Publish, PublishErrorKind},
 };
 
@@ -114,13 +119,14 @@ pub(super) async fn work<O: Outbox, P: Publish>(
     }
 }
 
-async fn send<P: Publish>(
-    publisher: &P,
-    sent: Sent,
-    message: OutgoingMessage,
-) -> (Sent, Result<Receipt, PublishError>) {
-    let result = publisher.publish(message).await;
-    (sent, result)
+/// What came of a publish.
+type Published = Result<Result<Receipt, PublishError>, Panicked>;
+
+/// A panic of a publisher, which may be the application's, is the matter of its message and of no
+/// other.
+async fn send<P: Publish>(publisher: &P, sent: Sent, message: OutgoingMessage) -> (Sent, Published) {
+    let published = caught("the publisher", async { publisher.publish(message).await }).await;
+    (sent, published)
 }
 
 /// Waits until the broker is worth another try.
@@ -143,8 +149,15 @@ async fn some<F: Future>(sends: &mut FuturesUnordered<F>, verdicts: &mut Vec<F::
     .await;
 }
 
-fn refused<P: Publish>(publisher: &P, result: Result<Receipt, PublishError>) -> Result<(), Refusal> {
-    let Err(error) = result else { return Ok(()) };
+fn refused<P: Publish>(publisher: &P, result: Published) -> Result<(), Refusal> {
+    let error = match result {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(panicked) => {
+            let reason = shortened(&panicked.to_string());
+            return Err(Refusal { kind: PublishErrorKind::Refused, reason, is_ready: true });
+        }
+    };
     let kind = error.kind();
     // It matters for this one only.
     let is_ready = kind == PublishErrorKind::TimedOut && publisher.ready().now_or_never().is_some();

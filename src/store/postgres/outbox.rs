@@ -50,6 +50,7 @@ impl OutboxDialect for Postgres {
         "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
          SET LOCAL jit = off",
     );
+    const TELLS_ENDED: bool = true;
     const NOTIFIES: bool = true;
 
     fn outbox(table: TableName) -> OutboxStatements {

@@ -34,6 +34,8 @@ pub(super) enum Need {
     Concurrency,
     Purges,
     Bound,
+    /// A table of messages tells which transactions have ended.
+    Ended,
 }
 
 impl Need {
@@ -43,9 +45,10 @@ impl Need {
             Self::Leases => "the sessions are transactions",
             Self::Batches => "one request in each session",
             Self::Waits => "rivals do not wait",
-            Self::Concurrency => "one open session at a time",
+            Self::Concurrency => "one open session or transaction at a time",
             Self::Purges => "the store is not purged",
             Self::Bound => "the store is not bounded",
+            Self::Ended => "the table does not tell which transactions have ended",
         }
     }
 }
@@ -116,6 +119,10 @@ impl Capabilities {
 
     pub(super) fn has(&self, need: Need) -> bool {
         self.has.contains(&need)
+    }
+
+    pub(super) fn all(&self) -> Vec<Need> {
+        self.has.clone()
     }
 
     /// How long a lease runs; nothing for transactions.

@@ -16,6 +16,8 @@
 //!
 //! [`run_with_effects`] also checks that effect and identity are committed together, which is what
 //! a store with transactions is for; [`run_inspection`] checks an implementation of [`Inspect`].
+//! [`run_outbox`] tries a table of messages against the contract of
+//! [`Outbox`](crate::outbox::Outbox).
 //!
 //! # What a run does to a store
 //!
@@ -35,12 +37,14 @@
 mod capabilities;
 mod cases;
 mod fixture;
+mod outbox;
 mod report;
 mod runner;
 
 use std::{future::Future, sync::Arc};
 
 pub use capabilities::Capabilities;
+pub use outbox::{OutboxCapabilities, Transactions, run_outbox, run_outbox_check};
 pub use report::{CaseReport, Report, Verdict};
 
 use crate::{

@@ -16,7 +16,8 @@ pub struct CaseReport {
     /// The case.
     pub name: &'static str,
     /// What it is about: an invariant of [`idempotency`](crate::idempotency), or a number in the
-    /// contract of [`IdempotencyStore`](crate::IdempotencyStore).
+    /// contract of [`IdempotencyStore`](crate::IdempotencyStore) or
+    /// [`Outbox`](crate::outbox::Outbox), or a method.
     pub cites: &'static str,
     /// How it ended.
     pub verdict: Verdict,
@@ -28,11 +29,11 @@ pub struct CaseReport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// The store did what it must.
+    /// What it must was done.
     Passed,
-    /// It did not: what was expected, and what came.
+    /// It was not: what was expected, and what came.
     Failed(String),
-    /// The case is not for this store: why not.
+    /// The case does not apply: why not.
     NotApplicable(String),
 }
 
@@ -56,14 +57,14 @@ impl Report {
         self.failed().next().is_none() && self.count(|verdict| *verdict == Verdict::Passed) > 0
     }
 
-    /// Accepts the store.
+    /// Accepts what was tried.
     ///
     /// # Panics
     ///
     /// With the whole table, if a case failed or none passed.
     #[track_caller]
     pub fn assert(&self) {
-        assert!(self.is_passed(), "the store does not conform\n{self}");
+        assert!(self.is_passed(), "what was tried does not conform\n{self}");
     }
 
     fn count(&self, of: impl Fn(&Verdict) -> bool) -> usize {

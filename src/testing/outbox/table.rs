@@ -183,7 +183,9 @@ impl Table {
     }
 
     pub(super) fn fail(&mut self, held: &[Term], failed: &[Failed]) -> Vec<Lane> {
-        let is_held = |term: &&Term| self.lanes.get(&term.lane).is_some_and(|(now, _)| *now == term.term);
+        let is_held = |term: &&Term| {
+            self.lanes.get(&term.lane).is_some_and(|(now, owner)| *now == term.term && owner.is_some())
+        };
         let (held, lost): (Vec<&Term>, Vec<&Term>) = held.iter().partition(is_held);
         for failure in failed.iter().filter(|failure| held.iter().any(|term| term.lane == failure.row.lane)) {
             if failure.next == Next::Park && !failure.counted && !self.follows(failure.row) {

@@ -1,5 +1,7 @@
 //! The contract of an outbox, in each database.
 
+mod children;
+mod conformance;
 mod failures;
 mod lanes;
 mod listening;
@@ -27,6 +29,8 @@ use super::{
 
 pub fn trials(there: bool) -> Vec<Trial> {
     let modules = [
+        children::trials,
+        conformance::trials,
         failures::trials,
         lanes::trials,
         listening::trials,

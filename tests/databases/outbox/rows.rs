@@ -269,7 +269,10 @@ pub async fn removed_rows_are_gone_and_counted<K: Kind>() {
     if let (Some(first), Some(second)) = (removed.transaction, again.transaction) {
         assert!(first < second);
     }
-    assert_eq!(boxed.outbox.remove(&[]).await.expect("remove").rows, 0);
+    // Relays rest their floors on it while nothing is confirmed.
+    let empty = boxed.outbox.remove(&[]).await.expect("remove");
+    assert_eq!((empty.rows, empty.transaction.is_some()), (0, K::NAME == "PostgreSQL"));
+    assert!(empty.transaction.is_none() || empty.transaction > again.transaction);
 }
 
 pub async fn row_that_is_no_message_stops_no_other<K: Kind>() {

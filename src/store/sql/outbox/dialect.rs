@@ -24,6 +24,8 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
     /// Begins the transaction in which the table is read, where a plain SELECT might be planned
     /// badly.
     const READING: Option<&'static str> = None;
+    /// Whether it tells which transactions have ended.
+    const TELLS_ENDED: bool = false;
     /// Whether [`notify`](Self::notify) reaches other processes.
     const NOTIFIES: bool = false;
 

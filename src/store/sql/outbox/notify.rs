@@ -75,6 +75,7 @@ impl Drop for Running {
     }
 }
 
+// Beside the trait's method, which is this one: who only enqueues needs no trait for it.
 impl<DB: SqlDatabase> SqlOutbox<DB> {
     /// Wakes the relays, of this process and, with PostgreSQL, of others. Call it after each commit
     /// of a transaction that has put something in; without it, relays find the rows when they look
