@@ -1,17 +1,17 @@
 //! An order is written and announced in one transaction; a relay publishes in the background what
-//! was committed, also after a crash.
+//! was committed, also after a crash, and whether or not the broker is there when the order comes.
 //!
 //! ```sh
 //! cargo run --example outbox --features sqlite
 //! curl -i localhost:3000/orders -H 'content-type: application/json' -d '{"id":"42","amount":500}'
-//! curl localhost:3000/readyz
+//! curl -i localhost:3000/healthz localhost:3000/readyz
 //! ```
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{State, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -19,7 +19,8 @@ use axum::{
 use clap::Parser;
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use lapin_idempotent::{
-    BoxError, IdempotentPublisher, OutgoingMessage, Relay, SqliteOutbox, outbox::RelayMonitor,
+    BoxError, IdempotentPublisher, OutgoingMessage, Relay, SqliteOutbox,
+    outbox::{EnqueueError, RelayMonitor},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -27,13 +28,17 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+/// While so many wait to be announced, requests should go elsewhere. A status counts no further than
+/// 10,000 in each lane, and SQLite has one.
+const MAX_BACKLOG: u64 = 10_000;
+
 #[derive(Parser)]
 struct Options {
     #[arg(long, env = "AMQP_URL", default_value = "amqp://localhost")]
     amqp: String,
     #[arg(long, default_value = "orders.placed")]
     queue: String,
-    #[arg(long, default_value = "sqlite:outbox.db?mode=rwc")]
+    #[arg(long, default_value = "sqlite:outbox.db")]
     database: String,
     #[arg(long, default_value = "127.0.0.1:3000")]
     listen: SocketAddr,
@@ -52,41 +57,69 @@ struct Service {
     relay: RelayMonitor,
 }
 
-/// Both are committed, or none is: what is answered with `201` will be announced.
-async fn place(service: &Service, order: &Order) -> Result<(), BoxError> {
+/// Both are committed, or none is: what is answered with `201` will be announced. `false` if there
+/// is such an order.
+async fn place(service: &Service, order: &Order) -> Result<bool, BoxError> {
     let mut tx = service.outbox.pool().begin().await?;
-    sqlx::query("INSERT INTO orders (id, amount) VALUES (?, ?)")
+    let placed = sqlx::query("INSERT INTO orders (id, amount) VALUES (?, ?) ON CONFLICT DO NOTHING")
         .bind(&order.id)
         .bind(order.amount)
         .execute(&mut *tx)
         .await?;
+    if placed.rows_affected() == 0 {
+        return Ok(false);
+    }
     let placed = OutgoingMessage::to("", &service.queue)
         .idempotency_key_parts(["placed", &order.id])
         .kind("order.placed")
         .json(order)?;
+    // Refused before any SQL if it could not be published; then nothing is committed.
     service.outbox.enqueue_in_order(&mut tx, &order.id, placed).await?;
     tx.commit().await?;
     service.outbox.wake();
-    Ok(())
+    Ok(true)
 }
 
-async fn orders(State(service): State<Service>, Json(order): Json<Order>) -> Response {
+async fn orders(State(service): State<Service>, body: Result<Json<Order>, JsonRejection>) -> Response {
+    let order = match body {
+        Ok(Json(order)) => order,
+        Err(rejection) => return (StatusCode::BAD_REQUEST, rejection.body_text()).into_response(),
+    };
     match place(&service, &order).await {
-        Ok(()) => StatusCode::CREATED.into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Ok(true) => StatusCode::CREATED.into_response(),
+        Ok(false) => (StatusCode::CONFLICT, "there is such an order").into_response(),
+        Err(error) => match error.downcast_ref() {
+            Some(EnqueueError::Invalid { source, .. }) => {
+                (StatusCode::BAD_REQUEST, source.to_string()).into_response()
+            }
+            _ => {
+                tracing::error!(error, order = order.id, "an order was not placed");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        },
     }
 }
 
-/// Orders are taken while the broker is away; how much waits is for an alert.
-async fn ready(State(service): State<Service>) -> String {
+fn probe(good: bool, text: String) -> (StatusCode, String) {
+    (if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+}
+
+async fn live(State(service): State<Service>) -> (StatusCode, String) {
     let status = service.relay.status();
-    let table = status.table.unwrap_or_default();
-    format!("relay {}, {} to be published, {} parked\n", status.state.name(), table.backlog, table.parked)
+    probe(status.is_live(), format!("relay {}\n", status.state.name()))
+}
+
+/// Ready without the broker, too, but not without end.
+async fn ready(State(service): State<Service>) -> (StatusCode, String) {
+    let table = service.relay.status().table.unwrap_or_default();
+    let text = format!("{} to be published, {} parked\n", table.backlog, table.parked);
+    probe(table.backlog < MAX_BACKLOG, text)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let Options { amqp, queue, database, listen } = Options::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let outbox = SqliteOutbox::connect(&database).await?;
     outbox.create_schema().await?;
     let orders_table =
@@ -102,26 +135,26 @@ async fn main() -> Result<(), BoxError> {
                 channel.queue_declare(queue.into(), durable, FieldTable::default()).await.map(drop)
             }
         })
-        .connect()
-        .await?;
-    let relay = Relay::new(outbox.clone(), publisher);
+        // `connect` would fail without a broker, and no order could be taken.
+        .connect_lazy()?;
+    let relay = Relay::new(outbox.clone(), publisher.clone());
     relay.check().await?;
     let relay = relay.spawn();
 
     let service = Service { queue, outbox, relay: relay.monitor() };
-    let routes =
-        Router::new().route("/orders", post(orders)).route("/readyz", get(ready)).with_state(service);
+    let routes = Router::new()
+        .route("/orders", post(orders))
+        .route("/healthz", get(live))
+        .route("/readyz", get(ready))
+        .with_state(service);
     let listener = TcpListener::bind(listen).await?;
     println!("listening on {}", listener.local_addr()?);
-    let mut terminated = signal(SignalKind::terminate())?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminated.recv() => {}
-        }
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stopped = async move {
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
     };
-    axum::serve(listener, routes).with_graceful_shutdown(shutdown).await?;
+    axum::serve(listener, routes).with_graceful_shutdown(stopped).await?;
     // What was sent is waited for; the rest is in the table, for the next start.
     relay.stop().await;
-    Ok(())
+    Ok(publisher.close(Duration::from_secs(5)).await?)
 }

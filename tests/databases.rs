@@ -53,6 +53,7 @@ mod databases {
     mod schema;
     mod seeds;
     mod sharing;
+    mod shop;
     mod sweep;
     mod tags;
     mod worker;
@@ -85,6 +86,7 @@ mod databases {
                 schema::trials,
                 seeds::trials,
                 sharing::trials,
+                shop::trials,
                 sweep::trials,
                 tags::trials,
                 pooled,

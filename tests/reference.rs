@@ -67,6 +67,35 @@ fn every_metric_is_in_the_reference_and_what_is_watched_exists() {
     }
 }
 
+/// Each with what it is looked at by, how urgent it is, and what it says.
+#[test]
+fn every_alert_can_be_acted_on_and_the_outbox_is_watched() {
+    let rules = read("docs/operations/alerts.yml");
+    let rules: Vec<&str> = rules.split("      - alert: ").skip(1).collect();
+    let mut alerts = BTreeSet::new();
+    for rule in &rules {
+        let name = rule.lines().next().unwrap();
+        assert!(alerts.insert(name), "{name} is there twice");
+        let severity = rule.split_once("labels: { severity: ").unwrap().1.split(' ').next().unwrap();
+        assert!(["page", "ticket"].contains(&severity), "{name}: {severity}");
+        assert!(!words(rule.split_once("expr: ").unwrap().1, "idempotent_").is_empty(), "{name}");
+        let (_, summary) = rule.split_once("summary: ").unwrap();
+        assert!(summary.lines().next().unwrap().split(' ').count() >= 4, "{name}: {summary}");
+    }
+    let (rules, dashboard) = (rules.concat(), read("docs/operations/dashboard.json"));
+    for gauge in ["oldest_seconds", "parked", "lanes", "listening", "horizon_held_seconds", "held_routes"] {
+        assert!(rules.contains(&format!("idempotent_outbox_{gauge}")), "no alert looks at {gauge}");
+    }
+    for state in self::names("src/outbox/status.rs") {
+        let is_named = rules.contains(&state);
+        let is_well = ["relaying", "standby", "draining", "stopped", "starting"].contains(&state.as_str());
+        assert!(is_named || is_well, "no alert tells of relays that are {state}");
+    }
+    for name in words(&code("src/outbox/metrics.rs"), "idempotent_outbox_") {
+        assert!(words(&dashboard, "idempotent_").iter().any(|shown| shown.starts_with(&name)), "{name}");
+    }
+}
+
 #[test]
 fn every_outcome_reason_cause_and_state_is_in_the_reference() {
     let said = quoted(&read("src/guide/reference.md"));
@@ -118,7 +147,7 @@ fn every_metric_has_the_kind_and_the_labels_of_the_reference() {
     let mut recorded = BTreeMap::new();
     for file in ["src/publisher/metrics.rs", "src/consumer/telemetry.rs", "src/outbox/metrics.rs"] {
         let code = code(file);
-        for kind in ["counter", "histogram"] {
+        for kind in ["counter", "histogram", "gauge"] {
             for (at, _) in code.match_indices(&format!("{kind}!(\"")) {
                 let called = &code[at..];
                 let (name, arguments) = called.split_once('"').unwrap().1.split_once('"').unwrap();
@@ -126,7 +155,7 @@ fn every_metric_has_the_kind_and_the_labels_of_the_reference() {
                 recorded.insert(name.to_owned(), (kind, labels(&code[..at], arguments)));
             }
         }
-        // Gauges are recorded in a loop over their names.
+        // Most gauges are recorded in a loop over their names.
         for name in words(&code, "idempotent_") {
             recorded.entry(name).or_insert(("gauge", BTreeSet::new()));
         }

@@ -7,12 +7,17 @@ use std::{
 
 use metrics::{counter, gauge, histogram};
 
-use super::status::RelayStatus;
+use super::status::{RelayState, RelayStatus};
 
 /// Records what has changed of a relay. What is of a relay adds up over several of a process; what
 /// is of the table is the same for all.
 pub(super) fn record(before: &RelayStatus, now: &RelayStatus) {
     guarded(|| record_all(before, now));
+}
+
+/// A relay runs, in its first state.
+pub(super) fn starts() {
+    guarded(|| gauge!("idempotent_outbox_relays", "state" => RelayState::Starting.name()).increment(1));
 }
 
 /// Messages were turned into rows. Whether they are committed, only the database knows.
@@ -72,6 +77,15 @@ fn record_all(before: &RelayStatus, now: &RelayStatus) {
             gauge!(name).decrement((before - now) as f64);
         }
     }
+    if now.state != before.state {
+        let running = |status: &RelayStatus| Some(status.state).filter(|state| *state != RelayState::Stopped);
+        if let Some(state) = running(before) {
+            gauge!("idempotent_outbox_relays", "state" => state.name()).decrement(1);
+        }
+        if let Some(state) = running(now) {
+            gauge!("idempotent_outbox_relays", "state" => state.name()).increment(1);
+        }
+    }
     if let Some(table) = now.table.filter(|_| now.table != before.table) {
         gauge!("idempotent_outbox_backlog").set(table.backlog as f64);
         gauge!("idempotent_outbox_parked").set(table.parked as f64);
@@ -93,13 +107,18 @@ mod tests {
         metrics::with_local_recorder(&recorded, || {
             for _ in 0..2 {
                 let monitor = RelayMonitor::new();
+                starts();
                 monitor.change(|status| (status.relayed, status.lanes) = (3, 8));
+                monitor.change(|status| status.state = RelayState::Relaying);
                 monitor.change(|status| {
                     status.relayed = 5;
                     status.failed.insert("nacked", 2);
                 });
                 drop(StoppedOnDrop(monitor));
             }
+            let monitor = RelayMonitor::new();
+            starts();
+            monitor.change(|status| status.state = RelayState::TableAway);
             enqueued();
             read("poll");
             removed(512);
@@ -109,6 +128,9 @@ mod tests {
             ("idempotent_outbox_relayed_total", 10.0),
             ("idempotent_outbox_failed_total nacked", 4.0),
             ("idempotent_outbox_lanes", 0.0),
+            ("idempotent_outbox_relays starting", 0.0),
+            ("idempotent_outbox_relays relaying", 0.0),
+            ("idempotent_outbox_relays table_away", 1.0),
             ("idempotent_outbox_enqueued_total", 1.0),
             ("idempotent_outbox_reads_total poll", 1.0),
             ("idempotent_outbox_delete_batch", 512.0),

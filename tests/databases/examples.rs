@@ -34,13 +34,13 @@ trials! {
 }
 
 /// An example that runs, and what it has printed.
-struct Example {
-    process: Child,
+pub struct Example {
+    pub process: Child,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Example {
-    fn start(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub fn start(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let tests = std::env::current_exe().expect("exe");
         let target = tests.parent().and_then(Path::parent).expect("target");
         let mut process = Command::new(target.join("examples").join(name))
@@ -66,13 +66,21 @@ impl Example {
         self.lines.lock().expect("lines").clone()
     }
 
+    /// Where it listens.
+    pub async fn address(&self) -> String {
+        eventually("it listens", async || {
+            self.lines().iter().find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
+        })
+        .await
+    }
+
     async fn says(&self, count: usize, end: &str) {
         let ends = || self.lines().iter().filter(|line| line.ends_with(end)).count();
         eventually(&format!("{count} times {end}"), async || (ends() >= count).then_some(())).await;
     }
 
     /// It ends well when it is asked to.
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         let pid = self.process.id().expect("it runs").to_string();
         assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
         let status = timeout(DEADLINE, self.process.wait()).await.expect("in time").expect("wait");
@@ -181,10 +189,7 @@ pub async fn service_publishes_and_books_and_stops_gracefully() {
     let database = format!("sqlite:{}", file.display());
     let arguments = ["--queue", &queue, "--database", &database, "--listen", "127.0.0.1:0"];
     let example = Example::start("service", &arguments, &[]);
-    let address = eventually("it listens", async || {
-        example.lines().iter().find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
-    })
-    .await;
+    let address = example.address().await;
     let http = reqwest::Client::new();
     let get = async |path: &str| {
         let response = http.get(format!("http://{address}{path}")).send().await.expect("answer");

@@ -57,6 +57,8 @@ impl<O: Outbox, P: Publish> Relay<O, P> {
     /// Dropping the future is as killing the process: nothing is lost, but what is in flight may be
     /// published once more, and its lanes are without an owner until the lease has run out.
     pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) {
+        #[cfg(feature = "metrics")]
+        crate::outbox::metrics::starts();
         let _stopped = StoppedOnDrop(self.monitor.clone());
         let Self { outbox, publisher, monitor, settings } = &self;
         let (hold, holding) = watch::channel(Holding::default());
