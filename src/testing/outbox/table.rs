@@ -141,7 +141,8 @@ impl Table {
             let (mut rows, mut bytes) = (0, 0);
             let behind = RowId { seq: from.seq.saturating_add(1), ..*from };
             let end = RowId { seq: i64::MAX, ..*from };
-            for (id, stored) in self.rows.range(behind..=end).filter(|(id, stored)| is_wanted(**id, stored, request))
+            for (id, stored) in
+                self.rows.range(behind..=end).filter(|(id, stored)| is_wanted(**id, stored, request))
             {
                 bytes += stored.row.body.len() as u64;
                 if rows == request.rows || (rows > 0 && bytes > request.bytes) {
