@@ -26,7 +26,7 @@ impl<K: Kind> Transactions<SqlOutbox<K>> for Pooled {
     }
 
     fn connection<'t>(&self, transaction: &'t mut Transaction<'static, K>) -> &'t mut K::Connection {
-        &mut **transaction
+        transaction
     }
 
     async fn commit(&self, transaction: Transaction<'static, K>) -> Result<(), BoxError> {
