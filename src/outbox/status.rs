@@ -54,7 +54,7 @@ impl RelayStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RelayState {
-    /// It has not asked the table yet.
+    /// The table has not answered yet: `last_error` says why, if that lasts.
     Starting,
     /// It has lanes, and publishes what they hold.
     Relaying,
@@ -124,6 +124,11 @@ impl RelayMonitor {
     /// borrows has the counts of that moment.
     pub fn watch(&self) -> watch::Receiver<RelayStatus> {
         self.status.subscribe()
+    }
+
+    /// How many messages it has parked.
+    pub(super) fn parked(&self) -> u64 {
+        self.status.borrow().parked
     }
 
     /// Changes something, and tells those who watch if it is worth it.
