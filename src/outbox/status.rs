@@ -60,8 +60,8 @@ pub enum RelayState {
     Relaying,
     /// Other relays have all lanes.
     Standby,
-    /// The publisher has no connection, or nothing is confirmed. Nothing is read and nothing
-    /// written; the lanes are kept.
+    /// The publisher has no connection, and its own status says why; or nothing is confirmed.
+    /// Nothing is read and nothing written; the lanes are kept.
     BrokerAway,
     /// The publisher was closed: nothing is published any more.
     PublisherClosed,

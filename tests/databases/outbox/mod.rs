@@ -1,5 +1,6 @@
 //! The contract of an outbox, in each database.
 
+mod broker;
 mod failures;
 mod lanes;
 mod listening;
@@ -27,6 +28,7 @@ use super::{
 
 pub fn trials(there: bool) -> Vec<Trial> {
     let modules = [
+        broker::trials,
         failures::trials,
         lanes::trials,
         listening::trials,
