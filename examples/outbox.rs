@@ -28,8 +28,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-/// While so many wait to be announced, requests should go elsewhere. A status counts no further than
-/// 10,000 in each lane, and SQLite has one.
+/// While so many wait to be announced, requests should go elsewhere. A status counts no further
+/// than 10,000 in each lane, and SQLite has one.
 const MAX_BACKLOG: u64 = 10_000;
 
 #[derive(Parser)]

@@ -322,9 +322,9 @@ impl fmt::Display for StoreErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unavailable => "the store is unavailable",
-            Self::Busy => "the identity is held by another consumer",
+            Self::Busy => "what is asked for is held by somebody else",
             Self::Full => "the store is full",
-            Self::Refused => "the store refuses the identity",
+            Self::Refused => "the store refuses what it was given",
             Self::LeaseLost => "the lease was lost",
             Self::Conflict => "a rival's transaction stood in the way",
             Self::RolledBack => "the transaction was rolled back",

@@ -54,14 +54,14 @@ impl RelayStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RelayState {
-    /// It has not asked the table yet.
+    /// The table has not answered yet: `last_error` says why, if that lasts.
     Starting,
     /// It has lanes, and publishes what they hold.
     Relaying,
     /// Other relays have all lanes.
     Standby,
-    /// The publisher has no connection, or nothing is confirmed. Nothing is read and nothing
-    /// written; the lanes are kept.
+    /// The publisher has no connection, and its own status says why; or nothing is confirmed.
+    /// Nothing is read and nothing written; the lanes are kept.
     BrokerAway,
     /// The publisher was closed: nothing is published any more.
     PublisherClosed,
@@ -124,6 +124,11 @@ impl RelayMonitor {
     /// borrows has the counts of that moment.
     pub fn watch(&self) -> watch::Receiver<RelayStatus> {
         self.status.subscribe()
+    }
+
+    /// How many messages it has parked.
+    pub(super) fn parked(&self) -> u64 {
+        self.status.borrow().parked
     }
 
     /// Changes something, and tells those who watch if it is worth it.

@@ -113,6 +113,34 @@ async fn broker_away_for_a_day_writes_no_row_and_reads_none() {
     relay.stop().await;
 }
 
+/// It was never there, so nothing is on its way that a stop would have to wait for.
+#[tokio::test(start_paused = true)]
+async fn relay_that_starts_without_a_broker_says_so_and_stops_at_once() {
+    let publisher = MemoryPublisher::answering(|_| std::future::pending());
+    publisher.set_ready(false);
+    let outbox = MemoryOutbox::new();
+    let relay = start(&outbox, &publisher);
+    enqueue(&outbox, None, text("early")).await;
+    until("it has lanes", || relay.monitor().status().lanes == 16).await;
+    sleep(MINUTE).await;
+    let status = relay.monitor().status();
+    assert_eq!((status.state, status.in_flight), (RelayState::BrokerAway, 0));
+    let before = Instant::now();
+    relay.stop().await;
+    assert!(before.elapsed() < SECOND, "{:?}", before.elapsed());
+    assert!(publisher.attempted().is_empty() && outbox.calls("read") == 0);
+
+    // And it begins when the broker comes.
+    let publisher = MemoryPublisher::new();
+    publisher.set_ready(false);
+    let relay = start(&outbox, &publisher);
+    until("it waits", || relay.monitor().status().state == RelayState::BrokerAway).await;
+    publisher.set_ready(true);
+    until("it is published", || outbox.is_empty()).await;
+    assert_eq!(relay.monitor().status().state, RelayState::Relaying);
+    relay.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn publisher_that_was_closed_is_told_of() {
     let publisher = MemoryPublisher::answering(|_| std::future::ready(Err(PublishErrorKind::Closed)));

@@ -59,6 +59,31 @@ async fn poison_blocks_its_key_and_nobody_else() {
     relay.stop().await;
 }
 
+/// An operator who is quicker than the relay's looks into the table, of which none has seen the row
+/// parked.
+#[tokio::test(start_paused = true)]
+async fn what_was_parked_just_now_is_soon_published_when_it_is_put_back() {
+    let (publisher, cured) = poisoned();
+    let outbox = MemoryOutbox::new();
+    let relay = Relay::new(outbox.clone(), publisher.clone()).max_attempts(1).spawn();
+    let asked = || outbox.calls("status");
+    until("it has looked", || asked() == 1).await;
+    for key in [Some("a"), None] {
+        for number in 0..3 {
+            enqueue(&outbox, key, text(format!("poison {number}"))).await;
+        }
+    }
+    until("parked", || outbox.is_empty() && relay.monitor().status().parked == 6).await;
+    cured.store(true, Relaxed);
+    let (first, before) = (outbox.list_parked(&Select::All, 0, 1).await.unwrap()[0].row.id, Instant::now());
+    assert_eq!(outbox.discard(&Select::Seq(first.seq)).await.unwrap(), 1);
+    assert_eq!(outbox.unpark(&Select::Key("a".to_owned())).await.unwrap(), 2);
+    assert_eq!(asked(), 1, "and it has not looked since");
+    until("they are published", || publisher.published().len() == 2).await;
+    assert!(before.elapsed() < 10 * SECOND, "{:?}", before.elapsed());
+    relay.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn key_that_is_in_use_goes_on_in_order_when_it_is_put_back() {
     let (publisher, cured) = poisoned();

@@ -19,7 +19,7 @@ use crate::{
     error::Chain,
     idempotency::StoreError,
     outbox::{
-        contract::{Outbox, TableStatus},
+        contract::Outbox,
         status::{RelayMonitor, StoppedOnDrop},
     },
     publisher::Publish,
@@ -101,17 +101,20 @@ impl<O: Outbox, P: Publish> Relay<O, P> {
     }
 }
 
-/// Asks from time to time what the table holds. Fewer parked rows than before: an operator has put
-/// some back, behind the relay.
+/// Asks from time to time what the table holds. Fewer parked rows than there would be: an operator
+/// has put some back, behind the relay.
 async fn census<O: Outbox>(outbox: &O, monitor: &RelayMonitor, refresh: watch::Sender<()>) {
-    let mut known: Option<TableStatus> = None;
+    // The rows that were parked then, and how many of all times are this relay's.
+    let mut known: Option<(u64, u64)> = None;
     loop {
+        // Before the table is asked: what is counted here was parked there.
+        let own = monitor.parked();
         match within(CENSUS, outbox.status()).await {
             Ok(table) => {
-                if known.is_some_and(|known| table.parked < known.parked) {
+                if known.is_some_and(|(parked, before)| table.parked < parked + (own - before)) {
                     refresh.send_replace(());
                 }
-                known = Some(table);
+                known = Some((table.parked, own));
                 monitor.change(|status| status.table = Some(table));
             }
             Err(error) => tracing::debug!(error = %Chain(&error), "the outbox does not say what it holds"),

@@ -61,6 +61,11 @@ pub(super) async fn work<O: Outbox, P: Publish>(
     let Told { mut holding, mut refreshed, mut heard } = told;
     let mut woken = outbox.waker().subscribe();
     let mut worker = Worker::new(settings, monitor);
+    if publisher.ready().now_or_never().is_none() {
+        // What a publisher is given before it was ever connected waits in it, for as long as its
+        // policy says.
+        worker.broker_pause = Some(Duration::ZERO);
+    }
     let mut sends = FuturesUnordered::new();
     let mut verdicts = Vec::with_capacity(VERDICTS);
     let mut asked = pin!(Fuse::terminated());

@@ -24,6 +24,8 @@ use crate::{
 /// * A message is as durable as `innodb_flush_log_at_trx_commit` and `sync_binlog` make its
 ///   transaction.
 /// * Relays of other processes hear nothing of commits, and look into the table.
+/// * `max_allowed_packet`, 16 MiB in MariaDB, must be above the largest message, or the server ends
+///   the connection with the transaction; see [`max_message_bytes`](SqlOutbox::max_message_bytes).
 pub type MySqlOutbox = SqlOutbox<MySql>;
 
 const SYNTAX: OutboxSyntax = OutboxSyntax {

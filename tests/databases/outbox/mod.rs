@@ -2,6 +2,7 @@
 
 mod children;
 mod conformance;
+mod broker;
 mod failures;
 mod lanes;
 mod listening;
@@ -31,6 +32,7 @@ pub fn trials(there: bool) -> Vec<Trial> {
     let modules = [
         children::trials,
         conformance::trials,
+        broker::trials,
         failures::trials,
         lanes::trials,
         listening::trials,

@@ -68,6 +68,38 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// then give the relay an outbox with a pool of its own. What the server does not answer within 35
 /// seconds is an error. What is put in with a transaction of the caller's has the caller's limits.
 ///
+/// # Rights
+///
+/// Who enqueues needs INSERT on `outbox`. A relay needs SELECT, UPDATE and DELETE on `outbox`,
+/// SELECT and UPDATE on `outbox_lanes`, and SELECT, INSERT, UPDATE and DELETE on `outbox_relays`;
+/// operators SELECT, UPDATE and DELETE on `outbox`.
+///
+/// # Parked messages
+///
+/// They stay, with the reason, until an operator has mended it. Relays notice within seconds what
+/// was put back.
+///
+/// ```no_run
+/// # #[cfg(feature = "postgres")]
+/// # async fn operate(outbox: lapin_idempotent::PostgresOutbox)
+/// # -> Result<(), lapin_idempotent::BoxError> {
+/// use lapin_idempotent::outbox::{Outbox, Select};
+///
+/// let mut behind = 0;
+/// loop {
+///     let page = outbox.list_parked(&Select::All, behind, 100).await?;
+///     let Some(last) = page.last() else { break };
+///     behind = last.row.id.seq;
+///     for parked in page {
+///         println!("{}: {:?}", parked.row.message_id, parked.error);
+///     }
+/// }
+/// outbox.unpark(&Select::Key("order-42".to_owned())).await?; // in order, with its numbers
+/// outbox.discard(&Select::Seq(behind)).await?; // never published
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Clones share the pool, and what wakes their relays. Cheap to clone.
 pub struct SqlOutbox<DB: SqlDatabase> {
     pool: Pool<DB>,
