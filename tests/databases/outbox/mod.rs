@@ -1,8 +1,10 @@
 //! The contract of an outbox, in each database.
 
 mod failures;
+mod killed;
 mod lanes;
 mod listening;
+mod orders;
 mod parking;
 mod plans;
 mod relaying;
@@ -28,6 +30,7 @@ use super::{
 pub fn trials(there: bool) -> Vec<Trial> {
     let modules = [
         failures::trials,
+        killed::trials,
         lanes::trials,
         listening::trials,
         parking::trials,
