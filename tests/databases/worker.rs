@@ -1,4 +1,4 @@
-//! The program `tests/support/bin/worker`: a consumer as a process of its own.
+//! The program `tests/support/bin/worker`: a consumer, or a relay, as a process of its own.
 //!
 //! For cargo it is an example: `cargo test` and `cargo nextest run` build it first; with `--test
 //! databases` they do not.
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::support::DEADLINE;
 
-/// A process that consumes.
+/// A process that consumes or relays.
 pub struct Worker {
     process: Child,
     outcomes: Arc<Mutex<Vec<(String, String)>>>,
@@ -71,7 +71,11 @@ impl Worker {
     }
 
     pub fn terminate(&self) {
-        let sent = std::process::Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
+        self.signal("-TERM");
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let sent = std::process::Command::new("kill").args([signal, &self.pid().to_string()]).status();
         assert!(sent.expect("kill").success());
     }
 

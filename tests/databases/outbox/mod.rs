@@ -4,8 +4,10 @@ mod children;
 mod conformance;
 mod broker;
 mod failures;
+mod killed;
 mod lanes;
 mod listening;
+mod orders;
 mod parking;
 mod plans;
 mod relaying;
@@ -34,6 +36,7 @@ pub fn trials(there: bool) -> Vec<Trial> {
         conformance::trials,
         broker::trials,
         failures::trials,
+        killed::trials,
         lanes::trials,
         listening::trials,
         parking::trials,

@@ -18,6 +18,7 @@ trials! {
     transaction_has_its_identity_before_its_rows_have_numbers,
     snapshot_tells_which_transactions_have_ended,
     producer_is_never_blocked_by_a_read,
+    relay_waits_for_no_open_transaction<Postgres, MySql>,
     relay_at_work_blocks_no_producer<Postgres, MySql>,
 }
 
@@ -162,6 +163,29 @@ pub async fn producer_is_never_blocked_by_a_read() {
         };
         timeout(Duration::from_secs(1), working).await.expect("in time");
         tx.commit().await.expect("commit");
+    }
+}
+
+/// Also where the planner would rather read all of a small table, and lock it, than look for a row:
+/// MariaDB does when a statement that was prepared is run once more.
+pub async fn relay_waits_for_no_open_transaction<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let (_, term) = boxed.take(0).await;
+    for round in 0..5 {
+        let mut open = boxed.begin().await;
+        boxed.outbox.put(&mut open, &[row("open")]).await.expect("put");
+        boxed.put(&rows("a", 2)).await;
+        boxed.outbox.put(&mut open, &[row("open")]).await.expect("put");
+        let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+        let (last, next) = (*ids.last().expect("rows"), Next::Retry(Duration::ZERO));
+        let failed = Failed { row: last, counted: true, next, error: String::new() };
+        let working = async {
+            assert_eq!(boxed.outbox.fail(&[term], &[failed]).await.expect("fail"), []);
+            boxed.outbox.remove(&ids).await.expect("remove").rows
+        };
+        let removed = timeout(Duration::from_secs(10), working).await.expect("it waits for nobody");
+        assert_eq!(removed, ids.len() as u64, "round {round}");
+        open.commit().await.expect("commit");
     }
 }
 

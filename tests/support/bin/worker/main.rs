@@ -1,16 +1,19 @@
-//! The consumer process that tests start and kill: any store, one row for each effect, one
-//! JSON line for each outcome.
+//! The processes that tests start and kill: a consumer with any store, one row for each effect; and
+//! the relay of an outbox. One JSON line for each outcome.
 //!
 //! ```text
 //! cargo run --all-features --example worker -- --help
 //! cargo run --all-features --example worker -- --queue debits --store sqlite:worker.db
 //! cargo run --all-features --example worker -- --queue debits --store sqlite:worker.db --abort-at commit
+//! cargo run --all-features --example worker -- relay --outbox postgres://.. --abort-at confirm
 //! ```
 
 mod aborting;
+mod dying;
 mod effects;
 mod handler;
 mod options;
+mod relay;
 
 use std::{future::Future, io::Write};
 
@@ -38,6 +41,9 @@ async fn main() -> Result<(), BoxError> {
     let quiet = || EnvFilter::new("off,lapin_idempotent=warn");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if std::env::args_os().nth(1).is_some_and(|first| first == "relay") {
+        return relay::run(&relay::Options::parse_from(std::env::args_os().skip(1))).await;
+    }
     let options = Options::parse();
     match scheme(&options.store) {
         "memory" => {
@@ -131,11 +137,15 @@ where
     Ok(())
 }
 
-/// One line, whole and at once: whoever reads it may have this process killed next.
 fn report(message: &IncomingMessage, outcome: &Outcome) {
+    say(message.raw_message_id(), outcome.name());
+}
+
+/// One line, whole and at once: whoever reads it may have this process killed next.
+fn say(message_id: Option<&str>, outcome: &str) {
     let line = serde_json::json!({
-        "message_id": message.raw_message_id(),
-        "outcome": outcome.name(),
+        "message_id": message_id,
+        "outcome": outcome,
         "pid": std::process::id(),
     });
     let mut stdout = std::io::stdout().lock();

@@ -12,7 +12,8 @@ use crate::aborting::AbortAt;
 /// A row is (message ID, process ID), in a table without a unique key, so that a second effect
 /// shows. Every outcome is a JSON line on the standard output: `{"message_id": "..", "outcome":
 /// "..", "pid": ..}`. SIGTERM and Ctrl-C stop the process once the messages in hand are settled.
-/// `RUST_LOG` says what is logged to the standard error; by default, the crate's warnings.
+/// `RUST_LOG` says what is logged to the standard error; by default, the crate's warnings. `worker
+/// relay --help` is about another process, the relay of an outbox.
 #[derive(Debug, Parser)]
 #[command(name = "worker")]
 pub(crate) struct Options {
@@ -118,7 +119,7 @@ pub(crate) fn scheme(url: &str) -> &str {
     url.split(':').next().unwrap_or_default()
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     let time = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
     if time.is_zero() { Err("more than zero".to_owned()) } else { Ok(time) }
