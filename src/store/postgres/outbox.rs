@@ -74,7 +74,6 @@ impl OutboxDialect for Postgres {
                  FROM (SELECT * FROM {t} WHERE lane = of_lane AND seq > behind \
                  AND (order_key IS NULL OR order_key <> ALL ($3::text[])) AND (order_key IS NOT NULL OR \
                  (exchange, routing_key) NOT IN (SELECT e, r FROM unnest($6::text[], $7::text[]) AS g(e, r))) \
-                 AND seq NOT IN (SELECT unnest($8::bigint[])) \
                  ORDER BY seq LIMIT $4) AS c) AS w \
                  WHERE upto <= $5 OR nth = 1) AS o) ON true"
             ),
@@ -122,8 +121,7 @@ impl OutboxDialect for Postgres {
             .bind(i64::from(request.rows))
             .bind(i64::try_from(request.bytes).unwrap_or(i64::MAX))
             .bind(request.without_routes.iter().map(|route| route.exchange.as_str()).collect::<Vec<_>>())
-            .bind(request.without_routes.iter().map(|route| route.routing_key.as_str()).collect::<Vec<_>>())
-            .bind(request.without_rows.iter().map(|row| row.seq).collect::<Vec<_>>());
+            .bind(request.without_routes.iter().map(|route| route.routing_key.as_str()).collect::<Vec<_>>());
         vec![read]
     }
 

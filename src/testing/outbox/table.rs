@@ -141,8 +141,7 @@ impl Table {
             let (mut rows, mut bytes) = (0, 0);
             let behind = RowId { seq: from.seq.saturating_add(1), ..*from };
             let end = RowId { seq: i64::MAX, ..*from };
-            for (id, stored) in
-                self.rows.range(behind..=end).filter(|(id, stored)| is_wanted(**id, stored, request))
+            for (id, stored) in self.rows.range(behind..=end).filter(|(_, stored)| is_wanted(stored, request))
             {
                 bytes += stored.row.body.len() as u64;
                 if rows == request.rows || (rows > 0 && bytes > request.bytes) {
@@ -242,10 +241,7 @@ impl Table {
     }
 }
 
-fn is_wanted(id: RowId, stored: &Stored, request: &ReadRequest<'_>) -> bool {
-    if request.without_rows.contains(&id) {
-        return false;
-    }
+fn is_wanted(stored: &Stored, request: &ReadRequest<'_>) -> bool {
     match &stored.row.order_key {
         Some(key) => !request.without_keys.contains(key),
         None => !request.without_routes.iter().any(|route| {

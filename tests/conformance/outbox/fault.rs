@@ -32,7 +32,6 @@ pub(crate) enum Fault {
     ReadsNothingOversized,
     TellsNoCut,
     TellsAlwaysOfACut,
-    IgnoresKnownRows,
     IgnoresKeys,
     FoldsKeysOfReads,
     NamesAThousandKeys,

@@ -151,7 +151,6 @@ pub(super) const FAULTS: &[(F, Fails)] = &[
     (F::ReadsNothingOversized, Only(&["oversized_row_is_read_alone"])),
     (F::TellsNoCut, Only(&["rows_are_limited", "bytes_are_limited", "oversized_row_is_read_alone"])),
     (F::TellsAlwaysOfACut, Only(&["rows_are_limited", "bytes_are_limited", "oversized_row_is_read_alone"])),
-    (F::IgnoresKnownRows, Only(&["given_rows_are_left_out"])),
     (
         F::IgnoresKeys,
         Only(&[

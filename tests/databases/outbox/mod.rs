@@ -1,8 +1,8 @@
 //! The contract of an outbox, in each database.
 
+mod broker;
 mod children;
 mod conformance;
-mod broker;
 mod failures;
 mod killed;
 mod lanes;
@@ -120,7 +120,7 @@ impl<K: Kind> Boxed<K> {
         rows: u32,
         bytes: u64,
     ) -> Batch {
-        let request = ReadRequest { from, without_rows: &[], without_keys, without_routes, rows, bytes };
+        let request = ReadRequest { from, without_keys, without_routes, rows, bytes };
         self.outbox.read(&request).await.expect("read")
     }
 
