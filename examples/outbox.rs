@@ -88,15 +88,13 @@ async fn orders(State(service): State<Service>, body: Result<Json<Order>, JsonRe
     match place(&service, &order).await {
         Ok(true) => StatusCode::CREATED.into_response(),
         Ok(false) => (StatusCode::CONFLICT, "there is such an order").into_response(),
-        Err(error) => match error.downcast_ref() {
-            Some(EnqueueError::Invalid { source, .. }) => {
-                (StatusCode::BAD_REQUEST, source.to_string()).into_response()
+        Err(error) => {
+            if let Some(EnqueueError::Invalid { source, .. }) = error.downcast_ref() {
+                return (StatusCode::BAD_REQUEST, source.to_string()).into_response();
             }
-            _ => {
-                tracing::error!(error, order = order.id, "an order was not placed");
-                StatusCode::INTERNAL_SERVER_ERROR.into_response()
-            }
-        },
+            tracing::error!(error, order = order.id, "an order was not placed");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! A relay between a real table and a real broker, whose answers differ between its versions.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -31,7 +31,7 @@ trials! {
 
 const PAUSE: Duration = Duration::from_millis(50);
 
-async fn relay(outbox: &PostgresOutbox, url: &str) -> RelayHandle {
+fn relay(outbox: &PostgresOutbox, url: &str) -> RelayHandle {
     let publisher = IdempotentPublisher::builder(url).max_message_bytes(20 << 20).connect_lazy();
     let relay = Relay::new(outbox.clone(), publisher.expect("publisher"));
     relay.max_attempts(3).retry_delays(PAUSE, PAUSE).spawn()
@@ -93,7 +93,7 @@ pub async fn messages_of_all_kinds_arrive_as_they_were_enqueued() {
         let messages = std::iter::once(of_all.body("\u{0}\u{1}")).chain(large).collect();
         enqueue(&boxed.outbox, Some("k".repeat(255).as_str()), messages).await;
     }
-    let relay = relay(&boxed.outbox, &broker()).await;
+    let relay = relay(&boxed.outbox, &broker());
     for queue in [&classic, &quorum] {
         ready(&client, queue, 4).await;
         let message = client.get(queue).await.expect("the first");
@@ -119,7 +119,7 @@ pub async fn messages_of_all_kinds_arrive_as_they_were_enqueued() {
 pub async fn what_has_no_way_is_parked_in_the_brokers_words_and_goes_when_it_is_put_back() {
     let (boxed, client) = (Boxed::<Postgres>::create().await, Client::connect(&broker()).await);
     let (later, other) = (unique("later"), client.queue("other").await);
-    let relay = relay(&boxed.outbox, &broker()).await;
+    let relay = relay(&boxed.outbox, &broker());
     enqueue(&boxed.outbox, Some("order-1"), texts(&later, 0..3)).await;
     enqueue(&boxed.outbox, None, vec![OutgoingMessage::to(unique("exchange"), "k")]).await;
     enqueue(&boxed.outbox, Some("order-2"), texts(&other, 0..100)).await;
@@ -144,7 +144,7 @@ pub async fn what_has_no_way_is_parked_in_the_brokers_words_and_goes_when_it_is_
 pub async fn queue_that_is_full_holds_up_what_goes_to_it_alone() {
     let (boxed, client) = (Boxed::<Postgres>::create().await, Client::connect(&broker()).await);
     let other = client.queue("other").await;
-    let relay = relay(&boxed.outbox, &broker()).await;
+    let relay = relay(&boxed.outbox, &broker());
     for kind in ["classic", "quorum"] {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
@@ -158,17 +158,17 @@ pub async fn queue_that_is_full_holds_up_what_goes_to_it_alone() {
         ready(&client, &other, 100).await;
         let failed = format!("SELECT count(*) FROM {} WHERE attempts > 0 OR lane < 0", boxed.name);
         assert_eq!(boxed.number(&failed).await, 0, "{kind}: that is no fault of a message");
-        let got = RefCell::new(Vec::new());
+        let got = Mutex::new(Vec::new());
         eventually("all come when there is room", async || {
             while let Some(message) = client.get(&full).await {
-                got.borrow_mut().push(number(&message));
+                got.lock().expect("got").push(number(&message));
             }
-            (got.borrow().len() >= 60 && boxed.outbox.status().await.expect("status").backlog == 0)
-                .then_some(())
+            let all = got.lock().expect("got").len() >= 60;
+            (all && boxed.outbox.status().await.expect("status").backlog == 0).then_some(())
         })
         .await;
         // A quorum queue says no to what it took, now and then: first copies are in order.
-        let (mut got, mut seen) = (got.into_inner(), BTreeSet::new());
+        let (mut got, mut seen) = (got.into_inner().expect("got"), BTreeSet::new());
         got.retain(|n| seen.insert(*n));
         assert_eq!(got, (0..60).collect::<Vec<u32>>(), "{kind}");
         while client.get(&other).await.is_some() {}
@@ -180,9 +180,9 @@ pub async fn queue_that_is_full_holds_up_what_goes_to_it_alone() {
 
 /// The broker closes the channel over it, with other messages on it.
 pub async fn body_that_the_broker_refuses_is_parked_and_holds_up_nothing() {
-    let (boxed, node) = (Boxed::<Postgres>::create().await, Node::start().await);
     const LIMIT: &str = "ok = application:set_env(rabbit, max_message_size, 1000000), \
                          ok = persistent_term:put(max_message_size, 1000000), limited.";
+    let (boxed, node) = (Boxed::<Postgres>::create().await, Node::start().await);
     assert_eq!(node.ctl(&["eval", LIMIT]).await, "limited");
     let client = Client::connect(node.url()).await;
     let queue = client.queue("outbox").await;
@@ -190,7 +190,7 @@ pub async fn body_that_the_broker_refuses_is_parked_and_holds_up_nothing() {
     let mut messages = texts(&queue, 0..200);
     messages.insert(100, large);
     enqueue(&boxed.outbox, None, messages).await;
-    let relay = relay(&boxed.outbox, node.url()).await;
+    let relay = relay(&boxed.outbox, node.url());
     let rows = parked(&boxed.outbox, 1).await;
     let told = rows[0].error.as_deref().unwrap_or_default();
     assert!(told.contains("message size") && rows[0].row.attempts == 3, "{told}");
@@ -216,7 +216,7 @@ pub async fn broker_that_is_killed_in_the_middle_gets_every_message() {
         let key = format!("key-{}", n % 10);
         enqueue(&boxed.outbox, Some(&key), texts(&queue, n * 100..n * 100 + 100)).await;
     }
-    let relay = relay(&boxed.outbox, node.url()).await;
+    let relay = relay(&boxed.outbox, node.url());
     eventually("it relays", async || (relay.monitor().status().relayed > 300).then_some(())).await;
     node.kill().await;
     node.start_again().await;
