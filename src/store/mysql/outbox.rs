@@ -61,9 +61,9 @@ impl OutboxDialect for MySql {
         let t = &statements.quoted;
         OutboxStatements {
             put: statements.put.clone() + "VALUES ",
-            // One row after the other by its key; nothing else is locked. Without the index by name,
-            // MariaDB reads all of a table that is small when it runs this for the second time, and
-            // waits for what other transactions have not committed.
+            // One row after the other by its key; nothing else is locked. Without the index by
+            // name, MariaDB reads all of a table that is small when it runs this for the second
+            // time, and waits for what other transactions have not committed.
             remove: format!(
                 "DELETE o FROM JSON_TABLE(?, '$[*]' COLUMNS (l BIGINT PATH '$[0]', s BIGINT PATH '$[1]')) AS d \
                  STRAIGHT_JOIN {t} AS o FORCE INDEX (PRIMARY) ON o.lane = d.l AND o.seq = d.s"

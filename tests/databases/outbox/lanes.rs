@@ -18,6 +18,8 @@ trials! {
     beat_is_refused_when_the_lease_is_over<Postgres, MySql, Sqlite>,
     beat_under_way_keeps_its_lanes<Postgres, MySql>,
     lanes_are_free_when_they_are_released_or_left<Postgres, MySql, Sqlite>,
+    relay_row_that_is_gone_frees_its_lanes<Postgres, MySql, Sqlite>,
+    restart_under_the_same_name_owns_nothing<Postgres, MySql, Sqlite>,
     relay_that_nobody_knows_takes_nothing<Postgres, MySql, Sqlite>,
     relays_of_yesterday_are_forgotten<Postgres, MySql, Sqlite>,
     leases_of_any_length_are_understood<Postgres, MySql, Sqlite>,
@@ -153,6 +155,37 @@ pub async fn lanes_are_free_when_they_are_released_or_left<K: Kind>() {
     assert_eq!((there.relays, there.lanes[0].0), (vec![first], term));
     let taken = boxed.outbox.take(first, &[term], LEASE).await.expect("take");
     assert_eq!(taken, [Term { term: term.term + 1, ..term }]);
+}
+
+/// Somebody has tidied up, or it was forgotten after a day.
+pub async fn relay_row_that_is_gone_frees_its_lanes<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let (gone, term) = boxed.take(0).await;
+    let rival = boxed.relay().await;
+    boxed.sql(&format!("DELETE FROM {}_relays WHERE relay = '{}'", boxed.name, gone.0)).await;
+    let there = boxed.outbox.ownership(LEASE).await.expect("ownership");
+    assert_eq!((there.relays, there.lanes[0]), (vec![rival], (term, Some(gone))), "its lane names it yet");
+    let taken = boxed.outbox.take(rival, &[term], LEASE).await.expect("take");
+    assert_eq!(taken, [Term { term: term.term + 1, ..term }], "and is taken at once");
+    assert!(!boxed.outbox.beat(gone, LEASE).await.expect("beat"), "it learns of it");
+}
+
+pub async fn restart_under_the_same_name_owns_nothing<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let (dead, restarted) = (RelayId(Uuid::new_v4()), RelayId(Uuid::new_v4()));
+    boxed.outbox.register(dead, "pod-0").await.expect("register");
+    let taken = boxed.outbox.take(dead, &boxed.terms(&[0]).await, LEASE).await.expect("take");
+    boxed.freeze(dead, 14).await;
+    boxed.outbox.register(restarted, "pod-0").await.expect("register");
+    let lease = Duration::from_secs(15);
+    assert!(boxed.outbox.beat(restarted, lease).await.expect("beat"));
+    let there = boxed.outbox.ownership(lease).await.expect("ownership");
+    assert_eq!(there.lanes[0], (taken[0], Some(dead)));
+    assert_eq!(boxed.outbox.take(restarted, &taken, lease).await.expect("take"), []);
+    // What the new one does keeps no lane of the old one alive.
+    boxed.freeze(dead, 2).await;
+    let again = boxed.outbox.take(restarted, &taken, lease).await.expect("take");
+    assert_eq!(again, [Term { term: taken[0].term + 1, ..taken[0] }]);
 }
 
 pub async fn relay_that_nobody_knows_takes_nothing<K: Kind>() {
