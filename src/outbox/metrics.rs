@@ -15,9 +15,14 @@ pub(super) fn record(before: &RelayStatus, now: &RelayStatus) {
     guarded(|| record_all(before, now));
 }
 
+/// The relays in a state.
+fn relays(state: RelayState) -> metrics::Gauge {
+    gauge!("idempotent_outbox_relays", "state" => state.name())
+}
+
 /// A relay runs, in its first state.
 pub(super) fn starts() {
-    guarded(|| gauge!("idempotent_outbox_relays", "state" => RelayState::Starting.name()).increment(1));
+    guarded(|| relays(RelayState::Starting).increment(1));
 }
 
 /// Messages were turned into rows. Whether they are committed, only the database knows.
@@ -80,10 +85,10 @@ fn record_all(before: &RelayStatus, now: &RelayStatus) {
     if now.state != before.state {
         let running = |status: &RelayStatus| Some(status.state).filter(|state| *state != RelayState::Stopped);
         if let Some(state) = running(before) {
-            gauge!("idempotent_outbox_relays", "state" => state.name()).decrement(1);
+            relays(state).decrement(1);
         }
         if let Some(state) = running(now) {
-            gauge!("idempotent_outbox_relays", "state" => state.name()).increment(1);
+            relays(state).increment(1);
         }
     }
     if let Some(table) = now.table.filter(|_| now.table != before.table) {

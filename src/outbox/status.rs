@@ -126,11 +126,6 @@ impl RelayMonitor {
         self.status.subscribe()
     }
 
-    /// How many messages it has parked.
-    pub(super) fn parked(&self) -> u64 {
-        self.status.borrow().parked
-    }
-
     /// Changes something, and tells those who watch if it is worth it.
     pub(super) fn change(&self, change: impl FnOnce(&mut RelayStatus)) {
         self.status.send_if_modified(|status| {

@@ -108,7 +108,7 @@ async fn census<O: Outbox>(outbox: &O, monitor: &RelayMonitor, refresh: watch::S
     let mut known: Option<(u64, u64)> = None;
     loop {
         // Before the table is asked: what is counted here was parked there.
-        let own = monitor.parked();
+        let own = monitor.status().parked;
         match within(CENSUS, outbox.status()).await {
             Ok(table) => {
                 if known.is_some_and(|(parked, before)| table.parked < parked + (own - before)) {

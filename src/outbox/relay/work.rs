@@ -61,7 +61,7 @@ pub(super) async fn work<O: Outbox, P: Publish>(
     let Told { mut holding, mut refreshed, mut heard } = told;
     let mut woken = outbox.waker().subscribe();
     let mut worker = Worker::new(settings, monitor);
-    if publisher.ready().now_or_never().is_none() {
+    if !is_ready(publisher) {
         // What a publisher is given before it was ever connected waits in it, for as long as its
         // policy says.
         worker.broker_pause = Some(Duration::ZERO);
@@ -134,6 +134,11 @@ async fn send<P: Publish>(publisher: &P, sent: Sent, message: OutgoingMessage) -
     (sent, published)
 }
 
+/// Whether the publisher has a connection now.
+fn is_ready<P: Publish>(publisher: &P) -> bool {
+    publisher.ready().now_or_never().is_some()
+}
+
 /// Waits until the broker is worth another try.
 async fn back<P: Publish>(publisher: &P, pause: Duration) {
     sleep(pause).await;
@@ -165,6 +170,6 @@ fn refused<P: Publish>(publisher: &P, result: Published) -> Result<(), Refusal> 
     };
     let kind = error.kind();
     // It matters for this one only.
-    let is_ready = kind == PublishErrorKind::TimedOut && publisher.ready().now_or_never().is_some();
+    let is_ready = kind == PublishErrorKind::TimedOut && is_ready(publisher);
     Err(Refusal { kind, reason: reason(&error), is_ready })
 }

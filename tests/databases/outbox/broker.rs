@@ -194,10 +194,7 @@ pub async fn body_that_the_broker_refuses_is_parked_and_holds_up_nothing() {
     let rows = parked(&boxed.outbox, 1).await;
     let told = rows[0].error.as_deref().unwrap_or_default();
     assert!(told.contains("message size") && rows[0].row.attempts == 3, "{told}");
-    eventually("all others are published", async || {
-        (boxed.outbox.status().await.expect("status").backlog == 0).then_some(())
-    })
-    .await;
+    boxed.drained("all others are published").await;
     relay.stop().await;
     let mut got = BTreeMap::<Vec<u8>, usize>::new();
     while let Some(message) = client.get(&queue).await {
@@ -220,10 +217,7 @@ pub async fn broker_that_is_killed_in_the_middle_gets_every_message() {
     eventually("it relays", async || (relay.monitor().status().relayed > 300).then_some(())).await;
     node.kill().await;
     node.start_again().await;
-    eventually("all are published", async || {
-        (boxed.outbox.status().await.expect("status").backlog == 0).then_some(())
-    })
-    .await;
+    boxed.drained("all are published").await;
     assert_eq!(boxed.outbox.status().await.expect("status").parked, 0);
     relay.stop().await;
     let client = Client::connect(node.url()).await;

@@ -124,6 +124,14 @@ impl<K: Kind> Boxed<K> {
         self.outbox.read(&request).await.expect("read")
     }
 
+    /// Waits until nothing is left to be published.
+    async fn drained(&self, what: &str) {
+        support::eventually(what, async || {
+            (self.outbox.status().await.expect("status").backlog == 0).then_some(())
+        })
+        .await;
+    }
+
     async fn relay(&self) -> RelayId {
         let relay = RelayId(Uuid::new_v4());
         self.outbox.register(relay, "a relay").await.expect("register");

@@ -110,12 +110,7 @@ impl Orders {
     /// Waits until the table holds nothing but the poison and what follows it, each parked once.
     /// Gives the attempts that are counted.
     pub async fn settled<K: Kind>(&self, boxed: &Boxed<K>, what: &str) -> Vec<u32> {
-        let wait = format!("{what}: all is published or parked");
-        eventually(&wait, async || {
-            let status = boxed.outbox.status().await.expect("status");
-            (status.backlog == 0).then_some(())
-        })
-        .await;
+        boxed.drained(&format!("{what}: all is published or parked")).await;
         let parked = boxed.outbox.list_parked(&Select::All, 0, 100).await.expect("list");
         let ids: Vec<_> = parked.iter().map(|parked| parked.row.message_id.to_string()).collect();
         assert_eq!(ids, self.poison, "{what}");
