@@ -129,7 +129,7 @@ pub async fn message_that_ends_its_consumers_is_parked_and_no_other() {
             // Queues and tables are there when one has died.
             if deaths > 0
                 && client.ready(&queue).await == 0
-                && client.ready(&parking).await == 1
+                && client.ready(&parking).await >= 1
                 && table.effects().await.1 == MESSAGES - 1
             {
                 break;
@@ -140,9 +140,17 @@ pub async fn message_that_ends_its_consumers_is_parked_and_no_other() {
         assert_eq!(table.effects().await, (MESSAGES - 1, MESSAGES - 1), "limit {limit}");
         assert!((6..=12).contains(&deaths), "limit {limit}: {deaths} deaths");
         let parked = client.get(&parking).await.expect("parked");
-        assert_eq!(parked.properties.message_id().as_ref().map(|id| id.as_str()), Some("m150"));
         assert_eq!(header(&parked, "x-idempotency-parked-reason").as_deref(), Some("consumer-died"));
-        assert_eq!(client.ready(&queue).await + client.ready(&parking).await, 0);
+        // A worker that died between a copy of it and the ack has left it twice.
+        let mut left = vec![parked];
+        for queue in [&queue, &parking] {
+            while let Some(message) = client.get(queue).await {
+                left.push(message);
+            }
+        }
+        for message in left {
+            assert_eq!(message.properties.message_id().as_ref().map(|id| id.as_str()), Some("m150"));
+        }
         delete(&queue).await;
     }))
     .await;
