@@ -169,14 +169,16 @@ pub trait Outbox: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Term>, StoreError>> + Send;
 
-    /// Gives lanes back, those of the given terms.
+    /// Gives lanes back, those of the given terms. What is free already, or has another term, stays
+    /// as it is.
     ///
     /// # Errors
     ///
     /// Any [`StoreError`]; they are then free when the lease has run out.
     fn release(&self, lanes: &[Term]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Forgets a relay. Its lanes are free at once.
+    /// Forgets a relay. Its lanes are free at once. A relay that got no answer asks again: that it
+    /// is forgotten already is no error, and the lanes of others stay theirs.
     ///
     /// # Errors
     ///

@@ -97,6 +97,35 @@ async fn lane_is_released_only_when_it_is_empty() {
     second.stop().await;
 }
 
+/// A connection that breaks just then costs no lease.
+#[tokio::test(start_paused = true)]
+async fn lanes_are_given_back_though_the_table_is_away_for_a_moment() {
+    let outbox = MemoryOutbox::new();
+    let relay = start(&outbox, &MemoryPublisher::new());
+    until("it has all", || relay.monitor().status().lanes == 16).await;
+    outbox.set_away(true);
+    tokio::join!(relay.stop(), async {
+        until("it tries", || outbox.calls("release") > 0).await;
+        outbox.set_away(false);
+    });
+    let there = outbox.ownership(MINUTE).await.unwrap();
+    assert_eq!((owned(&outbox).await, there.relays.len()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn relay_ends_though_its_table_is_away() {
+    let outbox = MemoryOutbox::new();
+    let relay = start(&outbox, &MemoryPublisher::new());
+    until("it has all", || relay.monitor().status().lanes == 16).await;
+    outbox.set_away(true);
+    let before = Instant::now();
+    relay.stop().await;
+    assert!(before.elapsed() < 4 * SECOND, "{:?}", before.elapsed());
+    assert!(outbox.calls("release") > 3, "it has tried again and again");
+    outbox.set_away(false);
+    assert_eq!(owned(&outbox).await, 16, "until the lease has run out");
+}
+
 /// Its table does not answer for longer than its lease, and then does again.
 #[tokio::test(start_paused = true)]
 async fn frozen_relay_wakes_up_and_first_copies_stay_in_order() {

@@ -18,19 +18,21 @@ use super::{
 };
 use crate::{
     error::Chain,
-    idempotency::StoreError,
+    idempotency::{StoreError, StoreErrorKind},
     outbox::{
         contract::{Lane, Outbox, RelayId, Term},
         lanes::plan,
         status::RelayMonitor,
+        verdict::growing,
     },
 };
 
 /// While a live relay has a lane that should be this one's, it is asked for so often.
 const IMPATIENT: Duration = Duration::from_secs(1);
 
-/// For how long lanes are tried to be given back at the end.
+/// For how long lanes are tried to be given back at the end, and the pause after the first failure.
 const FAREWELL: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_millis(50);
 
 pub(super) struct Keeper<'a, O> {
     outbox: &'a O,
@@ -178,26 +180,50 @@ impl<'a, O: Outbox> Keeper<'a, O> {
         Ok(())
     }
 
-    /// Gives everything back. If that fails, it is free when the lease has run out.
-    async fn leave(&mut self) {
+    /// Gives everything back, and tries again while the table may come back. If that fails, it is
+    /// free when the lease has run out.
+    async fn leave(&self) {
         if !self.is_registered {
             return;
         }
-        let farewell = async {
-            if !self.held.is_empty() {
-                self.outbox.release(&self.held).await?;
+        let deadline = Instant::now() + FAREWELL;
+        let mut failures = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Err(error) = within(left, self.farewell()).await else { return };
+            let pause = growing(AGAIN, FAREWELL, failures);
+            if !passes(error.kind()) || deadline <= Instant::now() + pause {
+                tracing::warn!(error = %Chain(&error), "the lanes of the outbox were not given back; they are free later");
+                return;
             }
-            self.outbox.leave(self.relay).await
-        };
-        if let Err(error) = within(FAREWELL, farewell).await {
-            tracing::warn!(error = %Chain(&error), "the lanes of the outbox were not given back; they are free later");
+            failures += 1;
+            sleep(pause).await;
         }
+    }
+
+    /// Said twice it does what was not done, and undoes nothing of those who came after.
+    async fn farewell(&self) -> Result<(), StoreError> {
+        if !self.held.is_empty() {
+            self.outbox.release(&self.held).await?;
+        }
+        self.outbox.leave(self.relay).await
     }
 
     /// An answer that comes too late is none: the next beat must not wait for it.
     async fn asked<T>(&self, question: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         within(self.settings.lease / 6, question).await
     }
+}
+
+/// Whether the same question may be answered soon.
+fn passes(kind: StoreErrorKind) -> bool {
+    matches!(
+        kind,
+        StoreErrorKind::Unavailable
+            | StoreErrorKind::Busy
+            | StoreErrorKind::Conflict
+            | StoreErrorKind::OutcomeUnknown
+    )
 }
 
 fn numbers(lanes: impl Iterator<Item = Lane>) -> Vec<u16> {

@@ -63,6 +63,7 @@ pub(crate) enum Fault {
     LeavesLanesBehind,
     StaysKnown,
     LeavesWithAll,
+    LeavesOnce,
     // Failures.
     CountsEverything,
     CountsNothing,

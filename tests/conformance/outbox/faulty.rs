@@ -210,6 +210,9 @@ impl Outbox for Faulty {
                 }
                 Ok(())
             }
+            Fault::LeavesOnce if !self.inner.ownership(LONG).await?.relays.contains(&relay) => {
+                Err(StoreErrorKind::Refused.into())
+            }
             _ => self.inner.leave(relay).await,
         }
     }

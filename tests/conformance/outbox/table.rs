@@ -263,6 +263,7 @@ pub(super) const FAULTS: &[(F, Fails)] = &[
             "status_counts_what_is_there",
         ]),
     ),
+    (F::LeavesOnce, Only(&["lanes_of_a_relay_that_left_are_free"])),
     (F::CountsEverything, Only(&["failure_is_counted", "follower_is_parked_only_behind_a_parked_one"])),
     (F::CountsNothing, Only(&["failure_is_counted", "failures_are_noted_beside_lost_lanes"])),
     (F::KnowsNoPauses, Only(&["row_is_left_alone_for_its_pause"])),

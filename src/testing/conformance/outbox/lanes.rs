@@ -224,7 +224,11 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         self.leave(relay).await?;
         let there = self.b.ownership(LONG).await.map_err(error("ownership"))?;
         ensure!(!there.relays.contains(&relay), "relays: expected none that left; it is among them");
-        self.take(Lane(0)).await?;
+        let (next, term) = self.take(Lane(0)).await?;
+        // Who got no answer says it again.
+        self.leave(relay).await?;
+        let owner = self.owner(Lane(0)).await?;
+        same("the lane's owner, after another relay has left twice", &owner, &(term, Some(next)))?;
         if let Some((other, of_other)) = others {
             let owner = self.owner(self.last()).await?;
             same("the owner of another lane", &owner, &(of_other, Some(other)))?;
