@@ -85,6 +85,13 @@ impl Worker {
         self.ends().await;
     }
 
+    /// Whether it was stopped, by SIGSTOP, and not yet told to go on.
+    pub fn is_frozen(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        // The state is behind the name, which is in parentheses.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.process.try_wait().expect("wait").is_some()

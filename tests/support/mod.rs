@@ -13,6 +13,7 @@ pub mod node;
 pub mod output;
 pub mod proxy;
 pub mod raw;
+pub mod scripted;
 pub mod server;
 
 use std::{future::Future, time::Duration};

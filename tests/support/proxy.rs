@@ -176,6 +176,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             let Ok(broker) = TcpStream::connect(&shared.upstream).await else { return };
             let mut cut = shared.cut.subscribe();
             cut.mark_unchanged();
+            for stream in [&client, &broker] {
+                // Each frame at once, and not when the one before is acknowledged.
+                let _ = stream.set_nodelay(true);
+            }
             let (from_client, to_client) = client.into_split();
             let (from_broker, to_broker) = broker.into_split();
             // Whichever ends first ends both: dropping the halves closes the sockets.

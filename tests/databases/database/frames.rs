@@ -18,6 +18,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::wire::at_once;
+
 pub struct Frames {
     url: String,
     counts: [Arc<AtomicUsize>; 2],
@@ -53,6 +55,7 @@ impl Frames {
                 let [up, down] = counters.take().unwrap_or_default();
                 tokio::spawn(async move {
                     let server = TcpStream::connect(server).await.expect("server");
+                    at_once(&client, &server);
                     let ((from_client, to_client), (from_server, to_server)) =
                         (client.into_split(), server.into_split());
                     let behind =
@@ -89,8 +92,6 @@ impl Drop for Frames {
     }
 }
 
-/// PostgreSQL's documentation, "Message Formats": a type, except for the client's first message,
-/// then a length that counts itself.
 async fn pump(
     mut source: OwnedReadHalf,
     mut sink: OwnedWriteHalf,
@@ -100,12 +101,7 @@ async fn pump(
     cuts: &AtomicUsize,
 ) -> io::Result<()> {
     for number in 0.. {
-        let start = usize::from(!client || number > 0);
-        let mut message = vec![0; start + 4];
-        source.read_exact(&mut message).await?;
-        let length = message[start..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
-        message.resize(start + length, 0);
-        source.read_exact(&mut message[start + 4..]).await?;
+        let message = Protocol::Postgres.message(&mut source, client && number == 0).await?;
         sink.write_all(&message).await?;
         count.fetch_add(1, Ordering::SeqCst);
         if cut_behind == Some(number) {
@@ -118,4 +114,33 @@ async fn pump(
         }
     }
     Ok(())
+}
+
+/// What a client and its database say to each other with.
+#[derive(Debug, Clone, Copy)]
+pub enum Protocol {
+    Postgres,
+    MySql,
+}
+
+impl Protocol {
+    /// Reads one message; of PostgreSQL's whether it is the first that a client says.
+    pub async fn message(self, source: &mut OwnedReadHalf, is_first: bool) -> io::Result<Vec<u8>> {
+        // PostgreSQL's documentation, "Message Formats": a type, except for the client's first
+        // message, then a length that counts itself. MySQL's, "MySQL Packets": a length of three
+        // bytes, lowest first, and a number.
+        let start = usize::from(matches!(self, Self::Postgres) && !is_first);
+        let mut message = vec![0; start + 4];
+        source.read_exact(&mut message).await?;
+        let head = message.len();
+        let size = match self {
+            Self::Postgres => {
+                message[start..].iter().fold(0, |size, byte| size << 8 | usize::from(*byte)) - 4
+            }
+            Self::MySql => message[..3].iter().rev().fold(0, |size, byte| size << 8 | usize::from(*byte)),
+        };
+        message.resize(head + size, 0);
+        source.read_exact(&mut message[head..]).await?;
+        Ok(message)
+    }
 }

@@ -1,6 +1,7 @@
 //! SQL databases: a table of identities beside a table of effects that has no unique key, so that a
 //! second effect shows.
 
+pub mod cutter;
 pub mod frames;
 pub mod wire;
 

@@ -47,16 +47,9 @@ impl Wire {
         Self { port, fired, accepting }
     }
 
-    /// The same URL, through the proxy, and without TLS, which newer servers of MySQL's kind offer
-    /// unasked. MySQL then wants to have seen the user's password before: connect without the proxy
-    /// first.
+    /// The same URL, through the proxy.
     pub fn through(&self, url: &str) -> String {
-        let mut url = url::Url::parse(url).expect("url");
-        url.set_port(Some(self.port)).expect("port");
-        let postgres = url.scheme().starts_with("postgres");
-        let plain = if postgres { ("sslmode", "disable") } else { ("ssl-mode", "disabled") };
-        url.query_pairs_mut().append_pair(plain.0, plain.1);
-        url.to_string()
+        through(url, self.port)
     }
 
     pub fn fired(&self) -> u32 {
@@ -67,6 +60,26 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.accepting.abort();
+    }
+}
+
+/// The same URL, through a proxy at `port`, and without TLS, which newer servers of MySQL's kind
+/// offer unasked. MySQL then wants to have seen the user's password before: connect without the
+/// proxy first.
+pub fn through(url: &str, port: u16) -> String {
+    let mut url = url::Url::parse(url).expect("url");
+    url.set_port(Some(port)).expect("port");
+    let postgres = url.scheme().starts_with("postgres");
+    let plain = if postgres { ("sslmode", "disable") } else { ("ssl-mode", "disabled") };
+    url.query_pairs_mut().append_pair(plain.0, plain.1);
+    url.to_string()
+}
+
+/// What is sent in parts goes on at once, and not when the part before is acknowledged, which may
+/// take 40 milliseconds.
+pub fn at_once(client: &TcpStream, server: &TcpStream) {
+    for stream in [client, server] {
+        stream.set_nodelay(true).expect("a socket");
     }
 }
 

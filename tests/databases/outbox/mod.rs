@@ -2,8 +2,11 @@
 
 mod broker;
 mod children;
+mod confirms;
 mod conformance;
+mod cuts;
 mod failures;
+mod frozen;
 mod killed;
 mod lanes;
 mod listening;
@@ -33,9 +36,12 @@ use super::{
 pub fn trials(there: bool) -> Vec<Trial> {
     let modules = [
         children::trials,
+        confirms::trials,
         conformance::trials,
+        cuts::trials,
         broker::trials,
         failures::trials,
+        frozen::trials,
         killed::trials,
         lanes::trials,
         listening::trials,

@@ -40,6 +40,11 @@ impl Orders {
         self.committed.len()
     }
 
+    /// The IDs of this key, in their order; of those without one, under "".
+    pub fn of_key(&self, key: &str) -> &[String] {
+        self.keys.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// Commits messages of each of these keys, and some without one. A transaction that does the
     /// same is rolled back before.
     pub async fn commit<K: Kind>(&mut self, boxed: &Boxed<K>, part: &str, keys: &[&str], of_each: usize) {

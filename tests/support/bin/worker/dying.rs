@@ -1,6 +1,11 @@
-//! An outbox and a publisher that end the process at a chosen point.
+//! An outbox and a publisher that end the process at a chosen point, or freeze it there.
 
-use std::{future::Future, process::abort, time::Duration};
+use std::{
+    future::Future,
+    process::{Command, abort, id},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use lapin_idempotent::{
@@ -15,20 +20,26 @@ use tokio::sync::watch;
 
 use crate::relay::AbortAt;
 
-/// Does all that the inner one does, up to that point.
+/// Does all that the inner one does, up to the one point; and at the other waits for SIGCONT.
 pub(crate) struct Dying<T> {
     inner: T,
     at: Option<AbortAt>,
+    freezes_at: Option<AbortAt>,
+    was_frozen: AtomicBool,
 }
 
 impl<T> Dying<T> {
-    pub(crate) fn new(inner: T, at: Option<AbortAt>) -> Self {
-        Self { inner, at }
+    pub(crate) fn new(inner: T, at: Option<AbortAt>, freezes_at: Option<AbortAt>) -> Self {
+        Self { inner, at, freezes_at, was_frozen: AtomicBool::new(false) }
     }
 
     fn reach(&self, point: AbortAt) {
         if self.at == Some(point) {
             abort();
+        }
+        if self.freezes_at == Some(point) && !self.was_frozen.swap(true, Ordering::SeqCst) {
+            // With all its threads; this one goes on when it is told to.
+            let _ = Command::new("kill").args(["-STOP", &id().to_string()]).status();
         }
     }
 

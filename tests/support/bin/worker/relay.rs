@@ -1,4 +1,4 @@
-//! A relay as a process, which may die at a chosen point.
+//! A relay as a process, which may die or freeze at a chosen point.
 
 use std::time::Duration;
 
@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// Where the process aborts
     #[arg(long, value_name = "POINT")]
     abort_at: Option<AbortAt>,
+    /// Where the process stops by SIGSTOP, once
+    #[arg(long, value_name = "POINT")]
+    freeze_at: Option<AbortAt>,
 }
 
 /// A point in the life of a relay.
@@ -98,7 +101,8 @@ async fn relay<DB: SqlDatabase>(options: &Options) -> Result<(), BoxError> {
     let stopped = asked_to_stop()?;
     let outbox = SqlOutbox::<DB>::connect(&options.outbox).await?.table(&options.table)?;
     let publisher = IdempotentPublisher::builder(&options.amqp).connect().await?;
-    let relay = Relay::new(Dying::new(outbox, options.abort_at), Dying::new(publisher, options.abort_at))
+    let (aborts, freezes) = (options.abort_at, options.freeze_at);
+    let relay = Relay::new(Dying::new(outbox, aborts, freezes), Dying::new(publisher, aborts, freezes))
         .lease(options.lease)
         .max_attempts(options.max_attempts)
         .retry_delays(RETRY, RETRY)
