@@ -10,6 +10,8 @@ use lapin_idempotent::{
     publisher::PublishErrorKind,
 };
 
+use tokio::task::coop;
+
 use super::*;
 
 /// Answers for what goes to `full` as it is told: 0 confirmed, 1 nacked, 2 without a confirm.
@@ -74,6 +76,38 @@ async fn full_queue_is_waited_for_and_not_counted() {
 #[tokio::test(start_paused = true)]
 async fn queue_that_confirms_nothing_is_waited_for_and_not_counted() {
     full_queue_is_waited_for(2).await;
+}
+
+/// Many confirms that are missed at once use up what tokio lets a task do in one go. That is no
+/// broker that is away.
+#[tokio::test(start_paused = true)]
+async fn busy_relay_does_not_take_a_silent_queue_for_a_broker_that_is_away() {
+    let publisher = MemoryPublisher::answering(|message| {
+        let is_silent = message.routing_key() == "full";
+        async move {
+            if is_silent {
+                for _ in 0..100 {
+                    coop::consume_budget().await;
+                }
+                return Err(PublishErrorKind::TimedOut);
+            }
+            Ok(())
+        }
+    });
+    let outbox = MemoryOutbox::new();
+    for number in 0..100 {
+        enqueue(&outbox, None, OutgoingMessage::to("orders", "full").text(number.to_string())).await;
+    }
+    let relay = start(&outbox, &publisher);
+    let is_held = || {
+        let status = relay.monitor().status();
+        assert_ne!(status.state, RelayState::BrokerAway);
+        status.held_routes == 1
+    };
+    until("it is held back", is_held).await;
+    enqueue(&outbox, None, text("another")).await;
+    until("the others go", || publisher.published().len() == 1).await;
+    relay.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
