@@ -41,6 +41,8 @@ pub struct Ownership {
 pub struct ReadRequest<'a> {
     /// Of which lanes, and behind which number of each.
     pub from: &'a [RowId],
+    /// Which rows are left out, as the relay has them already.
+    pub without_rows: &'a [RowId],
     /// What is in order with one of these is left out.
     pub without_keys: &'a [String],
     /// What goes this way and is in order with nothing is left out. What has an order key is not:
@@ -110,7 +112,8 @@ pub enum Next {
 ///    committed has the greater number.
 /// 3. What was put in is read as it was: every byte of message ID, names, key, properties, body.
 /// 4. `read` sees all rows of its lanes behind the given numbers that were committed before it
-///    began, up to its limits, lowest numbers first, and those that are to be left alone too.
+///    began, but for what is to be left out; up to its limits, which count what it gives; lowest
+///    numbers first, and those that are to be left alone too.
 ///    It locks nothing that a producer waits for.
 /// 5. Of several relays that take a lane, one has it; nobody has it whose last beat is older than
 ///    the lease, once another one has taken it. Each taking has a greater term.

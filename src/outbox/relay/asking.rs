@@ -15,6 +15,10 @@ use crate::{
     outbox::contract::{Lane, Next},
 };
 
+/// So many windows are in memory at most: one is in flight, and others are there to be sent while
+/// the table is read.
+const AHEAD: usize = 3;
+
 /// Without removals for so long, and with rows that were not removed, an empty one is made.
 const MARK: Duration = Duration::from_secs(1);
 
@@ -54,7 +58,7 @@ impl Worker<'_> {
             return Some(Request::Remove(rows));
         }
         let (cause, lanes) = self.pace.next(&lanes, now)?;
-        let limits = self.pace.limits(lanes.len(), room, self.memory.most_known(&lanes));
+        let limits = self.pace.limits(lanes.len(), room);
         self.reading = Some((cause, room));
         #[cfg(feature = "metrics")]
         crate::outbox::metrics::read(cause.name());
@@ -71,10 +75,10 @@ impl Worker<'_> {
     /// How much may be read, if it is worth a read.
     fn room(&self) -> Option<Room> {
         let (rows, bytes) = self.memory.in_memory();
-        let free = self.settings.window.saturating_sub(rows);
+        let most = self.settings.window.saturating_mul(AHEAD);
+        let free = most.saturating_sub(rows);
         let free_bytes = self.settings.window_bytes.saturating_sub(bytes);
-        let is_half =
-            free >= self.settings.window.div_ceil(2) && free_bytes >= self.settings.window_bytes / 2;
+        let is_half = free >= most.div_ceil(2) && free_bytes >= self.settings.window_bytes / 2;
         let room = Room { rows: free, bytes: free_bytes, is_all: rows == 0 };
         (self.memory.may_read() && (is_half || rows == 0)).then_some(room)
     }

@@ -95,11 +95,10 @@ pub(super) struct Memory {
     pub(super) settling: Settling,
     pub(super) patience: Patience,
     pub(super) on_poison: OnPoison,
-    /// Rows that are here, on their way, or whose verdict is not written yet, with the bytes of
-    /// their bodies. A read that gives them again gives nothing new.
-    known: HashMap<RowId, usize>,
-    /// The same for each lane.
-    counts: HashMap<Lane, (usize, u64)>,
+    /// Rows that are here, on their way, or whose verdict is not written yet. Reads leave them out.
+    pub(super) known: HashSet<RowId>,
+    /// How many of each lane.
+    counts: HashMap<Lane, usize>,
     pub(super) under_way: usize,
     pub(super) under_way_bytes: usize,
     /// What is left alone, by when that ends.
@@ -130,7 +129,7 @@ impl Memory {
             settling: Settling::default(),
             patience,
             on_poison,
-            known: HashMap::new(),
+            known: HashSet::new(),
             counts: HashMap::new(),
             under_way: 0,
             under_way_bytes: 0,
@@ -188,7 +187,7 @@ impl Memory {
 
     /// Which of the lanes to be given back are empty.
     pub(super) fn emptied(&self, version: u64) -> Emptied {
-        let is_empty = |lane: &Lane| self.counts.get(lane).is_none_or(|(rows, _)| *rows == 0);
+        let is_empty = |lane: &Lane| self.counts.get(lane).is_none_or(|rows| *rows == 0);
         let giving = self.lanes.iter().filter(|(_, own)| own.gives).map(|(lane, _)| *lane);
         Emptied { version, lanes: giving.filter(is_empty).collect() }
     }
@@ -249,26 +248,21 @@ impl Memory {
     }
 
     pub(super) fn knows(&self, id: RowId) -> bool {
-        self.known.contains_key(&id)
+        self.known.contains(&id)
     }
 
-    pub(super) fn know(&mut self, id: RowId, bytes: usize) {
-        if self.known.insert(id, bytes).is_none() {
-            let count = self.counts.entry(id.lane).or_default();
-            *count = (count.0 + 1, count.1 + bytes as u64);
+    pub(super) fn know(&mut self, id: RowId) {
+        if self.known.insert(id) {
+            *self.counts.entry(id.lane).or_default() += 1;
         }
     }
 
     pub(super) fn unknow(&mut self, id: RowId) {
-        if let (Some(bytes), Some(count)) = (self.known.remove(&id), self.counts.get_mut(&id.lane)) {
-            *count = (count.0 - 1, count.1 - bytes as u64);
+        if self.known.remove(&id)
+            && let Some(count) = self.counts.get_mut(&id.lane)
+        {
+            *count -= 1;
         }
-    }
-
-    /// The most rows and bytes that are known of one of these lanes.
-    pub(super) fn most_known(&self, lanes: &[Lane]) -> (usize, u64) {
-        let counts = lanes.iter().filter_map(|lane| self.counts.get(lane));
-        counts.fold((0, 0), |most, count| (most.0.max(count.0), most.1.max(count.1)))
     }
 
     /// Rows in memory, and the bytes of their bodies.

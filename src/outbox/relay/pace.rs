@@ -15,7 +15,7 @@ const BREATH: Duration = Duration::from_millis(2);
 /// So few.
 const FEW: usize = 32;
 
-/// How much wider a read may become that sees nothing but what is known already.
+/// How much wider a read may become that sees nothing but what is left alone.
 const WIDEST: u32 = 1_024;
 
 /// How much fits into memory.
@@ -125,12 +125,10 @@ impl Pace {
         if wants_now { self.not_before } else { self.next_poll.max(self.not_before) }
     }
 
-    /// How many rows and bytes to ask of each lane, of which so much is known already.
-    pub(super) fn limits(&self, lanes: usize, room: Room, known: (usize, u64)) -> (u32, u64) {
-        let each = room.rows.div_ceil(lanes.max(1)).max(1);
-        let rows = known.0.saturating_add(each.saturating_mul(self.widened as usize));
-        let each = (room.bytes / lanes.max(1) as u64).max(1);
-        let bytes = known.1.saturating_add(each.saturating_mul(self.widened.into()));
+    /// How many rows and bytes to ask of each lane.
+    pub(super) fn limits(&self, lanes: usize, room: Room) -> (u32, u64) {
+        let rows = room.rows.div_ceil(lanes.max(1)).max(1).saturating_mul(self.widened as usize);
+        let bytes = (room.bytes / lanes.max(1) as u64).max(1).saturating_mul(self.widened.into());
         (u32::try_from(rows).unwrap_or(u32::MAX), bytes)
     }
 
@@ -142,7 +140,7 @@ impl Pace {
             // What filled the last one may fill the next one as well.
             self.widened = (self.widened / 2).max(1);
         } else if !took.cut.is_empty() {
-            // Known rows fill it, or the next one is larger than the room for it.
+            // What is left alone fills it, or the next one is larger than the room for it.
             if self.widened == WIDEST || !room.is_all {
                 self.not_before = now + self.poll.min(Duration::from_millis(50));
             }
@@ -213,14 +211,14 @@ mod tests {
     async fn reads_widen_until_they_see_something_new() {
         let now = Instant::now();
         let mut pace = Pace::new(POLL, now);
-        assert_eq!(pace.limits(4, ROOM, (7, 70)), (32, 320));
+        assert_eq!(pace.limits(4, ROOM), (25, 250));
         let nothing = Took { rows: 0, cut: lanes(&[0]) };
         pace.read(Cause::More, &nothing, ROOM, now);
-        assert_eq!((pace.limits(4, ROOM, (7, 70)), pace.due()), ((57, 570), now + BREATH));
+        assert_eq!((pace.limits(4, ROOM), pace.due()), ((50, 500), now + BREATH));
         let full = Room { is_all: false, ..ROOM };
         pace.read(Cause::More, &nothing, full, now);
         assert_eq!(pace.due(), now + Duration::from_millis(50), "what is in memory goes first");
         pace.read(Cause::More, &Took { rows: 1, cut: Vec::new() }, ROOM, now);
-        assert_eq!(pace.limits(1, Room { rows: 0, bytes: 0, is_all: false }, (0, 0)), (2, 2));
+        assert_eq!(pace.limits(1, Room { rows: 0, bytes: 0, is_all: false }), (2, 2));
     }
 }

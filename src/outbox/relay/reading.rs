@@ -38,9 +38,20 @@ impl Memory {
                 from.push(RowId { lane: *lane, seq: own.floor.begin() });
             }
         }
+        let begins: HashMap<Lane, i64> = from.iter().map(|row| (row.lane, row.seq)).collect();
+        let is_of_read = |row: &&RowId| begins.get(&row.lane).is_some_and(|behind| row.seq > *behind);
+        let without_rows = self.known.iter().filter(is_of_read).copied().collect();
         let without_keys = self.keys.left_out().take(KEYS).map(|key| key.to_string()).collect();
         let without_routes = self.routes.left_out().map(|route| (**route).clone()).collect();
-        Reading { lanes: epochs, from, without_keys, without_routes, rows: limits.0, bytes: limits.1 }
+        Reading {
+            lanes: epochs,
+            from,
+            without_rows,
+            without_keys,
+            without_routes,
+            rows: limits.0,
+            bytes: limits.1,
+        }
     }
 
     /// A read has failed. It changed nothing: the next one begins where it did.
@@ -109,7 +120,7 @@ impl Memory {
                     break;
                 }
                 if self.insert(Entry { row, key, read: now }, &mut took) {
-                    self.know(id, bytes);
+                    self.know(id);
                     took.new += 1;
                     let rest = left.bytes.saturating_sub(bytes as u64);
                     *left = Room { rows: left.rows - 1, bytes: rest, is_all: false };

@@ -39,6 +39,7 @@ pub(super) struct Reading {
     /// With the epoch of each.
     pub(super) lanes: Vec<(Lane, u64)>,
     pub(super) from: Vec<RowId>,
+    pub(super) without_rows: Vec<RowId>,
     pub(super) without_keys: Vec<String>,
     pub(super) without_routes: Vec<Route>,
     pub(super) rows: u32,
@@ -61,6 +62,7 @@ pub(super) async fn perform<O: Outbox>(outbox: &O, request: Request) -> Done {
             let span = tracing::debug_span!("outbox read", lanes = reading.lanes.len());
             let request = ReadRequest {
                 from: &reading.from,
+                without_rows: &reading.without_rows,
                 without_keys: &reading.without_keys,
                 without_routes: &reading.without_routes,
                 rows: reading.rows,

@@ -123,8 +123,8 @@ impl<O, P> Relay<O, P> {
         self
     }
 
-    /// Sets how many messages are in memory and in flight at most, at least 1. As many as the
-    /// publisher has in flight at most is enough.
+    /// Sets how many messages are in flight at most, at least 1. As many as the publisher has in
+    /// flight at most is enough. Twice as many wait in memory to be sent.
     ///
     /// Default: 1,024.
     pub fn window(mut self, messages: usize) -> Self {

@@ -114,7 +114,7 @@ impl Memory {
             Next::Retry(_) => {
                 // Until the failure is written, and then for the rest of the pause.
                 self.block(key, sent.id, None);
-                self.know(sent.id, sent.bytes);
+                self.know(sent.id);
                 self.failing.insert(Arc::clone(key));
             }
             Next::Park if self.on_poison == OnPoison::Skip => self.go_on(key),

@@ -156,7 +156,8 @@ impl<'a> Worker<'a> {
     /// The next message to be sent, if there is one and it may be.
     pub(super) fn next(&mut self, now: Instant) -> Option<Outgoing> {
         let may_send = self.stops_at.is_none() && self.broker_pause.is_none() && self.is_valid(now);
-        if may_send { self.memory.next(now) } else { None }
+        let has_room = self.memory.under_way < self.settings.window;
+        if may_send && has_room { self.memory.next(now) } else { None }
     }
 
     pub(super) fn verdict(&mut self, sent: &Sent, result: Result<(), Refusal>, now: Instant) {

@@ -1,6 +1,6 @@
 //! An outbox in MySQL or MariaDB.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write, iter};
 
 use sqlx::{
     AssertSqlSafe, MySql, Pool,
@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::WORDS;
 use crate::{
-    outbox::{NewRow, ReadRequest, Removed, Route, RowId},
+    outbox::{Lane, NewRow, ReadRequest, Removed, Route, RowId},
     store::sql::{
         Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells, without,
     },
@@ -111,8 +111,9 @@ impl OutboxDialect for MySql {
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, MySqlArguments>> {
         let (keys, routes) = left_out(request);
-        let lanes = (VALUES / (kept(keys.len()) + 2 * kept(routes.len()) + 5)).max(1);
-        request.from.chunks(lanes).map(|from| read(statements, request, from)).collect()
+        let known = Known::of(request.without_rows);
+        let lanes = (VALUES / (known.most() + kept(keys.len()) + 2 * kept(routes.len()) + 5)).max(1);
+        request.from.chunks(lanes).map(|from| read(statements, request, &known, from)).collect()
     }
 
     async fn remove(
@@ -163,6 +164,35 @@ fn left_out<'q>(request: &ReadRequest<'q>) -> (&'q [String], &'q [Route]) {
     (&without_keys[..without_keys.len().min(keys)], &without_routes[..without_routes.len().min(routes)])
 }
 
+/// The numbers that are left out, by lane.
+struct Known(BTreeMap<Lane, Vec<i64>>);
+
+impl Known {
+    fn of(rows: &[RowId]) -> Self {
+        let mut known: BTreeMap<Lane, Vec<i64>> = BTreeMap::new();
+        rows.iter().for_each(|row| known.entry(row.lane).or_default().push(row.seq));
+        Self(known)
+    }
+
+    /// How many values each lane binds.
+    fn most(&self) -> usize {
+        kept(self.0.values().map(Vec::len).max().unwrap_or_default())
+    }
+
+    fn sql(&self) -> String {
+        match self.most() {
+            0 => String::new(),
+            values => format!("AND seq NOT IN ({}) ", vec!["?"; values].join(", ")),
+        }
+    }
+
+    /// Those of one lane, filled up with a number that no row has.
+    fn of_lane(&self, lane: Lane) -> impl Iterator<Item = i64> {
+        let known = self.0.get(&lane).into_iter().flatten().copied();
+        known.chain(iter::repeat(0)).take(self.most())
+    }
+}
+
 /// To how many they are filled up, so that there are few statements.
 fn kept(count: usize) -> usize {
     if count == 0 { 0 } else { count.next_power_of_two() }
@@ -176,12 +206,13 @@ fn filled<T>(all: &[T]) -> impl Iterator<Item = &T> {
 fn read<'q>(
     statements: &OutboxStatements,
     request: &ReadRequest<'q>,
+    known: &Known,
     from: &[RowId],
 ) -> Query<'q, MySql, MySqlArguments> {
     let OutboxStatements { quoted: t, columns, .. } = statements;
     let (keys, routes) = left_out(request);
-    let bound = kept(keys.len()) + 2 * kept(routes.len());
-    let without = without(kept(keys.len()), kept(routes.len()), "");
+    let bound = known.most() + kept(keys.len()) + 2 * kept(routes.len());
+    let without = known.sql() + &without(kept(keys.len()), kept(routes.len()), "");
     // The bodies are not in what is sorted and counted, which may be a table on a disk.
     let lane = format!(
         "(SELECT {columns}, following, NULL FROM (SELECT of_seq, size, SUM(size) OVER (ORDER BY of_seq) AS upto, \
@@ -194,6 +225,9 @@ fn read<'q>(
     let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(from.len() * bound <= KEPT);
     for &RowId { lane, seq } in from {
         query = query.bind(lane.0).bind(seq);
+        for known in known.of_lane(lane) {
+            query = query.bind(known);
+        }
         for key in filled(keys) {
             query = query.bind(key.as_bytes());
         }

@@ -56,7 +56,7 @@ impl OutboxDialect for Sqlite {
                 "SELECT {columns}, following, NULL FROM (SELECT of_seq, size, sum(size) OVER (ORDER BY of_seq) AS upto, \
                  row_number() OVER (ORDER BY of_seq) AS nth, lead(of_seq) OVER (ORDER BY of_seq) AS following \
                  FROM (SELECT seq AS of_seq, length(body) AS size FROM {t} NOT INDEXED \
-                 WHERE lane = ? AND seq > ? {{without}} ORDER BY seq LIMIT ?)) AS w \
+                 WHERE lane = ? AND seq > ? AND seq NOT IN (SELECT value FROM json_each(?)) {{without}} ORDER BY seq LIMIT ?)) AS w \
                  CROSS JOIN {t} AS o ON o.seq = w.of_seq WHERE w.upto <= ? OR w.nth = 1"
             ),
             remove: format!("DELETE FROM {t} WHERE lane >= 0 AND seq IN (SELECT value FROM json_each(?))"),
@@ -102,10 +102,11 @@ impl OutboxDialect for Sqlite {
         let keys = &request.without_keys[..request.without_keys.len().min(keys)];
         let routes = &request.without_routes[..request.without_routes.len().min(routes)];
         let sql = statements.read.replace("{without}", &without(keys.len(), routes.len(), "VALUES "));
+        let known = json(request.without_rows);
         let queries = request.from.iter().map(|&RowId { lane, seq }| {
             let mut query =
                 sqlx::query(AssertSqlSafe(sql.clone())).persistent(keys.is_empty() && routes.is_empty());
-            query = query.bind(i64::from(lane.0)).bind(seq);
+            query = query.bind(i64::from(lane.0)).bind(seq).bind(known.clone());
             for key in keys {
                 query = query.bind(key.as_str());
             }
@@ -122,13 +123,8 @@ impl OutboxDialect for Sqlite {
         statements: &OutboxStatements,
         rows: &[RowId],
     ) -> Result<Removed, sqlx::Error> {
-        let mut json = String::from("[");
-        for (index, RowId { seq, .. }) in rows.iter().enumerate() {
-            // Writing to a String never fails.
-            let _ = write!(json, "{}{seq}", if index == 0 { "" } else { ", " });
-        }
-        json.push(']');
-        let removed = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(json).execute(pool).await?;
+        let remove = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(json(rows));
+        let removed = remove.execute(pool).await?;
         Ok(Removed { rows: removed.rows_affected(), transaction: None })
     }
 
@@ -145,4 +141,15 @@ impl OutboxDialect for Sqlite {
     fn listen(ear: Ear<Self>) -> BoxFuture<'static, ()> {
         Box::pin(watch::listen(ear))
     }
+}
+
+/// The numbers of rows, as `json_each` takes them.
+fn json(rows: &[RowId]) -> String {
+    let mut json = String::from("[");
+    for (index, RowId { seq, .. }) in rows.iter().enumerate() {
+        // Writing to a String never fails.
+        let _ = write!(json, "{}{seq}", if index == 0 { "" } else { ", " });
+    }
+    json.push(']');
+    json
 }

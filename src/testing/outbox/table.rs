@@ -141,7 +141,8 @@ impl Table {
             let (mut rows, mut bytes) = (0, 0);
             let behind = RowId { seq: from.seq.saturating_add(1), ..*from };
             let end = RowId { seq: i64::MAX, ..*from };
-            for (id, stored) in self.rows.range(behind..=end).filter(|(_, stored)| is_wanted(stored, request))
+            for (id, stored) in
+                self.rows.range(behind..=end).filter(|(id, stored)| is_wanted(**id, stored, request))
             {
                 bytes += stored.row.body.len() as u64;
                 if rows == request.rows || (rows > 0 && bytes > request.bytes) {
@@ -241,7 +242,10 @@ impl Table {
     }
 }
 
-fn is_wanted(stored: &Stored, request: &ReadRequest<'_>) -> bool {
+fn is_wanted(id: RowId, stored: &Stored, request: &ReadRequest<'_>) -> bool {
+    if request.without_rows.contains(&id) {
+        return false;
+    }
     match &stored.row.order_key {
         Some(key) => !request.without_keys.contains(key),
         None => !request.without_routes.iter().any(|route| {

@@ -32,6 +32,7 @@ pub(crate) enum Fault {
     ReadsNothingOversized,
     TellsNoCut,
     TellsAlwaysOfACut,
+    IgnoresKnownRows,
     IgnoresKeys,
     FoldsKeysOfReads,
     NamesAThousandKeys,

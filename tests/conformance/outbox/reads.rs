@@ -24,7 +24,14 @@ impl Faulty {
         let from: Vec<RowId> =
             (0..self.inner.lanes()).map(|lane| RowId { lane: Lane(lane), seq: 0 }).collect();
         let (without_keys, without_routes) = (&[][..], &[][..]);
-        let all = ReadRequest { from: &from, without_keys, without_routes, rows: u32::MAX, bytes: u64::MAX };
+        let all = ReadRequest {
+            from: &from,
+            without_rows: &[],
+            without_keys,
+            without_routes,
+            rows: u32::MAX,
+            bytes: u64::MAX,
+        };
         Ok(self.inner.read(&all).await?.rows)
     }
 
@@ -32,7 +39,14 @@ impl Faulty {
         loop {
             let mark = self.inner.remove(&[]).await?.transaction;
             let from = [RowId { lane: Lane(0), seq: i64::MAX - 1 }];
-            let read = ReadRequest { from: &from, without_keys: &[], without_routes: &[], rows: 1, bytes: 1 };
+            let read = ReadRequest {
+                from: &from,
+                without_rows: &[],
+                without_keys: &[],
+                without_routes: &[],
+                rows: 1,
+                bytes: 1,
+            };
             if self.inner.read(&read).await?.ended_below > mark {
                 return Ok(());
             }
@@ -62,7 +76,15 @@ impl Faulty {
             Fault::NamesAThousandRoutes => routes.truncate(1000),
             _ => {}
         }
-        let asked = ReadRequest { from: &from, without_keys: &keys, without_routes: &routes, rows, bytes };
+        let without_rows = if self.fault == Fault::IgnoresKnownRows { &[] } else { request.without_rows };
+        let asked = ReadRequest {
+            from: &from,
+            without_rows,
+            without_keys: &keys,
+            without_routes: &routes,
+            rows,
+            bytes,
+        };
         let mut batch = self.inner.read(&asked).await?;
         match self.fault {
             Fault::SwapsNumbers => {

@@ -126,7 +126,7 @@ impl<K: Kind> Boxed<K> {
         rows: u32,
         bytes: u64,
     ) -> Batch {
-        let request = ReadRequest { from, without_keys, without_routes, rows, bytes };
+        let request = ReadRequest { from, without_rows: &[], without_keys, without_routes, rows, bytes };
         self.outbox.read(&request).await.expect("read")
     }
 

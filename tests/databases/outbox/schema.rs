@@ -35,8 +35,14 @@ pub async fn missing_parts_are_named_with_the_sql_to_run<K: Kind>() {
     let (what, sql) = missing().await;
     assert_eq!(what, format!("the table {name} is missing"));
     // Without the check, what is asked of it tells as well.
-    let request =
-        ReadRequest { from: &boxed.starts(), without_keys: &[], without_routes: &[], rows: 1, bytes: 1 };
+    let request = ReadRequest {
+        from: &boxed.starts(),
+        without_rows: &[],
+        without_keys: &[],
+        without_routes: &[],
+        rows: 1,
+        bytes: 1,
+    };
     let error = boxed.outbox.read(&request).await.expect_err("no table");
     assert_eq!(error.kind(), StoreErrorKind::Schema);
     boxed.sql(&sql).await;

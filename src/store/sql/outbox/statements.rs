@@ -40,6 +40,9 @@ pub struct OutboxStatements {
     pub(in crate::store) value: fn(usize) -> String,
     /// The rest is left to the database: up to the rows, or to the arrays that hold them.
     pub(in crate::store) put: String,
+    /// The same for a lone row, whole.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) put_one: String,
     /// Whole, or as far as it does not depend on the request.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(in crate::store) read: String,
@@ -179,6 +182,8 @@ impl OutboxStatements {
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
             read: String::new(),
             remove: String::new(),
+            #[cfg(feature = "postgres")]
+            put_one: String::new(),
             #[cfg(feature = "postgres")]
             notify: String::new(),
             value: *v,

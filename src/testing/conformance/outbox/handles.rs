@@ -153,7 +153,15 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     /// Reads all lanes with these limits.
     pub(super) async fn read_at_most(&self, rows: u32, bytes: u64) -> Result<Batch, Stop> {
         let from = self.starts();
-        self.read(&ReadRequest { from: &from, without_keys: &[], without_routes: &[], rows, bytes }).await
+        self.read(&ReadRequest {
+            from: &from,
+            without_rows: &[],
+            without_keys: &[],
+            without_routes: &[],
+            rows,
+            bytes,
+        })
+        .await
     }
 
     /// All there is in all lanes.

@@ -27,6 +27,7 @@ pub(super) async fn all<O: Outbox, T: Transactions<O>>(cases: &mut Cases<'_, Han
     cases.case(("rows_are_limited", "read"), &[], Handles::limited_rows).await;
     cases.case(("bytes_are_limited", "read"), &[], Handles::limited_bytes).await;
     cases.case(("oversized_row_is_read_alone", "read"), &[], Handles::oversized).await;
+    cases.case(("given_rows_are_left_out", "read"), &[], Handles::without_rows).await;
     cases.case(("rows_of_given_keys_are_left_out", "read"), &[], Handles::without_keys).await;
     cases.case(("rows_of_given_routes_are_left_out", "read"), &[], Handles::without_routes).await;
     cases.case(("what_is_left_out_takes_no_place", "read"), &[], Handles::no_place).await;
@@ -73,7 +74,14 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     }
 
     async fn read_from(&self, from: &[RowId]) -> Result<Batch, Stop> {
-        let request = ReadRequest { from, without_keys: &[], without_routes: &[], rows: 100, bytes: 1 << 20 };
+        let request = ReadRequest {
+            from,
+            without_rows: &[],
+            without_keys: &[],
+            without_routes: &[],
+            rows: 100,
+            bytes: 1 << 20,
+        };
         self.read(&request).await
     }
 
@@ -129,8 +137,14 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let (mut behind, mut read) = (0, Vec::new());
         for _ in 0..4 {
             let from = [RowId { lane: Lane(0), seq: behind }];
-            let request =
-                ReadRequest { from: &from, without_keys: &[], without_routes: &[], rows: 10, bytes: 1000 };
+            let request = ReadRequest {
+                from: &from,
+                without_rows: &[],
+                without_keys: &[],
+                without_routes: &[],
+                rows: 10,
+                bytes: 1000,
+            };
             let batch = self.read(&request).await?;
             read.push(ids(&batch.rows).join(" "));
             let Some(last) = batch.rows.last().filter(|_| !batch.cut.is_empty()) else { break };
@@ -157,8 +171,37 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let routes: Vec<Route> = routes.iter().map(route).collect();
         let from = [RowId { lane: Lane(0), seq: 0 }];
         let (without_keys, without_routes) = (keys, routes.as_slice());
-        let request = ReadRequest { from: &from, without_keys, without_routes, rows, bytes: 1 << 20 };
+        let request = ReadRequest {
+            from: &from,
+            without_rows: &[],
+            without_keys,
+            without_routes,
+            rows,
+            bytes: 1 << 20,
+        };
         Ok(ids(&self.read(&request).await?.rows))
+    }
+
+    async fn without_rows(self) -> Outcome {
+        self.put(&rows("a", 5)).await?;
+        let all = self.all_ids().await?;
+        let from = [RowId { lane: Lane(0), seq: 0 }];
+        let without = async |without_rows: &[RowId], rows: u32| {
+            let (without_keys, without_routes) = (&[][..], &[][..]);
+            let request =
+                ReadRequest { from: &from, without_rows, without_keys, without_routes, rows, bytes: 1 << 20 };
+            let batch = self.read(&request).await?;
+            Ok::<_, Stop>((ids(&batch.rows), batch.cut.len()))
+        };
+        let known = [all[0], all[1], all[3]];
+        let left = |ids: &[&str], cut| (ids.iter().map(|&id| id.to_owned()).collect::<Vec<_>>(), cut);
+        same("read without three of five", &without(&known, 2).await?.0, &left(&["a2", "a4"], 0).0)?;
+        same("one row without three of five", &without(&known, 1).await?, &left(&["a2"], 1))?;
+        same("read without all", &without(&all, 9).await?, &left(&[], 0))?;
+        let others =
+            (1..=i64::try_from(MANY).unwrap_or(i64::MAX)).map(|n| RowId { seq: all[4].seq + n, ..all[4] });
+        let many: Vec<RowId> = others.chain(known).collect();
+        same(&format!("read without {} rows", many.len()), &without(&many, 9).await?, &left(&["a2", "a4"], 0))
     }
 
     async fn without_keys(self) -> Outcome {
