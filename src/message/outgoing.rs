@@ -52,6 +52,8 @@ pub struct OutgoingMessage {
     key: Option<Vec<String>>,
     content_type: Option<String>,
     timestamp: Option<SystemTime>,
+    /// Its ID was made for it and tells the time, so that it goes without a timestamp.
+    timed_by_id: bool,
     /// Most messages set none of these.
     extra: Option<Box<Extra>>,
     persistent: bool,
@@ -84,6 +86,7 @@ impl OutgoingMessage {
             key: None,
             content_type: None,
             timestamp: None,
+            timed_by_id: false,
             extra: None,
             persistent: true,
         }
@@ -327,6 +330,15 @@ impl OutgoingMessage {
 
     pub(crate) fn stamped_at(&self) -> Option<SystemTime> {
         self.timestamp
+    }
+
+    /// Sets that its ID tells the time, as one does that a publisher has made.
+    pub(crate) fn timed_by_id(self) -> Self {
+        Self { timed_by_id: true, ..self }
+    }
+
+    pub(crate) fn is_timed_by_id(&self) -> bool {
+        self.timed_by_id
     }
 
     pub(crate) fn extra(&self) -> Option<&Extra> {

@@ -24,7 +24,7 @@ enum Stored {
 
 /// The first three and `persistent` are always there in a whole message, and not in its properties
 /// alone; these say only that a message is not persistent.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize, Default, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct V1 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ struct V1 {
     headers: Headers,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, PartialEq)]
 #[serde(transparent)]
 struct Body(#[serde(with = "base64")] Bytes);
 
@@ -177,22 +177,25 @@ impl V1 {
 /// For an outbox: what a message has beside its route, ID and body.
 impl OutgoingMessage {
     /// Its properties and headers, as JSON; `None` if it is persistent and nothing else was set.
-    /// Its deadline and idempotency key are left out: they are of the publish, not of the message.
+    /// If that is its content type alone, as of most messages, a JSON string says it: an outbox
+    /// writes it with every row. Its deadline and idempotency key are left out: they are of the
+    /// publish, not of the message.
     pub(crate) fn stored_properties(&self) -> Result<Option<String>, serde_json::Error> {
-        if self.is_persistent()
-            && self.extra().is_none()
-            && self.mime().is_none()
-            && self.stamped_at().is_none()
-        {
-            return Ok(None);
+        let mut properties = V1::properties_of(self);
+        let content_type = properties.content_type.take();
+        if properties == V1::default() {
+            return content_type.map(|content_type| serde_json::to_string(&content_type)).transpose();
         }
-        let properties = V1::properties_of(self);
+        properties.content_type = content_type;
         serde_json::to_string(&Stored::V1(Box::new(properties))).map(Some)
     }
 
     /// The message with properties and headers as [`stored_properties`](Self::stored_properties)
     /// gave them.
     pub(crate) fn with_stored_properties(self, json: &str) -> Result<Self, serde_json::Error> {
+        if json.starts_with('"') {
+            return serde_json::from_str::<String>(json).map(|content_type| self.content_type(content_type));
+        }
         let Stored::V1(stored) = serde_json::from_str(json)?;
         stored.into_properties(self)
     }

@@ -104,7 +104,8 @@ impl Stamper {
         let message = self.trace.add_to(message);
         match self.identify(&message) {
             Ok(id) => {
-                let told_by_id = !message.has_identity() && self.strategy.is_time_ordered();
+                let told_by_id =
+                    message.is_timed_by_id() || (!message.has_identity() && self.strategy.is_time_ordered());
                 let timestamp = message.stamped_at().or_else(|| (!told_by_id).then(SystemTime::now));
                 Ok(Stamped::new(message, id, self.app_id.clone(), timestamp))
             }

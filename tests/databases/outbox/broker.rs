@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    process::Command,
     sync::Mutex,
     time::Duration,
 };
@@ -18,7 +19,7 @@ use sqlx::Postgres;
 
 use super::{
     Boxed,
-    support::{amqp::Client, broker, eventually, node::Node, unique},
+    support::{amqp::Client, broker, eventually, node::Node, server::Server, unique},
 };
 
 trials! {
@@ -27,6 +28,7 @@ trials! {
     queue_that_is_full_holds_up_what_goes_to_it_alone,
     body_that_the_broker_refuses_is_parked_and_holds_up_nothing,
     broker_that_is_killed_in_the_middle_gets_every_message,
+    rows_that_a_crash_of_the_server_brings_back_are_published_once_more,
 }
 
 const PAUSE: Duration = Duration::from_millis(50);
@@ -230,4 +232,38 @@ pub async fn broker_that_is_killed_in_the_middle_gets_every_message() {
         }
     }
     assert_eq!(seen.len(), MESSAGES as usize);
+}
+
+/// A removal does not wait until the disk has it.
+pub async fn rows_that_a_crash_of_the_server_brings_back_are_published_once_more() {
+    let server = Server::start("postgres", &[]).await;
+    let (boxed, client) =
+        (Boxed::<Postgres>::open(server.url(), "ob").await, Client::connect(&broker()).await);
+    boxed.outbox.create_schema().await.expect("schema");
+    let queue = client.queue("outbox").await;
+    enqueue(&boxed.outbox, Some("order-1"), texts(&queue, 0..10)).await;
+    let before: Vec<String> = boxed.ids().await;
+    // It writes what no commit waits for.
+    let writer = "SELECT pid::bigint FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+    let writer = boxed.number(writer).await.to_string();
+    assert!(Command::new("kill").args(["-STOP", &writer]).status().expect("kill").success());
+    let relay = self::relay(&boxed.outbox, &broker());
+    ready(&client, &queue, 10).await;
+    boxed.drained("all are removed").await;
+    server.kill().await;
+    relay.stop().await;
+    server.start_again().await;
+    let there = async || boxed.outbox.status().await.ok().filter(|status| status.backlog > 0);
+    eventually("it is there again", there).await;
+    assert_eq!(boxed.ids().await, before);
+    boxed.sql("DELETE FROM ob_relays").await;
+    let relay = self::relay(&boxed.outbox, &broker());
+    boxed.drained("all are removed again").await;
+    relay.stop().await;
+    let mut got = Vec::new();
+    while let Some(message) = client.get(&queue).await {
+        got.push(message.properties.message_id().as_ref().expect("an ID").to_string());
+    }
+    assert_eq!(got, [before.clone(), before].concat());
+    client.delete(&queue).await;
 }
