@@ -28,8 +28,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use lapin_idempotent::{
     IdempotentPublisher, MySqlOutbox, OutgoingMessage, PostgresOutbox, Relay, SqliteOutbox,
-    message::MessageId,
-    outbox::{Outbox, RelayHandle},
+    outbox::Outbox,
     store::{SqlDatabase, SqlOutbox},
 };
 use sqlx::{AssertSqlSafe, PgPool};
@@ -47,6 +46,7 @@ const SQLITE: &str = "SQLite, drain";
 const SQLITE_BY_HAND: &str = "SQLite by hand, drain";
 const PACED: &str = "100 msg/s, one process";
 const PACED_OTHERS: &str = "100 msg/s, across processes";
+const IDLE: &str = "idle relay, 30 s";
 const PLAIN: &str = "16 producers, one row each";
 const ENQUEUES: &str = "16 producers, one row and a message each";
 
@@ -64,8 +64,10 @@ const CASES: [&str; 11] = [
     PACED_OTHERS,
 ];
 
+const ROWS_BY_HAND: &str = "16 producers, one row and a message each, by hand";
+
 /// Of the database alone; the kind of queue is nothing to them.
-const PRODUCERS: [&str; 2] = [PLAIN, ENQUEUES];
+const OTHERS: [&str; 4] = [IDLE, PLAIN, ENQUEUES, ROWS_BY_HAND];
 
 /// Five seconds of them.
 const PACED_MESSAGES: usize = 500;
@@ -90,7 +92,7 @@ fn compare(mut bench: Bench) {
         }
     }
     for round in 0..bench.rounds {
-        for case in support::in_turn(&PRODUCERS, round) {
+        for case in support::in_turn(&OTHERS, round) {
             bench.measure(case, "none", bench.messages / 4);
         }
     }
@@ -99,11 +101,12 @@ fn compare(mut bench: Bench) {
         POSTGRES | HELD | END_TO_END => Some(POSTGRES_BY_HAND),
         MYSQL => Some(MYSQL_BY_HAND),
         SQLITE => Some(SQLITE_BY_HAND),
+        ENQUEUES => Some(ROWS_BY_HAND),
         _ => None,
     };
     let to_undisturbed = |case: &str| match case {
         HELD => Some(POSTGRES),
-        ENQUEUES => Some(PLAIN),
+        ENQUEUES | ROWS_BY_HAND => Some(PLAIN),
         _ => None,
     };
     bench.report(
@@ -117,10 +120,14 @@ fn compare(mut bench: Bench) {
 }
 
 async fn once(case: &str, kind: &str, messages: usize) {
-    if PRODUCERS.contains(&case) {
-        return support::once(messages, producers(case == ENQUEUES, messages).boxed()).await;
-    }
     let amqp = support::amqp();
+    if OTHERS.contains(&case) {
+        let run: BoxFuture<'_, Took> = match case {
+            IDLE => idle(&amqp).boxed(),
+            _ => producers(case, messages).boxed(),
+        };
+        return support::once(messages, run).await;
+    }
     let queue = Queue::declare(&amqp, kind).await;
     let name = queue.name.as_str();
     let run: BoxFuture<'_, Took> = match case {
@@ -138,9 +145,9 @@ async fn once(case: &str, kind: &str, messages: usize) {
     queue.delete().await;
 }
 
-fn message(queue: &str, body: &Bytes, n: usize) -> OutgoingMessage {
-    let id = MessageId::new(format!("00000000-0000-7000-8000-{n:012}")).expect("an ID");
-    OutgoingMessage::to("", queue).message_id(id).body(body.clone()).content_type("application/json")
+/// As most are: its ID is the default one.
+fn message(queue: &str, body: &Bytes) -> OutgoingMessage {
+    OutgoingMessage::to("", queue).body(body.clone()).content_type("application/json")
 }
 
 async fn publisher(amqp: &str) -> IdempotentPublisher {
@@ -151,7 +158,7 @@ async fn publish_all(amqp: &str, queue: &str, messages: usize) -> Duration {
     let (publisher, body, queue) = (publisher(amqp).await, body(), queue.to_owned());
     let started = Instant::now();
     let publishing = tokio::spawn(async move {
-        let mut results = publisher.publish_all((0..messages).map(|n| message(&queue, &body, n)));
+        let mut results = publisher.publish_all((0..messages).map(|_| message(&queue, &body)));
         while let Some(result) = results.next().await {
             result.expect("published");
         }
@@ -172,20 +179,21 @@ async fn by_hand(case: &str, amqp: &str, queue: &str, messages: usize) -> Durati
             outbox::mysql(&pool, &publisher, &body, messages).await
         }
         _ => {
-            let file = File::new();
+            let file = outbox::File::new();
             let pool = SqliteOutbox::connect(&file.url()).await.expect("SQLite").pool().clone();
             outbox::sqlite(&pool, &publisher, &body, messages).await
         }
     }
 }
 
-/// A relay that tells when so many messages are confirmed.
+/// A relay that tells when so many messages are confirmed. It is connected, as the others are when
+/// their time begins.
 async fn relay<O: Outbox + Clone>(
     outbox: &O,
     amqp: &str,
     messages: usize,
     confirmed: impl Fn(&str) + Send + Sync + 'static,
-) -> (RelayHandle, Arc<Notify>) {
+) -> (Relay<O, IdempotentPublisher>, Arc<Notify>) {
     let (count, all) = (AtomicUsize::new(0), Arc::new(Notify::new()));
     let last = Arc::clone(&all);
     let relay = Relay::new(outbox.clone(), publisher(amqp).await).on_outcome(move |relayed| {
@@ -196,14 +204,14 @@ async fn relay<O: Outbox + Clone>(
         }
     });
     relay.check().await.expect("a relay");
-    (relay.spawn(), all)
+    (relay, all)
 }
 
 async fn enqueue<DB: SqlDatabase>(outbox: &SqlOutbox<DB>, queue: &str, messages: usize) {
     let body = body();
     for start in (0..messages).step_by(BATCH) {
         let mut tx = outbox.pool().begin().await.expect("begin");
-        let batch = (start..messages.min(start + BATCH)).map(|n| message(queue, &body, n));
+        let batch = (start..messages.min(start + BATCH)).map(|_| message(queue, &body));
         outbox.enqueue_all(&mut tx, batch).await.expect("enqueue");
         tx.commit().await.expect("commit");
     }
@@ -211,8 +219,9 @@ async fn enqueue<DB: SqlDatabase>(outbox: &SqlOutbox<DB>, queue: &str, messages:
 
 /// What was enqueued before is published and deleted.
 async fn drain<DB: SqlDatabase>(outbox: &SqlOutbox<DB>, amqp: &str, messages: usize) -> Duration {
-    let started = Instant::now();
     let (relay, all) = relay(outbox, amqp, messages, |_| ()).await;
+    let started = Instant::now();
+    let relay = relay.spawn();
     all.notified().await;
     relay.stop().await;
     let took = started.elapsed();
@@ -263,6 +272,7 @@ async fn end_to_end(amqp: &str, queue: &str, messages: usize) -> Took {
     let (outbox, _) = postgres_outbox().await;
     let (relay, all) = relay(&outbox, amqp, messages, |_| ()).await;
     let started = Instant::now();
+    let relay = relay.spawn();
     enqueue(&outbox, queue, messages).await;
     outbox.wake();
     all.notified().await;
@@ -278,29 +288,8 @@ async fn mysql(amqp: &str, queue: &str, messages: usize) -> Took {
     drain(&outbox, amqp, messages).await.into()
 }
 
-/// A database file that goes with the run.
-struct File(std::path::PathBuf);
-
-impl File {
-    fn new() -> Self {
-        Self(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(table("outbox")))
-    }
-
-    fn url(&self) -> String {
-        format!("sqlite:{}", self.0.display())
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        for behind in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{behind}", self.0.display()));
-        }
-    }
-}
-
 async fn sqlite(amqp: &str, queue: &str, messages: usize) -> Took {
-    let file = File::new();
+    let file = outbox::File::new();
     let outbox = SqliteOutbox::connect(&file.url()).await.expect("SQLite");
     outbox.create_schema().await.expect("schema");
     enqueue(&outbox, queue, messages).await;
@@ -320,16 +309,17 @@ async fn paced(amqp: &str, queue: &str, messages: usize, others: bool) -> Took {
     let stopwatch = Arc::new(Stopwatch::default());
     let stopping = Arc::clone(&stopwatch);
     let (relay, all) = relay(&theirs, amqp, messages, move |id| stopping.stop(id)).await;
+    let relay = relay.spawn();
     let monitor = relay.monitor();
     while !monitor.status().is_ready() || (others && !monitor.status().listening) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let (started, body) = (Instant::now(), body());
     let mut tick = tokio::time::interval(Duration::from_millis(10));
-    for n in 0..messages {
+    for _ in 0..messages {
         tick.tick().await;
         let mut tx = outbox.pool().begin().await.expect("begin");
-        let id = outbox.enqueue(&mut tx, message(queue, &body, n)).await.expect("enqueue");
+        let id = outbox.enqueue(&mut tx, message(queue, &body)).await.expect("enqueue");
         // Before the answer to the commit: a relay may be faster than that.
         stopwatch.start(id.as_str());
         tx.commit().await.expect("commit");
@@ -341,30 +331,58 @@ async fn paced(amqp: &str, queue: &str, messages: usize, others: bool) -> Took {
     Took { took, latencies: stopwatch.took(), ..Took::default() }
 }
 
+/// What a relay takes of a core, and PostgreSQL for it, while there is nothing to be published.
+async fn idle(amqp: &str) -> Took {
+    let (outbox, _) = postgres_outbox().await;
+    let (relay, _) = relay(&outbox, amqp, 0, |_| ()).await;
+    let relay = relay.spawn();
+    let monitor = relay.monitor();
+    while !monitor.status().is_ready() || !monitor.status().listening {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (started, cpu) = (Instant::now(), support::cpu());
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let (took, cpu) = (started.elapsed(), support::cpu().saturating_sub(cpu));
+    relay.stop().await;
+    let percent = cpu.as_secs_f64() / took.as_secs_f64() * 100.0;
+    Took { took, others: BTreeMap::from([("cpu_percent".to_owned(), percent)]), ..Took::default() }
+}
+
 /// Transactions of one row, with a message each or without.
-async fn producers(enqueues: bool, messages: usize) -> Took {
+async fn producers(case: &str, messages: usize) -> Took {
+    let (enqueues, by_hand) = (case == ENQUEUES, case == ROWS_BY_HAND);
     let (outbox, _) = postgres_outbox().await;
     let pool = sqlx::postgres::PgPoolOptions::new().min_connections(16).max_connections(16);
     let pool = pool.connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
     let rows = table("rows");
     let create = format!(
         "CREATE TABLE {rows} (id int PRIMARY KEY, balance bigint NOT NULL); \
-         INSERT INTO {rows} SELECT n, 0 FROM generate_series(0, 15) n"
+         INSERT INTO {rows} SELECT n, 0 FROM generate_series(0, 15) n; \
+         CREATE TABLE {rows}_out (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, \
+         message_id varchar(36) NOT NULL, body bytea NOT NULL, sent_at bigint); \
+         CREATE INDEX ON {rows}_out (sent_at, id)"
     );
     sqlx::raw_sql(AssertSqlSafe(create)).execute(&pool).await.expect("table");
+    let insert = Arc::new(format!("INSERT INTO {rows}_out (message_id, body) VALUES ($1, $2)"));
     let update = Arc::new(format!("UPDATE {rows} SET balance = balance + 1 WHERE id = $1"));
     let (started, body) = (Instant::now(), body());
     let tasks: Vec<_> = (0_i32..16)
         .map(|row| {
             let (pool, outbox, update, body) =
                 (pool.clone(), outbox.clone(), Arc::clone(&update), body.clone());
+            let insert = Arc::clone(&insert);
             tokio::spawn(async move {
-                for n in 0..messages / 16 {
+                for _ in 0..messages / 16 {
                     let mut tx = pool.begin().await.expect("begin");
                     let query = sqlx::query(AssertSqlSafe(update.as_str())).bind(row);
                     query.execute(&mut *tx).await.expect("update");
                     if enqueues {
-                        outbox.enqueue(&mut tx, message("q", &body, n)).await.expect("enqueue");
+                        outbox.enqueue(&mut tx, message("q", &body)).await.expect("enqueue");
+                    }
+                    if by_hand {
+                        let id = uuid::Uuid::new_v4().to_string();
+                        let query = sqlx::query(AssertSqlSafe(insert.as_str())).bind(id).bind(&*body);
+                        query.execute(&mut *tx).await.expect("insert");
                     }
                     tx.commit().await.expect("commit");
                 }

@@ -105,3 +105,24 @@ recipe!(mysql, MySqlPool, "bigint AUTO_INCREMENT PRIMARY KEY", "longblob", "FOR 
     "?".to_owned()
 });
 recipe!(sqlite, SqlitePool, "integer PRIMARY KEY", "blob", "", |_n| "?".to_owned());
+
+/// A database file that goes with the run.
+pub(crate) struct File(std::path::PathBuf);
+
+impl File {
+    pub(crate) fn new() -> Self {
+        Self(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(table("outbox")))
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("sqlite:{}", self.0.display())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        for behind in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{behind}", self.0.display()));
+        }
+    }
+}

@@ -288,7 +288,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// User and system time of this process, of all its threads; 10 ms fine, see proc(5).
-fn cpu() -> Duration {
+pub(crate) fn cpu() -> Duration {
     ticks(Path::new("/proc/self/stat"))
 }
 
@@ -330,7 +330,8 @@ impl Queue {
         let uri = format!("{amqp}?frame_max=8192");
         let connection = Connection::connect(&uri, ConnectionProperties::default()).await.expect("connect");
         let channel = connection.create_channel().await.expect("channel");
-        let name = format!("bench.{kind}.{}", uuid::Uuid::new_v4().simple());
+        // As long as names are; an outbox stores it with each message.
+        let name = format!("bench.{kind}.{:08x}", uuid::Uuid::new_v4().as_fields().0);
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
