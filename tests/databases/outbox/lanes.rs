@@ -175,15 +175,15 @@ pub async fn restart_under_the_same_name_owns_nothing<K: Kind>() {
     let (dead, restarted) = (RelayId(Uuid::new_v4()), RelayId(Uuid::new_v4()));
     boxed.outbox.register(dead, "pod-0").await.expect("register");
     let taken = boxed.outbox.take(dead, &boxed.terms(&[0]).await, LEASE).await.expect("take");
-    boxed.freeze(dead, 14).await;
+    boxed.freeze(dead, 60).await;
     boxed.outbox.register(restarted, "pod-0").await.expect("register");
-    let lease = Duration::from_secs(15);
+    let lease = Duration::from_secs(120);
     assert!(boxed.outbox.beat(restarted, lease).await.expect("beat"));
     let there = boxed.outbox.ownership(lease).await.expect("ownership");
     assert_eq!(there.lanes[0], (taken[0], Some(dead)));
     assert_eq!(boxed.outbox.take(restarted, &taken, lease).await.expect("take"), []);
     // What the new one does keeps no lane of the old one alive.
-    boxed.freeze(dead, 2).await;
+    boxed.freeze(dead, 60).await;
     let again = boxed.outbox.take(restarted, &taken, lease).await.expect("take");
     assert_eq!(again, [Term { term: taken[0].term + 1, ..taken[0] }]);
 }
