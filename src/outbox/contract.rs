@@ -41,7 +41,8 @@ pub struct Ownership {
 pub struct ReadRequest<'a> {
     /// Of which lanes, and behind which number of each.
     pub from: &'a [RowId],
-    /// Which rows are left out, as the relay has them already.
+    /// Which rows are left out, as the relay has them already: as many as three windows, and what
+    /// is to be removed.
     pub without_rows: &'a [RowId],
     /// What is in order with one of these is left out.
     pub without_keys: &'a [String],

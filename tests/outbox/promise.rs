@@ -212,3 +212,53 @@ async fn outcomes_are_shown() {
     assert_eq!((status.failed["unroutable"], status.parked, status.relayed), (2, 1, 1));
     relay.stop().await;
 }
+
+/// By the bodies' first letters: where each of them is among all that was published.
+fn place(publisher: &MemoryPublisher, body: &str) -> usize {
+    let published = published(publisher);
+    published.iter().position(|published| published.starts_with(body)).unwrap_or(usize::MAX)
+}
+
+/// Fifteen lanes have more than there is room for, all the time.
+#[tokio::test(start_paused = true)]
+async fn no_lane_starves_while_others_are_busy() {
+    for (rows, bytes, large) in [(1_024, 1_000, 300), (1_024, 1_000, 2_000), (2, 8 << 20, 100)] {
+        let (outbox, publisher) = (MemoryOutbox::new(), MemoryPublisher::new());
+        for number in 0..1_600 {
+            let bytes = if number == 15 { large } else { 100 };
+            enqueue(&outbox, None, text(format!("{number} {}", "x".repeat(bytes)))).await;
+        }
+        let relay = Relay::new(outbox.clone(), publisher.clone()).window(rows).window_bytes(bytes).spawn();
+        until("all is published", || outbox.is_empty()).await;
+        relay.stop().await;
+        let place = place(&publisher, "15 ");
+        assert!(place < 100, "the first of the last lane came after {place} others of 1,600");
+    }
+}
+
+/// A message without its confirm takes room that the next row needs.
+#[tokio::test(start_paused = true)]
+async fn row_without_room_is_not_read_again_and_again() {
+    let publisher = MemoryPublisher::answering(|message| {
+        let is_slow = message.payload().len() == 1;
+        async move {
+            if is_slow {
+                sleep(10 * MINUTE).await;
+            }
+            Ok(())
+        }
+    });
+    let outbox = MemoryOutbox::with_lanes(1);
+    enqueue(&outbox, None, text("1")).await;
+    for _ in 0..10 {
+        enqueue(&outbox, None, text("x".repeat(1_000))).await;
+    }
+    let relay = Relay::new(outbox.clone(), publisher.clone()).window_bytes(1_000).spawn();
+    until("it is under way", || relay.monitor().status().in_flight == 1).await;
+    sleep(MINUTE).await;
+    let reads = outbox.calls("read");
+    sleep(5 * MINUTE).await;
+    assert!(outbox.calls("read") - reads < 10, "{} reads", outbox.calls("read") - reads);
+    until("all is published", || outbox.is_empty()).await;
+    relay.stop().await;
+}

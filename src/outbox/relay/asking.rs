@@ -78,7 +78,8 @@ impl Worker<'_> {
         let most = self.settings.window.saturating_mul(AHEAD);
         let free = most.saturating_sub(rows);
         let free_bytes = self.settings.window_bytes.saturating_sub(bytes);
-        let is_half = free >= most.div_ceil(2) && free_bytes >= self.settings.window_bytes / 2;
+        let bytes = self.memory.needs().max(self.settings.window_bytes / 2);
+        let is_half = free >= most.div_ceil(2) && free_bytes >= bytes;
         let room = Room { rows: free, bytes: free_bytes, is_all: rows == 0 };
         (self.memory.may_read() && (is_half || rows == 0)).then_some(room)
     }

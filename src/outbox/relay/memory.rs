@@ -101,6 +101,8 @@ pub(super) struct Memory {
     counts: HashMap<Lane, usize>,
     pub(super) under_way: usize,
     pub(super) under_way_bytes: usize,
+    /// A lane of which nothing was taken for want of room, and the bytes of its next row.
+    pub(super) starved: Option<(Lane, u64)>,
     /// What is left alone, by when that ends.
     pub(super) alone: BTreeMap<(Instant, u64), Alone>,
     pub(super) last_alone: u64,
@@ -133,6 +135,7 @@ impl Memory {
             counts: HashMap::new(),
             under_way: 0,
             under_way_bytes: 0,
+            starved: None,
             alone: BTreeMap::new(),
             last_alone: 0,
             parked: HashMap::new(),
@@ -263,6 +266,11 @@ impl Memory {
         {
             *count -= 1;
         }
+    }
+
+    /// So many bytes have to be free for the next row of a lane that had no room.
+    pub(super) fn needs(&self) -> u64 {
+        self.starved.filter(|(lane, _)| self.lanes.contains_key(lane)).map_or(0, |(_, bytes)| bytes)
     }
 
     /// Rows in memory, and the bytes of their bodies.

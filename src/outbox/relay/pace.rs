@@ -54,6 +54,8 @@ pub(super) struct Took {
     pub(super) rows: usize,
     /// Lanes that have more.
     pub(super) cut: Vec<Lane>,
+    /// Of one of them nothing was taken, as there was no room for its next row.
+    pub(super) is_starved: bool,
 }
 
 #[derive(Debug)]
@@ -139,8 +141,8 @@ impl Pace {
         if took.rows > 0 {
             // What filled the last one may fill the next one as well.
             self.widened = (self.widened / 2).max(1);
-        } else if !took.cut.is_empty() {
-            // What is left alone fills it, or the next one is larger than the room for it.
+        } else if !took.cut.is_empty() && !took.is_starved {
+            // What is left alone fills it.
             if self.widened == WIDEST || !room.is_all {
                 self.not_before = now + self.poll.min(Duration::from_millis(50));
             }
@@ -177,7 +179,7 @@ mod tests {
         let mut pace = Pace::new(POLL, now);
         let all = lanes(&[0, 1]);
         assert_eq!(pace.next(&all, now), Some((Cause::Poll, all.clone())));
-        let found = |rows| Took { rows, cut: Vec::new() };
+        let found = |rows| Took { rows, ..Took::default() };
         pace.read(Cause::Poll, &found(0), ROOM, now);
         assert_eq!((pace.next(&all, now + POLL / 2), pace.due()), (None, now + POLL));
         pace.read(Cause::Poll, &found(50), ROOM, now);
@@ -198,7 +200,7 @@ mod tests {
         let now = Instant::now();
         let mut pace = Pace::new(POLL, now);
         let all = lanes(&[0, 1, 2]);
-        pace.read(Cause::Poll, &Took { rows: 40, cut: lanes(&[1, 7]) }, ROOM, now);
+        pace.read(Cause::Poll, &Took { rows: 40, cut: lanes(&[1, 7]), ..Took::default() }, ROOM, now);
         assert_eq!(pace.next(&all, now), Some((Cause::More, lanes(&[1]))));
         assert_eq!(pace.next(&all, now), None);
         pace.more(Lane(2));
@@ -212,13 +214,13 @@ mod tests {
         let now = Instant::now();
         let mut pace = Pace::new(POLL, now);
         assert_eq!(pace.limits(4, ROOM), (25, 250));
-        let nothing = Took { rows: 0, cut: lanes(&[0]) };
+        let nothing = Took { cut: lanes(&[0]), ..Took::default() };
         pace.read(Cause::More, &nothing, ROOM, now);
         assert_eq!((pace.limits(4, ROOM), pace.due()), ((50, 500), now + BREATH));
         let full = Room { is_all: false, ..ROOM };
         pace.read(Cause::More, &nothing, full, now);
         assert_eq!(pace.due(), now + Duration::from_millis(50), "what is in memory goes first");
-        pace.read(Cause::More, &Took { rows: 1, cut: Vec::new() }, ROOM, now);
+        pace.read(Cause::More, &Took { rows: 1, ..Took::default() }, ROOM, now);
         assert_eq!(pace.limits(1, Room { rows: 0, bytes: 0, is_all: false }), (2, 2));
     }
 }

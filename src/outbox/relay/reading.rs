@@ -70,14 +70,25 @@ impl Memory {
         let fair = if new <= room.rows { room.rows } else { room.rows.div_ceil(reading.lanes.len().max(1)) };
         let mut left = Room { is_all: room.is_all && new > 0, ..room };
         let mut took = Took::default();
-        for (lane, epoch) in &reading.lanes {
+        // Which of them had no room last time comes first, or the others would leave it none again.
+        let first =
+            self.starved.and_then(|(starved, _)| reading.lanes.iter().position(|own| own.0 == starved));
+        if first.is_some() {
+            self.starved = None;
+        }
+        let (others, in_turn) = reading.lanes.split_at(first.unwrap_or_default());
+        for (lane, epoch) in in_turn.iter().chain(others) {
             let rows = by_lane.remove(lane).unwrap_or_default();
             if self.lanes.get(lane).is_none_or(|own| own.epoch != *epoch || own.gives) {
                 continue;
             }
             let (top, more) = (rows.last().map(|row| row.id.seq), batch.cut.contains(lane));
             let of_lane = self.take(rows, fair, &mut left, &let_in, now);
-            let is_cut = more || of_lane.is_cut;
+            let is_cut = more || of_lane.needs.is_some();
+            if let (0, Some(bytes)) = (of_lane.new, of_lane.needs) {
+                self.starved.get_or_insert((*lane, bytes));
+                took.is_starved = true;
+            }
             if let Some(own) = self.lanes.get_mut(lane) {
                 own.floor.end(top, is_cut.then(|| of_lane.taken.unwrap_or(i64::MIN)), batch.ended_below);
                 if let Some(seq) = of_lane.again {
@@ -116,7 +127,7 @@ impl Memory {
             } else {
                 let fits = left.is_all || bytes as u64 <= left.bytes;
                 if took.new >= fair || left.rows == 0 || !fits {
-                    took.is_cut = true;
+                    took.needs = Some(bytes as u64);
                     break;
                 }
                 if self.insert(Entry { row, key, read: now }, &mut took) {
@@ -175,7 +186,8 @@ impl Memory {
 struct LaneTook {
     /// Up to which number all of it is known.
     taken: Option<i64>,
-    is_cut: bool,
+    /// The bytes of the first row without room.
+    needs: Option<u64>,
     new: usize,
     /// The first row that is to be read again.
     again: Option<i64>,
