@@ -170,7 +170,9 @@ struct Known(BTreeMap<Lane, Vec<i64>>);
 impl Known {
     fn of(rows: &[RowId]) -> Self {
         let mut known: BTreeMap<Lane, Vec<i64>> = BTreeMap::new();
-        rows.iter().for_each(|row| known.entry(row.lane).or_default().push(row.seq));
+        for row in rows {
+            known.entry(row.lane).or_default().push(row.seq);
+        }
         Self(known)
     }
 
