@@ -13,7 +13,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
     fs::{self, OpenOptions},
     io::Write,
     panic::AssertUnwindSafe,
@@ -30,7 +29,7 @@ use super::{
     consuming::{consumer, delete},
     database::{
         Kind, Table,
-        frames::{Behind, Frames},
+        frames::{self, Behind, Frames, Passed},
     },
     support::{
         amqp::{Client, with_id},
@@ -62,32 +61,13 @@ enum Whose {
 
 /// Behind this frame of that client's connection: of the first one, or, if it is the client's
 /// second cut, of the next one after the first cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    whose: Whose,
-    servers: bool,
-    number: usize,
-}
-
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let by = if self.servers { "server" } else { "client" };
-        write!(f, "{:?}-{by}-{}", self.whose, self.number)
-    }
-}
+type Cut = frames::Cut<Whose>;
 
 /// What a run came upon.
 struct Seen {
     /// How many frames each client and its server sent over the first connection.
     counts: [[usize; 2]; 3],
     /// How many cuts were made: a second connection is not always needed, or ends before it is cut.
-    cuts: usize,
-}
-
-/// What went through a proxy.
-#[derive(Default, Clone, Copy)]
-struct Passed {
-    counts: [usize; 2],
     cuts: usize,
 }
 

@@ -176,10 +176,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             let Ok(broker) = TcpStream::connect(&shared.upstream).await else { return };
             let mut cut = shared.cut.subscribe();
             cut.mark_unchanged();
-            for stream in [&client, &broker] {
-                // Each frame at once, and not when the one before is acknowledged.
-                let _ = stream.set_nodelay(true);
-            }
+            at_once(&client, &broker);
             let (from_client, to_client) = client.into_split();
             let (from_broker, to_broker) = broker.into_split();
             // Whichever ends first ends both: dropping the halves closes the sockets.
@@ -189,6 +186,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 _ = cut.changed() => {}
             }
         });
+    }
+}
+
+/// What is sent in parts goes on at once, and not when the part before is acknowledged, which may
+/// take 40 milliseconds.
+pub fn at_once(client: &TcpStream, server: &TcpStream) {
+    for stream in [client, server] {
+        let _ = stream.set_nodelay(true);
     }
 }
 

@@ -17,7 +17,7 @@ const FULL: usize = 512;
 /// No statement has more of them.
 const MOST: usize = 1_024;
 
-/// A removal goes ahead of a read if it has so many rows, which would be read in vain.
+/// A removal goes ahead of a read if it has so many rows, which the read would have to leave out.
 const SOME: usize = 128;
 
 /// Nothing waits longer for others to be written with it.

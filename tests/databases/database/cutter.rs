@@ -19,8 +19,9 @@ use tokio::{
 };
 
 use super::{
+    super::support::proxy::at_once,
     frames::{Behind, Protocol},
-    wire::{at_once, through},
+    wire::through,
 };
 
 pub struct Cutter {

@@ -2,7 +2,7 @@
 //! and then the next one.
 
 use std::{
-    io,
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::wire::at_once;
+use super::{super::support::proxy::at_once, wire::through};
 
 pub struct Frames {
     url: String,
@@ -30,16 +30,37 @@ pub struct Frames {
 /// The message behind which to cut: whether the server's, and its number in that direction, from 0.
 pub type Behind = Option<(bool, usize)>;
 
+/// Behind this frame of that connection, or of those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut<W> {
+    pub whose: W,
+    pub servers: bool,
+    pub number: usize,
+}
+
+impl<W: fmt::Debug> fmt::Display for Cut<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = if self.servers { "server" } else { "client" };
+        write!(f, "{:?}-{by}-{}", self.whose, self.number)
+    }
+}
+
+/// What went through a proxy, by the client and by the server, and how many cuts were made.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Passed {
+    pub counts: [usize; 2],
+    pub cuts: usize,
+}
+
 impl Frames {
     /// To the server of `url`, which must not speak TLS: its answer to that question is no message.
     ///
     /// The second cut is for the first connection that is made after the first cut.
     pub async fn start(url: &str, cuts: [Behind; 2]) -> Self {
-        let mut url = url::Url::parse(url).expect("url");
-        let server = format!("{}:{}", url.host_str().expect("host"), url.port().expect("port"));
+        let parsed = url::Url::parse(url).expect("url");
+        let server = format!("{}:{}", parsed.host_str().expect("host"), parsed.port().expect("port"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        url.set_port(Some(listener.local_addr().expect("address").port())).expect("port");
-        url.query_pairs_mut().append_pair("sslmode", "disable");
+        let url = through(url, listener.local_addr().expect("address").port());
         let counts = [Arc::default(), Arc::default()];
         let counters = counts.clone();
         let made = Arc::new(AtomicUsize::new(0));
@@ -68,7 +89,7 @@ impl Frames {
                 });
             }
         });
-        Self { url: url.to_string(), counts, cuts: made, accepting }
+        Self { url, counts, cuts: made, accepting }
     }
 
     pub fn url(&self) -> &str {

@@ -75,14 +75,6 @@ pub fn through(url: &str, port: u16) -> String {
     url.to_string()
 }
 
-/// What is sent in parts goes on at once, and not when the part before is acknowledged, which may
-/// take 40 milliseconds.
-pub fn at_once(client: &TcpStream, server: &TcpStream) {
-    for stream in [client, server] {
-        stream.set_nodelay(true).expect("a socket");
-    }
-}
-
 /// Both protocols send a statement as plain text in one packet, and nothing else in these tests
 /// says COMMIT.
 async fn pipe(mut client: TcpStream, mut server: TcpStream, cut: Cut, fired: &AtomicU32, armed: &AtomicBool) {

@@ -6,7 +6,7 @@
 //! default every frame to the broker and a sample of the others are made; `CUTS=all` makes all, and
 //! `CUTS=Database-server-13` only the run of that name.
 
-use std::{fmt, panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use lapin_idempotent::{
@@ -24,7 +24,10 @@ use super::{
         proxy::{Action, From, Proxy},
     },
 };
-use crate::databases::database::{cutter::Cutter, frames::Behind};
+use crate::databases::database::{
+    cutter::Cutter,
+    frames::{self, Behind, Passed},
+};
 
 trials! {
     relay_cut_behind_every_frame_loses_nothing_and_keeps_the_order<Postgres, MySql>,
@@ -46,29 +49,10 @@ enum Whose {
 }
 
 /// Behind this frame of all that goes this way, whatever its connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    whose: Whose,
-    servers: bool,
-    number: usize,
-}
-
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let by = if self.servers { "server" } else { "client" };
-        write!(f, "{:?}-{by}-{}", self.whose, self.number)
-    }
-}
+type Cut = frames::Cut<Whose>;
 
 fn behind(cut: Option<Cut>, whose: Whose) -> Behind {
     cut.filter(|cut| cut.whose == whose).map(|cut| (cut.servers, cut.number))
-}
-
-/// What went through the proxies, to and from each.
-#[derive(Debug, Default, Clone, Copy)]
-struct Passed {
-    counts: [usize; 2],
-    cuts: usize,
 }
 
 async fn broker_through(behind: Behind) -> (Proxy, watch::Receiver<Passed>) {
