@@ -1,7 +1,7 @@
 //! What a producer with an outbox runs: orders, each written down and announced in one transaction,
 //! some of which are rolled back; and a relay, which publishes what any of them has committed.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use clap::Args;
 use fastrand::Rng;
@@ -84,8 +84,18 @@ pub async fn run(options: &Options) -> Result<(), BoxError> {
     );
     let relay = relay.spawn();
     let shop = Shop { outbox, options, journal };
+    // One that is started again is not to walk through all orders of its predecessor.
+    let placed = loop {
+        match shop.placed().await {
+            Ok(placed) => break placed,
+            Err(error) => {
+                tracing::warn!(%error, "what is placed is not known");
+                sleep(Duration::from_millis(300)).await;
+            }
+        }
+    };
     let numbers = options.orders.first..options.orders.first + options.orders.count;
-    stream::iter(numbers).for_each_concurrent(16, |number| shop.place(number)).await;
+    stream::iter(numbers.filter(|number| !placed.contains(number))).for_each_concurrent(16, |number| shop.place(number)).await;
     // What is left is published by whoever has its lane; somebody must be there for that.
     while shop.outbox.status().await.map_or(true, |status| status.backlog > 0) {
         sleep(Duration::from_millis(200)).await;
@@ -100,6 +110,14 @@ fn number(id: &MessageId) -> Option<u64> {
 }
 
 impl Shop<'_> {
+    /// The orders that are placed already.
+    async fn placed(&self) -> Result<BTreeSet<u64>, BoxError> {
+        let sql = format!("SELECT number FROM placed_{}", self.options.tables);
+        let placed: Vec<i64> =
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(self.outbox.pool()).await?;
+        Ok(placed.into_iter().filter_map(|number| u64::try_from(number).ok()).collect())
+    }
+
     /// Until it is known to be committed.
     async fn place(&self, number: u64) {
         due(&self.options.orders, number).await;

@@ -197,7 +197,7 @@ async fn each_way(kind: &'static str) {
         tokio::spawn(async move { consumed(kind, &url, way).await }).await.err().map(|_| name)
     });
     let failed: Vec<&str> = tried.buffer_unordered(4).filter_map(async |failed| failed).collect().await;
-    assert!(failed.is_empty(), "on a {kind} queue: {failed:?}");
+    assert!(failed.is_empty(), "on a {kind} queue: {failed:?}; the broker's errors: {:#?}", node.errors());
 }
 
 async fn consumed(kind: &str, url: &str, way: Way) {
@@ -245,7 +245,7 @@ async fn consumed(kind: &str, url: &str, way: Way) {
     running.stop().await;
     assert_eq!(ledger.rows().await, (good, good), "{name}");
     assert_eq!(client.ready(&queue).await, 0, "{name}: all are acked");
-    let parked = look(url, &parking).await;
+    let parked = look(&client, url, &parking).await;
     assert_eq!(parked.len(), 1, "{name}: parked once, and no other");
     // Where there is no room for a reason there is none.
     assert_eq!(parked[0].parked_reason().unwrap_or_default(), reason, "{name}");
@@ -280,14 +280,15 @@ async fn fanout(client: &Client, queue: &str) -> String {
 
 /// What is parked, over a connection of this crate: lapin by itself gives up over what a quorum
 /// queue adds to a full frame.
-async fn look(url: &str, parking: &str) -> Vec<IncomingMessage> {
+async fn look(client: &Client, url: &str, parking: &str) -> Vec<IncomingMessage> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let noting = Arc::clone(&seen);
     let looking = Unpark::new(url, parking).only(move |message| {
         noting.lock().expect("seen").push(message.clone());
         false
     });
-    assert_eq!(looking.run().await.expect("unpark").left, 1);
+    let looked = looking.run().await.expect("unpark");
+    assert_eq!(looked.left, 1, "{looked:?}, and {} are there", client.ready(parking).await);
     seen.lock().expect("seen").clone()
 }
 

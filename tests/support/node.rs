@@ -84,6 +84,12 @@ impl Node {
         run("ctl", &self.dir, arguments).await
     }
 
+    /// What it has logged as errors, for people.
+    pub fn errors(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.dir.join("log/node.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains("[error]")).map(ToOwned::to_owned).collect()
+    }
+
     /// Sets or clears its memory alarm, for which the whole cluster stops to read from publishers.
     pub async fn memory_alarm(&self, on: bool) {
         const KNOWN: &str = "{Known, _} = rpc:multicall([node() | nodes()], rabbit_alarm, get_alarms, [], 5000), \
