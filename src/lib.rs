@@ -95,6 +95,7 @@ mod error;
 pub mod guide;
 pub mod idempotency;
 pub mod message;
+mod now;
 pub mod outbox;
 pub mod publisher;
 pub mod store;

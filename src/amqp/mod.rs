@@ -10,6 +10,8 @@ mod declare;
 mod error;
 mod fit;
 mod forwarded;
+#[cfg(feature = "testing")]
+mod in_memory;
 mod origin;
 mod screen;
 mod server_version;
@@ -34,6 +36,8 @@ pub(crate) use forwarded::{
     Delay, Move, Note, Route, delayed_properties, moved_properties, parked_properties, renewed_properties,
     unparked_properties,
 };
+#[cfg(feature = "testing")]
+pub(crate) use in_memory::{Answer, Fate, Fates, Kept, MemoryBroker, Step};
 pub(crate) use origin::text_header;
 pub use server_version::ServerVersion;
 pub(crate) use server_version::server_version;

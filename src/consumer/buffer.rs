@@ -116,8 +116,8 @@ impl Aside {
 }
 
 impl Parking {
-    pub(crate) fn new(reason: ParkReason, error: Option<String>, attempts: u32) -> Self {
-        Self { reason, error, attempts, at: SystemTime::now() }
+    pub(crate) fn new(reason: ParkReason, error: Option<String>, attempts: u32, at: SystemTime) -> Self {
+        Self { reason, error, attempts, at }
     }
 }
 
@@ -257,7 +257,7 @@ impl DeliveryBuffer {
                 let returns = unsettled.message.returns();
                 let error =
                     format!("it was taken back {returns} times, the last times with nothing else in hand");
-                let parking = Parking::new(ParkReason::ConsumerDied, Some(error), returns);
+                let parking = Parking::new(ParkReason::ConsumerDied, Some(error), returns, SystemTime::now());
                 self.aside.push((unsettled, Aside::Park(parking)));
             }
         }

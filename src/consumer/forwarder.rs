@@ -20,6 +20,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+#[cfg(feature = "testing")]
+use std::sync::Arc;
+
+#[cfg(feature = "testing")]
+use crate::amqp::{Answer, Kept, MemoryBroker};
 use crate::{
     amqp::{self, COUNTS, ConnectError, ConnectOptions, declare_durable, ensure_queue, fitted},
     error::{BoxError, Chain},
@@ -48,6 +53,9 @@ pub(crate) struct Forwarder {
     unreachable: std::sync::Mutex<Option<(Instant, String)>>,
     /// The largest frame that the broker takes.
     frame: AtomicUsize,
+    /// What takes them instead of a broker.
+    #[cfg(feature = "testing")]
+    memory: Option<Arc<MemoryBroker>>,
 }
 
 /// A copy of a delivery, on its way to another place.
@@ -112,7 +120,15 @@ impl Forwarder {
             publisher: OnceCell::new(),
             queues: Mutex::default(),
             unreachable: std::sync::Mutex::default(),
+            #[cfg(feature = "testing")]
+            memory: None,
         }
+    }
+
+    /// One that publishes to a broker in memory, and connects to none.
+    #[cfg(feature = "testing")]
+    pub(crate) fn in_memory(connect: ConnectOptions, broker: Arc<MemoryBroker>) -> Self {
+        Self { memory: Some(broker), ..Self::new(String::new(), connect) }
     }
 
     /// Remembers the largest frame that was agreed upon with the broker.
@@ -135,6 +151,10 @@ impl Forwarder {
             properties,
             body: copied.body.clone(),
         };
+        #[cfg(feature = "testing")]
+        if let Some(broker) = &self.memory {
+            return in_memory(broker, forwarded).await;
+        }
         let publisher = self.publisher.get_or_try_init(|| self.reach(self.connect())).await?;
         publisher.forward(forwarded).await.map_err(ForwardError::Unconfirmed)
     }
@@ -169,6 +189,12 @@ impl Forwarder {
     }
 
     async fn declare(&self, queue: &str, wanted: &Wanted) -> Result<(), ForwardError> {
+        #[cfg(feature = "testing")]
+        if let Some(broker) = &self.memory {
+            let none = FieldTable::default();
+            broker.declare(queue, if let Wanted::With(arguments) = wanted { arguments } else { &none });
+            return Ok(());
+        }
         let mut queues = self.queues.lock().await;
         if queues.declared.contains(queue) {
             return Ok(());
@@ -237,4 +263,19 @@ impl Forwarder {
             let _ = publisher.close(limit).await;
         }
     }
+}
+
+/// The verdict of a broker in memory.
+#[cfg(feature = "testing")]
+async fn in_memory(broker: &MemoryBroker, forwarded: Forwarded) -> Result<(), ForwardError> {
+    let Forwarded { exchange, routing_key, properties, body } = forwarded;
+    let (exchange, routing_key) = (exchange.to_string(), routing_key.to_string());
+    let kept = Kept { exchange, routing_key, properties, body, redelivered: false };
+    let kind = match broker.copy(kept).await {
+        Answer::Confirmed => return Ok(()),
+        Answer::Nacked => PublishErrorKind::Nacked,
+        Answer::Returned => PublishErrorKind::Unroutable,
+        Answer::Unheard => PublishErrorKind::TimedOut,
+    };
+    Err(ForwardError::Unconfirmed(Failure::unsent(kind, Duration::ZERO)))
 }

@@ -53,6 +53,8 @@ mod dependency;
 mod error;
 mod failure_counts;
 mod forwarder;
+#[cfg(feature = "testing")]
+mod in_memory;
 mod options;
 mod parking;
 mod pending;
@@ -67,6 +69,9 @@ mod subscription;
 mod telemetry;
 mod unpark;
 mod work_queue;
+
+#[cfg(feature = "testing")]
+pub(crate) use in_memory::{MemoryConsumer, MemorySettings, Turn};
 
 pub use builder::ConsumerBuilder;
 pub use consume::IdempotentConsumer;

@@ -13,6 +13,7 @@ use crate::{
     error::caught_in,
     idempotency::Outcome,
     message::{HeaderValue, IncomingMessage},
+    now::Now,
 };
 
 /// What the runner needs to know.
@@ -38,6 +39,7 @@ pub(crate) struct Options {
     pub(crate) longest_delay: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) on_outcome: Hook,
+    pub(crate) now: Now,
 }
 
 /// The most bytes that a name may have (AMQP 0-9-1, section 4.2.5.3, short strings).
@@ -88,6 +90,7 @@ impl Options {
             longest_delay: Duration::from_secs(3600),
             drain_timeout: Duration::from_secs(20),
             on_outcome: Hook::default(),
+            now: Now::default(),
         }
     }
 

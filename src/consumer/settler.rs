@@ -1,6 +1,6 @@
 //! What follows from an outcome, and from the broker's count of a delivery.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -115,7 +115,8 @@ impl Settler {
                 let name = telemetry::name(&unsettled.message);
                 if self.exhausted(&unsettled, failed) {
                     attempts.forget(&name);
-                    let parking = Parking::new(ParkReason::AttemptsExhausted, error, failed);
+                    let parking =
+                        Parking::new(ParkReason::AttemptsExhausted, error, failed, self.options.now.get());
                     self.park(unsettled, parking, settling);
                     return Decision::Begun;
                 }
@@ -129,7 +130,7 @@ impl Settler {
             }
             Settlement::Park(reason) => {
                 let attempts = unsettled.message.failures().saturating_add(1);
-                self.park(unsettled, Parking::new(reason, error, attempts), settling);
+                self.park(unsettled, Parking::new(reason, error, attempts, self.options.now.get()), settling);
                 Decision::Begun
             }
         }
@@ -208,7 +209,7 @@ impl Settler {
     /// Publishes a message to its own queue, and acks the delivery: the broker's count of it begins
     /// anew.
     async fn publish_anew(&self, mut unsettled: Unsettled, suspected: bool, wait: Duration) -> Settled {
-        let (queue, message, now) = (&self.options.queue, &unsettled.message, SystemTime::now());
+        let (queue, message, now) = (&self.options.queue, &unsettled.message, self.options.now.get());
         let returns = message.returns();
         let moved = Move {
             returns,
@@ -256,7 +257,7 @@ impl Settler {
     ) {
         settling.begin(async move {
             let mut unsettled = unsettled;
-            let (queue, message, now) = (&self.options.queue, &unsettled.message, SystemTime::now());
+            let (queue, message, now) = (&self.options.queue, &unsettled.message, self.options.now.get());
             let delay = Delay {
                 failures,
                 at: now,

@@ -213,7 +213,8 @@ impl Unpark {
                         continue;
                     }
                 }
-                let unprocessed = self.unprocessed(&message);
+                let unprocessed =
+                    if self.assume_unprocessed { SystemTime::now() } else { unprocessed(&message) };
                 let delivery = got.delivery;
                 moving.push(async move {
                     let moved =
@@ -254,19 +255,6 @@ impl Unpark {
         }
     }
 
-    /// When a message is known last not to have taken effect.
-    fn unprocessed(&self, message: &IncomingMessage) -> SystemTime {
-        // Its handler failed just before it was parked, in a session that had claimed its ID.
-        let failed = [ParkReason::Rejected, ParkReason::AttemptsExhausted]
-            .iter()
-            .any(|reason| message.parked_reason() == Some(reason.name()));
-        match message.parked_at() {
-            _ if self.assume_unprocessed => SystemTime::now(),
-            Some(parked) if failed => parked,
-            _ => SystemTime::UNIX_EPOCH,
-        }
-    }
-
     async fn one(
         &self,
         delivery: &Delivery,
@@ -287,6 +275,15 @@ impl Unpark {
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
     }
+}
+
+/// When a parked message is known last not to have taken effect.
+pub(super) fn unprocessed(message: &IncomingMessage) -> SystemTime {
+    // Its handler failed just before it was parked, in a session that had claimed its ID.
+    let failed = [ParkReason::Rejected, ParkReason::AttemptsExhausted]
+        .iter()
+        .any(|reason| message.parked_reason() == Some(reason.name()));
+    message.parked_at().filter(|_| failed).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 impl fmt::Debug for Unpark {

@@ -4,10 +4,7 @@
 //! them then, so the batch is run again one message in each session, in order: a bad message never
 //! fails its neighbours. No savepoints.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    time::SystemTime,
-};
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::{
     claim::{Claim, ClaimRequest, Claims},
@@ -202,11 +199,9 @@ impl<S: IdempotencyStore> Guard<S> {
     fn copy_of(&self, first: &Outcome, request: &ClaimRequest, copy: &IncomingMessage) -> Outcome {
         let found = copy.fingerprint();
         match first {
-            Outcome::Processed => self.known(copy, SystemTime::now(), request.fingerprint, found),
+            Outcome::Processed => self.known(copy, self.now.get(), request.fingerprint, found),
             Outcome::Duplicate(known) => self.known(copy, known.processed_at, known.fingerprint, found),
-            Outcome::FingerprintMismatch { stored, .. } => {
-                self.known(copy, SystemTime::now(), *stored, found)
-            }
+            Outcome::FingerprintMismatch { stored, .. } => self.known(copy, self.now.get(), *stored, found),
             Outcome::InProgress { remaining } => Outcome::InProgress { remaining: *remaining },
             Outcome::StoreUnavailable { error } => unavailable(error),
             // A batch that holds together has no other outcomes; and this one asks again.

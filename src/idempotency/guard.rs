@@ -1,10 +1,6 @@
 //! The guard: claim, handle, complete or release.
 
-use std::{
-    future::Future,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt,
@@ -24,6 +20,7 @@ use super::{
 use crate::{
     error::{BoxError, Chain, caught},
     message::IncomingMessage,
+    now::Now,
 };
 
 /// How long a message is left alone when a rival holds its identity and the store cannot say for
@@ -72,6 +69,7 @@ pub struct Guard<S: IdempotencyStore> {
     pub(super) mismatch: MismatchPolicy,
     immediate_retries: u32,
     max_attempts: u32,
+    pub(super) now: Now,
     /// Set by a consumer that runs it.
     pub(super) coalescer: Option<Arc<Coalescer<S>>>,
 }
@@ -90,6 +88,7 @@ impl<S: IdempotencyStore> Guard<S> {
             mismatch: MismatchPolicy::default(),
             immediate_retries: 0,
             max_attempts: 36,
+            now: Now::default(),
             coalescer: None,
         }
     }
@@ -138,6 +137,12 @@ impl<S: IdempotencyStore> Guard<S> {
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);
         self
+    }
+
+    /// Goes by another clock than the system's.
+    #[cfg(feature = "testing")]
+    pub(crate) fn clocked(self, now: Now) -> Self {
+        Self { now, ..self }
     }
 
     /// How often a failed message is tried again at once, and after how many failures it is not
@@ -296,7 +301,7 @@ impl<S: IdempotencyStore> Guard<S> {
 
     /// What to ask the store for a message; its outcome if there is nothing to ask.
     pub(super) fn request(&self, message: &IncomingMessage) -> Result<ClaimRequest, Outcome> {
-        if let Some(remaining) = message.early(SystemTime::now) {
+        if let Some(remaining) = message.early(|| self.now.get()) {
             return Err(Outcome::TooEarly { remaining });
         }
         let message_id = self.identify(message)?;

@@ -28,7 +28,7 @@ impl<S: IdempotencyStore> Guard<S> {
     /// The age of a message that is too old to be handled without a record of it.
     pub(super) fn too_old(&self, message: &IncomingMessage) -> Option<Duration> {
         let retention = self.retention.filter(|_| self.stale == StalePolicy::Park)?;
-        message.unknown_for(SystemTime::now()).filter(|age| *age > retention)
+        message.unknown_for(self.now.get()).filter(|age| *age > retention)
     }
 
     /// The outcome of a message whose ID has taken effect.

@@ -2,13 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     builder::{FRAME_MAX, MAX_BODY},
     error::{Failure, PublishError, PublishErrorKind},
+    payload::{Frames, Payload},
     receipt::Receipt,
     stamp::{Limits, Stamper},
 };
-use crate::message::{OutgoingMessage, Stamped};
+use crate::{
+    amqp::{Answer, Kept, MemoryBroker},
+    message::{OutgoingMessage, Stamped},
+};
 
 /// Checks and stamps messages with the defaults of a publisher.
 #[derive(Debug)]
@@ -31,6 +37,36 @@ impl MemoryPublish {
 }
 
 impl Unanswered {
+    /// Sends it to a broker in memory: again after a nack or a lost confirm, so often at most.
+    pub(crate) async fn sent_to(self, broker: &MemoryBroker, attempts: u32) -> Result<Receipt, PublishError> {
+        let (payload, started) = (Payload::Stamped(Arc::clone(&self.0)), Instant::now());
+        let (mut sent, mut uncertain) = (0, false);
+        let kind = loop {
+            sent += 1;
+            let Ok(Frames { exchange, routing_key, properties, body, mandatory }) = payload.frames(sent)
+            else {
+                // It was validated.
+                break PublishErrorKind::Invalid;
+            };
+            let (exchange, routing_key) = (exchange.to_string(), routing_key.to_string());
+            let kept = Kept { exchange, routing_key, properties, body, redelivered: false };
+            let kind = match broker.publish(kept, mandatory.unwrap_or(true)).await {
+                Answer::Confirmed => {
+                    return Ok(Receipt::new(self.0.id().clone(), sent, started.elapsed()));
+                }
+                Answer::Returned => break PublishErrorKind::Unroutable,
+                Answer::Nacked => PublishErrorKind::Nacked,
+                Answer::Unheard => PublishErrorKind::TimedOut,
+            };
+            uncertain = true;
+            if sent >= attempts {
+                break kind;
+            }
+        };
+        let failure = Failure { attempts: sent, uncertain, ..Failure::unsent(kind, started.elapsed()) };
+        Err(PublishError::new(failure, self.0))
+    }
+
     pub(crate) fn message(&self) -> &OutgoingMessage {
         &self.0.message
     }

@@ -10,12 +10,17 @@ mod mysql;
 mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "testing")]
+mod sabotage;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
 use crate::{idempotency::Scope, message::MessageId};
+
+#[cfg(feature = "testing")]
+pub(crate) use sabotage::Sabotage;
 
 pub use clock::Clock;
 pub use memory::MemoryStore;

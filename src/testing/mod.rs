@@ -6,11 +6,17 @@
 //! of a [`MemoryStore`](crate::MemoryStore) run out without waiting. Enable it under
 //! `[dev-dependencies]`.
 
+mod bed;
 mod clock;
 pub mod conformance;
+mod crash;
 mod outbox;
+mod points;
 mod publisher;
 
+pub use bed::{BedPublisher, Decided, TestBed, TestBedBuilder};
 pub use clock::ManualClock;
+pub use crash::{CrashReport, CrashTest, Finding, Subject, crash_everywhere};
 pub use outbox::{MemoryOutbox, MemoryTransaction};
+pub use points::Point;
 pub use publisher::MemoryPublisher;

@@ -95,7 +95,9 @@ pub async fn run(options: &Options) -> Result<(), BoxError> {
         }
     };
     let numbers = options.orders.first..options.orders.first + options.orders.count;
-    stream::iter(numbers.filter(|number| !placed.contains(number))).for_each_concurrent(16, |number| shop.place(number)).await;
+    stream::iter(numbers.filter(|number| !placed.contains(number)))
+        .for_each_concurrent(16, |number| shop.place(number))
+        .await;
     // What is left is published by whoever has its lane; somebody must be there for that.
     while shop.outbox.status().await.map_or(true, |status| status.backlog > 0) {
         sleep(Duration::from_millis(200)).await;
@@ -113,8 +115,7 @@ impl Shop<'_> {
     /// The orders that are placed already.
     async fn placed(&self) -> Result<BTreeSet<u64>, BoxError> {
         let sql = format!("SELECT number FROM placed_{}", self.options.tables);
-        let placed: Vec<i64> =
-            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(self.outbox.pool()).await?;
+        let placed: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(self.outbox.pool()).await?;
         Ok(placed.into_iter().filter_map(|number| u64::try_from(number).ok()).collect())
     }
 

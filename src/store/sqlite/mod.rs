@@ -99,6 +99,8 @@ impl Dialect for Sqlite {
     fn pool(limits: &Limits) -> SqlitePoolOptions {
         // A database in memory lives as long as its connection.
         let one = SqlitePoolOptions::new().max_connections(1).min_connections(1);
+        // Whoever is cancelled while the pool tests a connection takes it with him.
+        let one = one.test_before_acquire(false);
         one.acquire_timeout(limits.acquire).idle_timeout(None).max_lifetime(None)
     }
 

@@ -1,0 +1,82 @@
+//! A handler that ends with its process at each of its awaits.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+};
+
+use super::store::CrashingStore;
+use crate::{
+    idempotency::{HandlerError, HandlerResult, IdempotencyStore, IdempotentHandler, StoreError},
+    message::IncomingMessage,
+    store::Sabotage,
+    testing::points::{Point, Points},
+};
+
+pub(super) struct CrashingHandler<H> {
+    pub(super) handler: Arc<H>,
+    pub(super) points: Arc<Points>,
+}
+
+impl<H> CrashingHandler<H> {
+    /// Polls what a handler does, up to the await at which its process ends.
+    async fn up_to_the_end<F: Future + Send>(&self, work: F) -> F::Output {
+        let mut work = pin!(work);
+        let mut awaits = 0;
+        poll_fn(|context| {
+            let polled = work.as_mut().poll(context);
+            if polled.is_pending() {
+                awaits += 1;
+                // After that it is polled no more, and dropped with its process.
+                let _ = self.points.crashes_at(Point::Await(awaits));
+            }
+            polled
+        })
+        .await
+    }
+
+    async fn sabotaged<S: Send + 'static>(&self, session: &mut S) -> Result<Option<Sabotage>, StoreError> {
+        match Sabotage::of(session) {
+            Some(sabotage) if self.points.fails_at(Point::StatementsFail) => {
+                sabotage.begin(session).await?;
+                self.points.suspend(true);
+                Ok(Some(sabotage))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn ended<S: Send + 'static>(
+        &self,
+        handled: HandlerResult,
+        sabotage: Option<Sabotage>,
+        session: &mut S,
+    ) -> HandlerResult {
+        if let Some(sabotage) = sabotage {
+            sabotage.end(session).await?;
+            self.points.suspend(false);
+        } else if handled.is_ok() && self.points.fails_at(Point::HandlerFails) {
+            return Err(HandlerError::retry("made up by the crash test"));
+        }
+        handled
+    }
+}
+
+impl<S, H> IdempotentHandler<CrashingStore<S>> for CrashingHandler<H>
+where
+    S: IdempotencyStore<Session: 'static>,
+    H: IdempotentHandler<S>,
+{
+    async fn handle(&self, message: &IncomingMessage, session: &mut S::Session) -> HandlerResult {
+        let sabotage = self.sabotaged(session).await?;
+        let handled = self.up_to_the_end(self.handler.handle(message, session)).await;
+        self.ended(handled, sabotage, session).await
+    }
+
+    async fn handle_batch(&self, messages: &[&IncomingMessage], session: &mut S::Session) -> HandlerResult {
+        let sabotage = self.sabotaged(session).await?;
+        let handled = self.up_to_the_end(self.handler.handle_batch(messages, session)).await;
+        self.ended(handled, sabotage, session).await
+    }
+}

@@ -1,0 +1,165 @@
+//! One run: the same messages, with another point at which the process ends.
+
+use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
+
+use futures_util::future::LocalBoxFuture;
+use tokio::time::sleep;
+
+use super::{
+    CrashTest, Subject,
+    handler::CrashingHandler,
+    report::Observed,
+    store::CrashingStore,
+    subject::{Relaying, Service},
+};
+use crate::{
+    amqp::MemoryBroker,
+    error::BoxError,
+    idempotency::{IdempotencyStore, IdempotentHandler},
+    message::OutgoingMessage,
+    publisher::Publish,
+    testing::{
+        BedPublisher, ManualClock,
+        bed::{
+            Faults,
+            wiring::{Wiring, drained, publisher},
+        },
+        points::{Passage, Points},
+    },
+};
+
+/// How often a process is started at most. One that does not come to rest is a finding.
+const ROUNDS: usize = 10;
+
+/// How often a service that fails is called again.
+const CALLS: usize = 100;
+
+/// How long a relay is waited for before its table is looked at again.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What came of a run.
+pub(super) struct Run {
+    pub(super) passed: Vec<Passage>,
+    pub(super) hit: Vec<Passage>,
+    pub(super) end: Result<Observed, String>,
+}
+
+/// What all lives of a process share.
+struct Stage<S, H> {
+    store: Arc<S>,
+    handler: Arc<H>,
+    relaying: Option<Relaying>,
+    wiring: Wiring,
+    broker: Arc<MemoryBroker>,
+    clock: ManualClock,
+    points: Arc<Points>,
+}
+
+impl<F> CrashTest<F> {
+    pub(super) async fn once<S, H>(&self, chosen: &[Passage]) -> Run
+    where
+        F: AsyncFn(BedPublisher) -> Subject<S, H>,
+        S: IdempotencyStore<Session: 'static>,
+        H: IdempotentHandler<S>,
+    {
+        let (points, clock) = (Arc::new(Points::new(chosen)), ManualClock::default());
+        let faults = Faults::at(Arc::clone(&points));
+        let broker = self.wiring.broker(Arc::new(faults), &clock);
+        let subject = (self.setup)(publisher(&broker)).await;
+        let Subject { store, handler, state, services, relaying } = subject;
+        let messages = self.messages.iter().cloned().map(publishing);
+        let services: Vec<Service> = messages.chain(services).collect();
+        let stage = Stage {
+            store: Arc::new(store),
+            handler: Arc::new(handler),
+            relaying,
+            wiring: self.wiring.clone(),
+            broker,
+            clock,
+            points: Arc::clone(&points),
+        };
+        let lived = stage.lives(&services).await;
+        let end = match lived {
+            Err(what) => Err(what),
+            Ok(()) => Ok(Observed::of(&state().await, &stage.broker, &self.wiring)),
+        };
+        Run { passed: points.passed(), hit: points.hit(), end }
+    }
+}
+
+/// What publishes a message, and nothing else.
+fn publishing(message: OutgoingMessage) -> Service {
+    Box::new(move |publisher| {
+        let message = message.clone();
+        Box::pin(async move { publisher.publish(message).await.map(|_| ()).map_err(BoxError::from) })
+    })
+}
+
+impl<S, H> Stage<S, H>
+where
+    S: IdempotencyStore<Session: 'static>,
+    H: IdempotentHandler<S>,
+{
+    /// Lets the process live, again after each end, until nothing is left to be done.
+    async fn lives(&self, services: &[Service]) -> Result<(), String> {
+        let mut done = BTreeSet::new();
+        for _ in 0..ROUNDS {
+            let ended = tokio::select! {
+                biased;
+                () = self.points.crashed() => None,
+                never = self.relay() => match never {},
+                ended = self.live(services, &mut done) => Some(ended),
+            };
+            match ended {
+                Some(ended) => return ended.map_err(|error| error.to_string()),
+                None => {
+                    self.broker.take_back(&self.wiring.queue);
+                    self.points.lives_again();
+                }
+            }
+        }
+        Err(format!("it never comes to rest: the process was started {ROUNDS} times"))
+    }
+
+    /// Until all services are done, and the queue and the outbox are empty.
+    async fn live(&self, services: &[Service], done: &mut BTreeSet<usize>) -> Result<(), BoxError> {
+        for (number, service) in services.iter().enumerate() {
+            if !done.contains(&number) {
+                self.call(service).await?;
+                done.insert(number);
+            }
+        }
+        let points = &self.points;
+        let store = CrashingStore { store: Arc::clone(&self.store), points: Arc::clone(points) };
+        let handler = CrashingHandler { handler: Arc::clone(&self.handler), points: Arc::clone(points) };
+        let guard = self.wiring.guard(store)?;
+        let mut consumer = self.wiring.consumer(guard, handler, &self.broker, &self.clock, |_, _| {})?;
+        loop {
+            drained(&mut consumer, &self.clock).await?;
+            match &self.relaying {
+                Some(relaying) if !(relaying.is_empty)().await => sleep(LOOK).await,
+                _ if self.broker.is_empty(&self.wiring.queue) => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// As who calls a service does: again, until it succeeds.
+    async fn call(&self, service: &Service) -> Result<(), BoxError> {
+        let mut called = service(publisher(&self.broker)).await;
+        for _ in 1..CALLS {
+            if called.is_ok() {
+                break;
+            }
+            called = service(publisher(&self.broker)).await;
+        }
+        called
+    }
+
+    fn relay(&self) -> LocalBoxFuture<'_, std::convert::Infallible> {
+        match &self.relaying {
+            Some(relaying) => (relaying.relay)(publisher(&self.broker), Arc::clone(&self.points)),
+            None => Box::pin(pending()),
+        }
+    }
+}

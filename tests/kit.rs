@@ -1,0 +1,14 @@
+//! The test kit: what it finds, and what it lets pass. With SQLite in memory, and without a broker.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+#[path = "kit/bed.rs"]
+mod bed;
+#[path = "kit/correct.rs"]
+mod correct;
+#[path = "kit/points.rs"]
+mod points;
+#[path = "kit/shop.rs"]
+mod shop;
+#[path = "kit/wrong.rs"]
+mod wrong;

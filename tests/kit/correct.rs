@@ -1,0 +1,56 @@
+//! What is right passes, wherever it is crashed.
+
+use lapin_idempotent::{
+    HandlerResult, IdempotentHandler, IncomingMessage, OutgoingMessage, SqliteStore, SqliteTransaction,
+    testing::crash_everywhere,
+};
+
+use super::shop::{Debit, Shop, book, debit};
+
+#[tokio::test]
+async fn correct_handler_passes_everywhere() {
+    let report = crash_everywhere(async |_| Shop::open().await.subject(Debit))
+        .bind("payments", "debit")
+        .messages([debit(42)])
+        .run()
+        .await;
+    report.assert_same_everywhere();
+}
+
+#[tokio::test]
+async fn several_messages_in_one_session_pass_everywhere() {
+    let report = crash_everywhere(async |_| Shop::open().await.subject(Debit))
+        .bind("payments", "debit")
+        .batch(8)
+        .messages((0..3).map(debit))
+        .run()
+        .await;
+    report.assert_same_everywhere();
+}
+
+/// Debits, and announces it through the outbox.
+pub struct Announce(pub Shop);
+
+impl IdempotentHandler<SqliteStore> for Announce {
+    async fn handle(&self, message: &IncomingMessage, tx: &mut SqliteTransaction) -> HandlerResult {
+        book(&mut **tx, "ledger", message).await?;
+        let debited = OutgoingMessage::to("events", "debited").caused_by(message, "debited")?.text("500");
+        self.0.outbox.enqueue(&mut **tx, debited).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn handler_with_an_outbox_passes_everywhere() {
+    let report = crash_everywhere(async |_| {
+        let shop = Shop::open().await;
+        let outbox = shop.outbox.clone();
+        shop.clone().subject(Announce(shop)).outbox(outbox)
+    })
+    .bind("payments", "debit")
+    .sink("events", "debited")
+    .messages([debit(42)])
+    .run()
+    .await;
+    report.assert_same_everywhere();
+}
