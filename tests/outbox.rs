@@ -11,6 +11,8 @@ mod broker;
 mod failures;
 #[path = "outbox/lanes.rs"]
 mod lanes;
+#[path = "outbox/lost.rs"]
+mod lost;
 #[path = "outbox/order.rs"]
 mod order;
 #[path = "outbox/promise.rs"]

@@ -300,6 +300,13 @@ pub enum StoreErrorKind {
     Configuration,
 }
 
+impl StoreErrorKind {
+    /// Whether the same question may be answered soon.
+    pub(crate) fn may_pass(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Busy | Self::Conflict | Self::OutcomeUnknown)
+    }
+}
+
 impl StoreError {
     /// An error of a kind, with its cause.
     pub fn new(kind: StoreErrorKind, source: impl Into<BoxError>) -> Self {

@@ -11,7 +11,7 @@ pub use super::{
     parked::{ParkedKey, ParkedRow, Select, TableStatus},
     rows::{Lane, NewRow, Route, Row, RowId},
 };
-use crate::idempotency::StoreError;
+use crate::{idempotency::StoreError, message::MessageId};
 
 /// A relay, for the time that it runs: a restarted one is another. Its name is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,10 +68,26 @@ pub struct Batch {
     pub ended_below: Option<u64>,
 }
 
+/// A row whose message was confirmed. The number alone would not do: a database that has lost
+/// commits, in a crash or a failover, gives their numbers to other messages.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Confirmed {
+    /// Which.
+    pub row: RowId,
+    /// The message that was confirmed.
+    pub message_id: MessageId,
+}
+
+impl From<&Row> for Confirmed {
+    fn from(row: &Row) -> Self {
+        Self { row: row.id, message_id: row.message_id.clone() }
+    }
+}
+
 /// What became of rows that were to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Removed {
-    /// How many were there.
+    /// How many were there, with these messages.
     pub rows: u64,
     /// The identity of the transaction that removed them; see [`Batch::ended_below`].
     pub transaction: Option<u64>,
@@ -82,6 +98,8 @@ pub struct Removed {
 pub struct Failed {
     /// Which.
     pub row: RowId,
+    /// The message that failed; see [`Confirmed`].
+    pub message_id: MessageId,
     /// Whether that is counted as an attempt. What only follows a parked row of its key is not, and
     /// is parked only if one with a lower number still is: an operator may have put it back.
     pub counted: bool,
@@ -118,8 +136,10 @@ pub enum Next {
 ///    It locks nothing that a producer waits for.
 /// 5. Of several relays that take a lane, one has it; nobody has it whose last beat is older than
 ///    the lease, once another one has taken it. Each taking has a greater term.
-/// 6. `fail` changes nothing for a lane whose term is not the holder's any more.
-/// 7. `remove` needs no term: it is told what the broker has confirmed.
+/// 6. `fail` changes nothing for a lane whose term is not the holder's any more, nor a row that
+///    holds another message than the one that failed, byte by byte of its ID.
+/// 7. `remove` needs no term: it is told what the broker has confirmed. It removes no row that
+///    holds another message than that.
 pub trait Outbox: Send + Sync + 'static {
     /// What rows are put in with: the connection of the transaction they belong to.
     type Connection: Send;
@@ -204,12 +224,13 @@ pub trait Outbox: Send + Sync + 'static {
     fn parked_keys(&self, lanes: &[Lane]) -> impl Future<Output = Result<Vec<ParkedKey>, StoreError>> + Send;
 
     /// Removes rows whose messages were confirmed. With no rows it removes nothing, in a
-    /// transaction of its own all the same.
+    /// transaction of its own all the same. The places of a removal that found fewer rows than it
+    /// was given are read again.
     ///
     /// # Errors
     ///
     /// Any [`StoreError`]; whether they are gone may then be unknown.
-    fn remove(&self, rows: &[RowId]) -> impl Future<Output = Result<Removed, StoreError>> + Send;
+    fn remove(&self, confirmed: &[Confirmed]) -> impl Future<Output = Result<Removed, StoreError>> + Send;
 
     /// Notes failures of messages, those of lanes that are held with these terms. Returns the
     /// lanes that are not any more.

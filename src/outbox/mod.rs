@@ -40,8 +40,8 @@ mod verdict;
 mod wake;
 
 pub use contract::{
-    Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId,
-    Removed, Route, Row, RowId, Select, TableStatus, Term,
+    Batch, Confirmed, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest,
+    RelayId, Removed, Route, Row, RowId, Select, TableStatus, Term,
 };
 pub use error::EnqueueError;
 pub use placement::Placement;

@@ -160,6 +160,7 @@ mod tests {
     use std::{collections::BTreeMap, error::Error, time::SystemTime};
 
     use super::*;
+    use crate::MessageId;
 
     fn message() -> OutgoingMessage {
         OutgoingMessage::to("orders", "placed").body("42")
@@ -203,6 +204,8 @@ mod tests {
         assert!(row.properties.unwrap().contains("timestamp"), "the ID does not tell the time");
         let row = placement.place(message()).unwrap();
         assert!(row.message_id.time().is_some() && row.properties.is_none());
+        let own = placement.place(message().message_id(MessageId::random())).unwrap();
+        assert!(own.properties.unwrap().contains("timestamp"), "who has made the ID may have another time");
         let at = SystemTime::UNIX_EPOCH;
         assert!(placement.place(message().timestamp(at)).unwrap().properties.unwrap().contains(":0}"));
         let traced = placement

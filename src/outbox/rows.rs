@@ -13,7 +13,7 @@ use crate::message::MessageId;
 pub struct Lane(pub u16);
 
 /// Which row: its lane, and its number there. Later rows of a lane have greater numbers; numbers
-/// are never used again.
+/// are never used again, but for those of commits that the database has lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId {
     /// Its lane.

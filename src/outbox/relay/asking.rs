@@ -114,7 +114,7 @@ impl Worker<'_> {
                 if !rows.is_empty() {
                     crate::outbox::metrics::removed(rows.len());
                 }
-                self.memory.removed(&rows, removed.transaction);
+                self.memory.removed(&rows, &removed);
                 self.marked = self.marked.map(|_| now);
                 None
             }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::Chain,
-    idempotency::{StoreError, StoreErrorKind},
+    idempotency::StoreError,
     outbox::{
         contract::{Lane, Outbox, RelayId, Term},
         lanes::plan,
@@ -192,7 +192,7 @@ impl<'a, O: Outbox> Keeper<'a, O> {
             let left = deadline.saturating_duration_since(Instant::now());
             let Err(error) = within(left, self.farewell()).await else { return };
             let pause = growing(AGAIN, FAREWELL, failures);
-            if !passes(error.kind()) || deadline <= Instant::now() + pause {
+            if !error.kind().may_pass() || deadline <= Instant::now() + pause {
                 tracing::warn!(error = %Chain(&error), "the lanes of the outbox were not given back; they are free later");
                 return;
             }
@@ -213,17 +213,6 @@ impl<'a, O: Outbox> Keeper<'a, O> {
     async fn asked<T>(&self, question: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         within(self.settings.lease / 6, question).await
     }
-}
-
-/// Whether the same question may be answered soon.
-fn passes(kind: StoreErrorKind) -> bool {
-    matches!(
-        kind,
-        StoreErrorKind::Unavailable
-            | StoreErrorKind::Busy
-            | StoreErrorKind::Conflict
-            | StoreErrorKind::OutcomeUnknown
-    )
 }
 
 fn numbers(lanes: impl Iterator<Item = Lane>) -> Vec<u16> {

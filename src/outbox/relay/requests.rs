@@ -8,7 +8,9 @@ use tracing::Instrument;
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
     outbox::{
-        contract::{Batch, Failed, Lane, Outbox, ParkedKey, ReadRequest, Removed, Route, RowId, Term},
+        contract::{
+            Batch, Confirmed, Failed, Lane, Outbox, ParkedKey, ReadRequest, Removed, Route, RowId, Term,
+        },
         keys::Key,
     },
 };
@@ -28,7 +30,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 pub(super) enum Request {
     Read(Reading),
-    Remove(Vec<RowId>),
+    Remove(Vec<Confirmed>),
     Fail(Vec<Term>, Vec<Failure>),
     ParkedKeys(Vec<Lane>),
 }
@@ -50,7 +52,7 @@ pub(super) struct Reading {
 #[derive(Debug)]
 pub(super) enum Done {
     Read(Reading, Result<Batch, StoreError>),
-    Removed(Vec<RowId>, Result<Removed, StoreError>),
+    Removed(Vec<Confirmed>, Result<Removed, StoreError>),
     /// The lanes that are not held any more.
     Failed(Vec<Failure>, Result<Vec<Lane>, StoreError>),
     ParkedKeys(Vec<Lane>, Result<Vec<ParkedKey>, StoreError>),

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::requests::Failure;
 use crate::outbox::{
-    contract::{Lane, Next, RowId},
+    contract::{Confirmed, Lane, Next},
     keys::Key,
     verdict::shortened,
 };
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Default)]
 pub(super) struct Settling {
-    removals: Vec<RowId>,
+    removals: Vec<Confirmed>,
     first_removal: Option<Instant>,
     failures: VecDeque<Failure>,
     first_failure: Option<Instant>,
@@ -33,13 +33,13 @@ pub(super) struct Settling {
 
 impl Settling {
     /// A row whose message was confirmed (O1).
-    pub(super) fn remove(&mut self, row: RowId, now: Instant) {
-        self.removals.push(row);
+    pub(super) fn remove(&mut self, confirmed: Confirmed, now: Instant) {
+        self.removals.push(confirmed);
         self.first_removal.get_or_insert(now);
     }
 
     /// A removal whose outcome is not known is made again.
-    pub(super) fn remove_again(&mut self, rows: Vec<RowId>, now: Instant) {
+    pub(super) fn remove_again(&mut self, rows: Vec<Confirmed>, now: Instant) {
         self.removals.extend(rows);
         if !self.removals.is_empty() {
             self.first_removal.get_or_insert(now);
@@ -84,7 +84,7 @@ impl Settling {
     }
 
     /// The rows to be removed now.
-    pub(super) fn next_removals(&mut self, now: Instant, at_once: bool) -> Option<Vec<RowId>> {
+    pub(super) fn next_removals(&mut self, now: Instant, at_once: bool) -> Option<Vec<Confirmed>> {
         let is_due = at_once || self.removals.len() >= FULL || is_over(self.first_removal, now);
         if self.removals.is_empty() || !is_due {
             return None;
@@ -98,7 +98,7 @@ impl Settling {
     }
 
     /// The same ahead of a read.
-    pub(super) fn removals_before_read(&mut self, now: Instant) -> Option<Vec<RowId>> {
+    pub(super) fn removals_before_read(&mut self, now: Instant) -> Option<Vec<Confirmed>> {
         self.next_removals(now, self.removals.len() >= SOME)
     }
 
@@ -128,10 +128,17 @@ fn is_over(first: Option<Instant>, now: Instant) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::contract::Failed;
+    use crate::{
+        message::MessageId,
+        outbox::contract::{Failed, RowId},
+    };
 
-    fn row(seq: i64) -> RowId {
-        RowId { lane: Lane(0), seq }
+    fn id() -> MessageId {
+        MessageId::new("m").unwrap()
+    }
+
+    fn row(seq: i64) -> Confirmed {
+        Confirmed { row: RowId { lane: Lane(0), seq }, message_id: id() }
     }
 
     #[tokio::test(start_paused = true)]
@@ -155,7 +162,8 @@ mod tests {
     async fn failures_are_written_in_their_order() {
         let (mut settling, now) = (Settling::default(), Instant::now());
         let failure = |seq, key: Option<&str>| {
-            let failed = Failed { row: row(seq), counted: true, next: Next::Park, error: "é".repeat(900) };
+            let Confirmed { row, message_id } = row(seq);
+            let failed = Failed { row, message_id, counted: true, next: Next::Park, error: "é".repeat(900) };
             Failure { failed, key: key.map(Key::from), epoch: 0 }
         };
         settling.fail(failure(1, Some("a")), now);

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     message::MessageId,
     outbox::{
-        contract::{Batch, Lane, Row, RowId, Term},
+        contract::{Batch, Confirmed, Lane, Removed, Row, RowId, Term},
         verdict::Patience,
     },
     publisher::PublishErrorKind,
@@ -144,9 +144,29 @@ async fn lane_is_empty_when_nothing_of_it_is_in_flight_or_to_be_written() {
     refused(&mut memory, &second, PublishErrorKind::Unroutable);
     assert!(memory.emptied(2).lanes.is_empty());
     let rows = memory.settling.next_removals(Instant::now(), true).unwrap();
-    memory.removed(&rows, None);
+    memory.removed(&rows, &Removed { rows: 1, transaction: None });
     assert!(memory.emptied(2).lanes.is_empty());
     let failures = memory.settling.next_failures(Instant::now(), true).unwrap();
     memory.failed(failures, &[], Instant::now());
     assert_eq!(memory.emptied(2).lanes, [LANE]);
+}
+
+/// The database has lost a row that is under way, and gives its number to another message, which
+/// reads leave out as known.
+#[tokio::test(start_paused = true)]
+async fn places_of_a_removal_that_found_too_little_are_read_again() {
+    let mut memory = memory();
+    read(&mut memory, &[(1, None), (2, None)]);
+    let (first, second) = (next(&mut memory).unwrap(), next(&mut memory).unwrap());
+    memory.removed(&[], &Removed { rows: 0, transaction: Some(7) });
+    let reading = memory.begin_read(&[LANE], (100, 1_000));
+    memory.end_read(&reading, Batch { ended_below: Some(7), ..Batch::default() }, ROOM, Instant::now());
+    for (sent, found, from) in [(first, 1, 2), (second, 0, 1)] {
+        memory.verdict(&sent, Ok(()), Instant::now());
+        let rows = memory.settling.next_removals(Instant::now(), true).unwrap();
+        assert_eq!(rows, [Confirmed { row: sent.id, message_id: sent.message_id.clone() }]);
+        memory.removed(&rows, &Removed { rows: found, transaction: None });
+        let reading = memory.begin_read(&[LANE], (100, 1_000));
+        assert_eq!((reading.from[0].seq, reading.without_rows.contains(&sent.id)), (from, false));
+    }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     outbox::{
-        contract::{Failed, Lane, Next, ParkedKey, RowId},
+        contract::{Confirmed, Failed, Lane, Next, ParkedKey, Removed, Row, RowId},
         keys::{Entry, Key},
         routes::Went,
         verdict::Verdict,
@@ -85,7 +85,8 @@ impl Memory {
     }
 
     fn confirmed(&mut self, sent: &Sent, now: Instant) {
-        self.settling.remove(sent.id, now);
+        let confirmed = Confirmed { row: sent.id, message_id: sent.message_id.clone() };
+        self.settling.remove(confirmed, now);
         if let Some(key) = &sent.key {
             self.go_on(key);
         }
@@ -107,7 +108,8 @@ impl Memory {
     }
 
     fn at_fault(&mut self, sent: &Sent, next: Next, error: String, now: Instant) {
-        let failed = Failed { row: sent.id, counted: true, next, error };
+        let message_id = sent.message_id.clone();
+        let failed = Failed { row: sent.id, message_id, counted: true, next, error };
         self.fail(failed, sent.key.clone(), now);
         let Some(key) = &sent.key else { return };
         match next {
@@ -122,15 +124,16 @@ impl Memory {
                 let first = self.parked.entry(Arc::clone(key)).or_insert(sent.id.seq);
                 *first = sent.id.seq.min(*first);
                 for follower in self.keys.forget(key) {
-                    self.park_follower(follower.row.id, key, now);
+                    self.park_follower(&follower.row, key, now);
                 }
                 self.let_key_in(key);
             }
         }
     }
 
-    fn park_follower(&mut self, row: RowId, key: &Key, now: Instant) {
-        let failed = Failed { row, counted: false, next: Next::Park, error: FOLLOWS.to_owned() };
+    fn park_follower(&mut self, row: &Row, key: &Key, now: Instant) {
+        let (message_id, error) = (row.message_id.clone(), FOLLOWS.to_owned());
+        let failed = Failed { row: row.id, message_id, counted: false, next: Next::Park, error };
         self.fail(failed, Some(Arc::clone(key)), now);
     }
 
@@ -139,12 +142,14 @@ impl Memory {
         self.settling.fail(Failure { failed, key, epoch }, now);
     }
 
-    /// Rows were removed by a transaction with this identity.
-    pub(super) fn removed(&mut self, rows: &[RowId], transaction: Option<u64>) {
-        for row in rows {
-            self.unknow(*row);
+    /// These rows were removed, those that were there. The database may have lost one and given its
+    /// number to another message, which reads have left out: their places are read again.
+    pub(super) fn removed(&mut self, rows: &[Confirmed], removed: &Removed) {
+        let are_all = removed.rows >= rows.len() as u64;
+        for Confirmed { row, .. } in rows {
+            if are_all { self.unknow(*row) } else { self.forget_row(*row) }
         }
-        if let Some(transaction) = transaction {
+        if let Some(transaction) = removed.transaction {
             self.lanes.values_mut().for_each(|own| own.floor.mark(transaction));
         }
     }
@@ -170,10 +175,11 @@ impl Memory {
         for failure in failures {
             self.forget_failure(&failure);
             let Failure { failed, key, .. } = failure;
-            let Next::Retry(pause) = failed.next else { continue };
-            match key {
-                Some(key) => self.unblock_at(&key, now + pause),
-                None => self.leave_row_alone(failed.row, now + pause),
+            match (failed.next, key) {
+                // Another message may have its number by now, as after a removal.
+                (Next::Park, _) => self.forget_row(failed.row),
+                (Next::Retry(pause), Some(key)) => self.unblock_at(&key, now + pause),
+                (Next::Retry(pause), None) => self.leave_row_alone(failed.row, now + pause),
             }
         }
     }
@@ -214,7 +220,7 @@ impl Memory {
             .partition(|entry| entry.key.as_ref().is_some_and(|key| self.follows(key, entry.row.id)));
         for entry in follow {
             if let Some(key) = &entry.key {
-                self.park_follower(entry.row.id, key, now);
+                self.park_follower(&entry.row, key, now);
             }
         }
         // An operator has put the key back: its older rows are where nobody looks.

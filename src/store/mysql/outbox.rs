@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::WORDS;
 use crate::{
-    outbox::{Lane, NewRow, ReadRequest, Removed, Route, RowId},
+    outbox::{Confirmed, Lane, NewRow, ReadRequest, Removed, Route, RowId},
     store::sql::{
         Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells, without,
     },
@@ -63,10 +63,12 @@ impl OutboxDialect for MySql {
             put: statements.put.clone() + "VALUES ",
             // One row after the other by its key; nothing else is locked. Without the index by
             // name, MariaDB reads all of a table that is small when it runs this for the second
-            // time, and waits for what other transactions have not committed.
+            // time, and waits for what other transactions have not committed. IDs come as digits,
+            // which mean the same in every character set.
             remove: format!(
-                "DELETE o FROM JSON_TABLE(?, '$[*]' COLUMNS (l BIGINT PATH '$[0]', s BIGINT PATH '$[1]')) AS d \
-                 STRAIGHT_JOIN {t} AS o FORCE INDEX (PRIMARY) ON o.lane = d.l AND o.seq = d.s"
+                "DELETE o FROM JSON_TABLE(?, '$[*]' COLUMNS (l BIGINT PATH '$[0]', s BIGINT PATH '$[1]', \
+                 m VARCHAR(510) PATH '$[2]')) AS d STRAIGHT_JOIN {t} AS o FORCE INDEX (PRIMARY) \
+                 ON o.lane = d.l AND o.seq = d.s AND o.message_id = UNHEX(d.m)"
             ),
             ..statements
         }
@@ -119,15 +121,10 @@ impl OutboxDialect for MySql {
     async fn remove(
         pool: &Pool<Self>,
         statements: &OutboxStatements,
-        rows: &[RowId],
+        confirmed: &[Confirmed],
     ) -> Result<Removed, sqlx::Error> {
-        let mut json = String::from("[");
-        for (index, RowId { lane, seq }) in rows.iter().enumerate() {
-            // Writing to a String never fails.
-            let _ = write!(json, "{}[{}, {seq}]", if index == 0 { "" } else { ", " }, lane.0);
-        }
-        json.push(']');
-        let removed = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(json).execute(pool).await?;
+        let rows = json(confirmed);
+        let removed = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(rows).execute(pool).await?;
         Ok(Removed { rows: removed.rows_affected(), transaction: None })
     }
 
@@ -155,6 +152,20 @@ impl OutboxDialect for MySql {
 /// How many of so many rows go into one statement.
 fn kept_rows(rows: usize) -> usize {
     if rows <= EACH { rows } else { 1 << rows.ilog2() }
+}
+
+/// Rows with their messages, as the removal takes them.
+fn json(confirmed: &[Confirmed]) -> String {
+    let digit = |half: u8| char::from(b"0123456789ABCDEF"[usize::from(half)]);
+    let mut json = String::from("[");
+    for (index, Confirmed { row: RowId { lane, seq }, message_id }) in confirmed.iter().enumerate() {
+        // Writing to a String never fails.
+        let _ = write!(json, "{}[{}, {seq}, \"", if index == 0 { "" } else { ", " }, lane.0);
+        json.extend(message_id.as_str().bytes().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+        json.push_str("\"]");
+    }
+    json.push(']');
+    json
 }
 
 /// What is left out by a query, of what is to be.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{LOCK, WORDS, listen};
 use crate::{
-    outbox::{NewRow, ReadRequest, Removed, RowId},
+    outbox::{Confirmed, NewRow, ReadRequest, Removed, RowId},
     store::sql::{
         Dialect, Ear, Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, begun,
         cells,
@@ -84,13 +84,13 @@ impl OutboxDialect for Postgres {
                  FROM (SELECT * FROM {t} WHERE lane = of_lane AND seq > behind \
                  AND (order_key IS NULL OR order_key <> ALL ($3::text[])) AND (order_key IS NOT NULL OR \
                  (exchange, routing_key) NOT IN (SELECT e, r FROM unnest($6::text[], $7::text[]) AS g(e, r))) \
-                 AND seq NOT IN (SELECT unnest($8::bigint[])) \
+                 AND (lane, seq) NOT IN (SELECT l, s FROM unnest($8::smallint[], $9::bigint[]) AS k(l, s)) \
                  ORDER BY seq LIMIT $4) AS c) AS w \
                  WHERE upto <= $5 OR nth = 1) AS o) ON true"
             ),
             remove: format!(
-                "WITH gone AS (DELETE FROM {t} USING unnest($1::smallint[], $2::bigint[]) AS d(l, s) \
-                 WHERE lane = l AND seq = s RETURNING 1) SELECT count(*), pg_current_xact_id()::text FROM gone"
+                "WITH gone AS (DELETE FROM {t} USING unnest($1::smallint[], $2::bigint[], $3::text[]) AS d(l, s, m) \
+                 WHERE lane = l AND seq = s AND message_id = m RETURNING 1) SELECT count(*), pg_current_xact_id()::text FROM gone"
             ),
             notify: format!("SELECT pg_notify(channel, $1) FROM ({}) AS c", listen::channel(t)),
             ..statements
@@ -135,7 +135,7 @@ impl OutboxDialect for Postgres {
         statements: &OutboxStatements,
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, PgArguments>> {
-        let (lanes, behind) = arrays(request.from);
+        let ((lanes, behind), (known_lanes, known)) = (arrays(request.from), arrays(request.without_rows));
         let read = sqlx::query(AssertSqlSafe(statements.read.as_str()))
             .bind(lanes)
             .bind(behind)
@@ -144,18 +144,22 @@ impl OutboxDialect for Postgres {
             .bind(i64::try_from(request.bytes).unwrap_or(i64::MAX))
             .bind(request.without_routes.iter().map(|route| route.exchange.as_str()).collect::<Vec<_>>())
             .bind(request.without_routes.iter().map(|route| route.routing_key.as_str()).collect::<Vec<_>>())
-            .bind(request.without_rows.iter().map(|row| row.seq).collect::<Vec<_>>());
+            .bind(known_lanes)
+            .bind(known);
         vec![read]
     }
 
     async fn remove(
         pool: &Pool<Self>,
         statements: &OutboxStatements,
-        rows: &[RowId],
+        confirmed: &[Confirmed],
     ) -> Result<Removed, sqlx::Error> {
         let mut transaction = begun(pool, REMOVING).await?;
-        let (lanes, seqs) = arrays(rows);
-        let remove = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(lanes).bind(seqs);
+        let (lanes, seqs) = arrays(confirmed.iter().map(|confirmed| &confirmed.row));
+        let remove = sqlx::query(AssertSqlSafe(statements.remove.as_str()))
+            .bind(lanes)
+            .bind(seqs)
+            .bind(confirmed.iter().map(|confirmed| confirmed.message_id.as_str()).collect::<Vec<_>>());
         let gone = remove.fetch_one(&mut *transaction).await?;
         transaction.commit().await?;
         let own: &str = gone.try_get(1)?;
@@ -191,6 +195,6 @@ impl OutboxDialect for Postgres {
     }
 }
 
-fn arrays(rows: &[RowId]) -> (Vec<i16>, Vec<i64>) {
-    rows.iter().map(|row| (row.lane.0.cast_signed(), row.seq)).unzip()
+fn arrays<'r>(rows: impl IntoIterator<Item = &'r RowId>) -> (Vec<i16>, Vec<i64>) {
+    rows.into_iter().map(|row| (row.lane.0.cast_signed(), row.seq)).unzip()
 }

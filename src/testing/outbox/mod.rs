@@ -113,6 +113,13 @@ impl MemoryOutbox {
         self.is_away.store(away, Relaxed);
     }
 
+    /// Loses what has one of the last `numbers` numbers, and gives these out once more: as a
+    /// database that comes back from a crash with `synchronous_commit=off`, or a replica that lags
+    /// behind and takes over. Transactions that are open then would come back with the dead.
+    pub fn lose_last(&self, numbers: u32) {
+        self.table().lose_last(numbers);
+    }
+
     /// Begins a transaction.
     pub fn begin(&self) -> MemoryTransaction {
         MemoryTransaction { outbox: self.clone(), identity: None, rows: Vec::new() }

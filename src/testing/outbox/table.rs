@@ -7,9 +7,12 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::outbox::{
-    Batch, Failed, Lane, NewRow, Next, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Row, RowId,
-    Select, TableStatus, Term,
+use crate::{
+    message::MessageId,
+    outbox::{
+        Batch, Confirmed, Failed, Lane, NewRow, Next, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId,
+        Row, RowId, Select, TableStatus, Term,
+    },
 };
 
 /// A relay whose last beat is older is not counted any more.
@@ -179,8 +182,28 @@ impl Table {
         })
     }
 
-    pub(super) fn remove(&mut self, rows: &[RowId]) -> u64 {
-        rows.iter().filter(|row| self.rows.remove(row).is_some()).count() as u64
+    /// A row, if it holds this message.
+    fn holds(&self, row: RowId, message_id: &MessageId) -> bool {
+        self.rows.get(&row).is_some_and(|stored| stored.row.message_id == *message_id)
+    }
+
+    pub(super) fn remove(&mut self, confirmed: &[Confirmed]) -> u64 {
+        let mut removed = 0;
+        for Confirmed { row, message_id } in confirmed {
+            if self.holds(*row, message_id) {
+                self.rows.remove(row);
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    /// Whatever has one of the last numbers was never there.
+    pub(super) fn lose_last(&mut self, numbers: u32) {
+        self.last_seq = self.last_seq.saturating_sub(numbers.into()).max(0);
+        let last = self.last_seq;
+        self.rows.retain(|id, _| id.seq <= last);
+        self.parked.retain(|seq, _| *seq <= last);
     }
 
     pub(super) fn fail(&mut self, held: &[Term], failed: &[Failed]) -> Vec<Lane> {
@@ -189,7 +212,9 @@ impl Table {
         };
         let (held, lost): (Vec<&Term>, Vec<&Term>) = held.iter().partition(is_held);
         for failure in failed.iter().filter(|failure| held.iter().any(|term| term.lane == failure.row.lane)) {
-            if failure.next == Next::Park && !failure.counted && !self.follows(failure.row) {
+            let is_there = self.holds(failure.row, &failure.message_id);
+            let only_follows = failure.next == Next::Park && !failure.counted;
+            if !is_there || (only_follows && !self.follows(failure.row)) {
                 continue;
             }
             let Some(stored) = self.rows.get_mut(&failure.row) else { continue };

@@ -8,8 +8,8 @@ use super::{MemoryOutbox, MemoryTransaction, table::Table};
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
     outbox::{
-        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed,
-        RowId, Select, TableStatus, Term, Wake,
+        Batch, Confirmed, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest,
+        RelayId, Removed, Select, TableStatus, Term, Wake,
     },
 };
 
@@ -93,10 +93,10 @@ impl Outbox for MemoryOutbox {
         self.ask("parked_keys", |table| table.parked_keys(lanes)).await
     }
 
-    async fn remove(&self, rows: &[RowId]) -> Result<Removed, StoreError> {
+    async fn remove(&self, confirmed: &[Confirmed]) -> Result<Removed, StoreError> {
         self.ask("remove", |table| {
             let transaction = table.begin();
-            let rows = table.remove(rows);
+            let rows = table.remove(confirmed);
             table.end(transaction);
             Removed { rows, transaction: self.has_floor.then_some(transaction) }
         })

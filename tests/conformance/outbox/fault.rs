@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     CountsWhatIsNotThere,
     RemovesInAnyLane,
     RemovesOnlyOfFreeLanes,
+    RemovesByNumber,
+    FoldsIdsOfRemovals,
     // Reads.
     SkipsWhatCommitsLate,
     WaitsForProducers,
@@ -70,6 +72,8 @@ pub(crate) enum Fault {
     CountsNothing,
     KnowsNoPauses,
     FailsUnderAnyTerm,
+    FailsByNumber,
+    FoldsIdsOfFailures,
     TellsOfNoLostLanes,
     NotesNothingBesideLostLanes,
     FailsOverRowsThatAreGone,

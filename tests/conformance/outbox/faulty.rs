@@ -11,8 +11,8 @@ use lapin_idempotent::{
     BoxError, MessageId,
     idempotency::{StoreError, StoreErrorKind},
     outbox::{
-        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed,
-        Row, RowId, Select, TableStatus, Term, Wake,
+        Batch, Confirmed, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest,
+        RelayId, Removed, Row, RowId, Select, TableStatus, Term, Wake,
     },
     testing::{MemoryOutbox, MemoryTransaction, conformance::Transactions},
 };
@@ -235,8 +235,8 @@ impl Outbox for Faulty {
         Ok(keys)
     }
 
-    async fn remove(&self, rows: &[RowId]) -> Result<Removed, StoreError> {
-        self.remove_rows(rows).await
+    async fn remove(&self, confirmed: &[Confirmed]) -> Result<Removed, StoreError> {
+        self.remove_rows(confirmed).await
     }
 
     async fn fail(&self, held: &[Term], failed: &[Failed]) -> Result<Vec<Lane>, StoreError> {
@@ -303,7 +303,8 @@ impl Outbox for Faulty {
             (Fault::DiscardsAll, _) => self.inner.discard(&Select::All).await,
             (Fault::DiscardsWhatWaits, Select::Seq(seq)) => {
                 let rows = self.everything().await?;
-                let rows: Vec<RowId> = rows.iter().map(|row| row.id).filter(|id| id.seq == *seq).collect();
+                let rows = rows.iter().filter(|row| row.id.seq == *seq).map(Confirmed::from);
+                let rows: Vec<Confirmed> = rows.collect();
                 Ok(self.inner.remove(&rows).await?.rows + self.inner.discard(select).await?)
             }
             _ => self.inner.discard(select).await,

@@ -92,6 +92,9 @@ impl Faulty {
                 Fault::KnowsNoPauses if failed.next != Next::Park => {
                     failed.next = Next::Retry(Duration::ZERO);
                 }
+                Fault::FailsByNumber | Fault::FoldsIdsOfFailures => {
+                    self.taken_for(failed.row, &mut failed.message_id).await?;
+                }
                 Fault::CutsErrors => failed.error.truncate(3),
                 Fault::ParksNothing => failed.next = Next::Retry(Duration::ZERO),
                 _ if failed.next == Next::Park && self.parks(failed).await? => failed.counted = true,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lapin_idempotent::{
+    MessageId,
     idempotency::StoreError,
-    outbox::{Batch, Lane, Outbox, ReadRequest, Removed, Route, Row, RowId},
+    outbox::{Batch, Confirmed, Lane, Outbox, ReadRequest, Removed, Route, Row, RowId},
 };
 use tokio::time::sleep;
 
@@ -145,26 +146,46 @@ impl Faulty {
         Ok(batch)
     }
 
-    pub(super) async fn remove_rows(&self, rows: &[RowId]) -> Result<Removed, StoreError> {
-        let mut rows = rows.to_vec();
+    /// Takes what is there for the message that is meant.
+    pub(super) async fn taken_for(&self, id: RowId, meant: &mut MessageId) -> Result<(), StoreError> {
+        let folds = matches!(self.fault, Fault::FoldsIdsOfRemovals | Fault::FoldsIdsOfFailures);
+        let folded = |id: &MessageId| id.as_str().trim_end().to_lowercase();
+        let there = self.everything().await?.into_iter().find(|row| row.id == id);
+        let there = there.filter(|row| !folds || folded(&row.message_id) == folded(meant));
+        if let Some(row) = there {
+            *meant = row.message_id;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn remove_rows(&self, confirmed: &[Confirmed]) -> Result<Removed, StoreError> {
+        let mut rows = confirmed.to_vec();
         let asked = rows.len() as u64;
         match self.fault {
             Fault::EmptyRemovalIsNone if rows.is_empty() => return Ok(Removed::default()),
-            Fault::SwapsNumbers => rows.iter_mut().for_each(|row| row.seq = swapped(row.seq)),
+            Fault::SwapsNumbers => rows.iter_mut().for_each(|of| of.row.seq = swapped(of.row.seq)),
             Fault::RemovesInAnyLane => {
                 let lanes = 0..self.lanes();
-                let in_all =
-                    |row: &RowId| lanes.clone().map(|lane| RowId { lane: Lane(lane), ..*row }).collect();
-                rows = rows.iter().flat_map::<Vec<RowId>, _>(in_all).collect();
+                let in_lane = |of: &Confirmed, lane| Confirmed {
+                    row: RowId { lane: Lane(lane), ..of.row },
+                    message_id: of.message_id.clone(),
+                };
+                rows = lanes.flat_map(|lane| rows.iter().map(move |of| in_lane(of, lane))).collect();
             }
             Fault::RemovesOnlyOfFreeLanes => {
                 let real = self.real().await?;
-                rows.retain(|row| real[&row.lane].1.is_none());
+                rows.retain(|of| real[&of.row.lane].1.is_none());
             }
             Fault::RemovesNothing => {
                 let there = self.everything().await?;
-                let found = rows.iter().filter(|id| there.iter().any(|row| row.id == **id)).count() as u64;
+                let is_there = |of: &&Confirmed| there.iter().any(|row| Confirmed::from(row) == **of);
+                let found = rows.iter().filter(is_there).count() as u64;
                 return Ok(Removed { rows: found, ..self.inner.remove(&[]).await? });
+            }
+            Fault::RemovesByNumber | Fault::FoldsIdsOfRemovals => {
+                for of in &mut rows {
+                    self.taken_for(of.row, &mut of.message_id).await?;
+                }
             }
             _ => {}
         }

@@ -97,9 +97,18 @@ pub(super) const FAULTS: &[(F, Fails)] = &[
             "status_counts_what_is_there",
         ]),
     ),
-    (F::CountsWhatIsNotThere, Only(&["removed_rows_are_gone", "row_is_removed_in_its_lane_only"])),
+    (
+        F::CountsWhatIsNotThere,
+        Only(&[
+            "removed_rows_are_gone",
+            "row_is_removed_in_its_lane_only",
+            "row_of_another_message_is_not_removed",
+        ]),
+    ),
     (F::RemovesInAnyLane, Only(&["row_is_removed_in_its_lane_only"])),
     (F::RemovesOnlyOfFreeLanes, Only(&["remove_needs_no_term"])),
+    (F::RemovesByNumber, Only(&["row_of_another_message_is_not_removed"])),
+    (F::FoldsIdsOfRemovals, Only(&["row_of_another_message_is_not_removed"])),
     (
         F::SkipsWhatCommitsLate,
         Only(&[
@@ -291,6 +300,8 @@ pub(super) const FAULTS: &[(F, Fails)] = &[
     (F::CountsNothing, Only(&["failure_is_counted", "failures_are_noted_beside_lost_lanes"])),
     (F::KnowsNoPauses, Only(&["row_is_left_alone_for_its_pause"])),
     (F::FailsUnderAnyTerm, Only(&["failure_of_a_lost_lane_changes_nothing"])),
+    (F::FailsByNumber, Only(&["failure_of_another_message_changes_nothing"])),
+    (F::FoldsIdsOfFailures, Only(&["failure_of_another_message_changes_nothing"])),
     (
         F::TellsOfNoLostLanes,
         Only(&["failure_of_a_lost_lane_changes_nothing", "failures_are_noted_beside_lost_lanes"]),
@@ -351,6 +362,7 @@ pub(super) const FAULTS: &[(F, Fails)] = &[
             "failure_is_counted",
             "failure_of_a_lost_lane_changes_nothing",
             "failures_are_noted_beside_lost_lanes",
+            "failure_of_another_message_changes_nothing",
             "unparked_rows_have_their_numbers_and_no_attempts",
         ]),
     ),

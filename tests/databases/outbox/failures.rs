@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lapin_idempotent::outbox::{Failed, Lane, Next, Outbox, RowId, Select, Term};
+use lapin_idempotent::outbox::{Failed, Lane, Next, Outbox, Select, Term};
 
-use super::{Boxed, Kind, LEASE, rows};
+use super::{Boxed, Kind, LEASE, failed, rows};
 
 trials! {
     failure_is_counted_and_the_row_is_left_alone<Postgres, MySql, Sqlite>,
@@ -13,20 +13,16 @@ trials! {
     failures_of_held_lanes_are_noted_beside_lost_ones<Postgres, MySql>,
 }
 
-fn failed(row: RowId, next: Next) -> Failed {
-    Failed { row, counted: true, next, error: "312 NO_ROUTE".to_owned() }
-}
-
 pub async fn failure_is_counted_and_the_row_is_left_alone<K: Kind>() {
     let boxed = Boxed::<K>::create().await;
     boxed.put(&rows("a", 3)).await;
     let (_, term) = boxed.take(0).await;
-    let all = boxed.all().await;
+    let all = boxed.confirmed().await;
     let minute = Next::Retry(Duration::from_secs(60));
-    let uncounted = Failed { counted: false, error: "é\0".repeat(2000), ..failed(all[1].id, minute) };
-    let lost = boxed.outbox.fail(&[term], &[uncounted, failed(all[0].id, minute)]).await.expect("fail");
+    let uncounted = Failed { counted: false, error: "é\0".repeat(2000), ..failed(&all[1], minute) };
+    let lost = boxed.outbox.fail(&[term], &[uncounted, failed(&all[0], minute)]).await.expect("fail");
     assert_eq!(lost, []);
-    boxed.outbox.fail(&[term], &[failed(all[0].id, minute)]).await.expect("fail");
+    boxed.outbox.fail(&[term], &[failed(&all[0], minute)]).await.expect("fail");
     let now = boxed.all().await;
     assert_eq!(now.iter().map(|row| row.attempts).collect::<Vec<_>>(), [2, 0, 0]);
     for row in &now[..2] {
@@ -36,7 +32,7 @@ pub async fn failure_is_counted_and_the_row_is_left_alone<K: Kind>() {
     assert_eq!(now[2].retry_in, Duration::ZERO);
     // It is over at once, and for ever does not overflow.
     let pauses = [(0, Duration::ZERO), (1, Duration::MAX)];
-    let pauses = pauses.map(|(row, pause)| failed(all[row].id, Next::Retry(pause)));
+    let pauses = pauses.map(|(row, pause)| failed(&all[row], Next::Retry(pause)));
     boxed.outbox.fail(&[term], &pauses).await.expect("fail");
     let now = boxed.all().await;
     assert_eq!(now[0].retry_in, Duration::ZERO);
@@ -46,11 +42,11 @@ pub async fn failure_is_counted_and_the_row_is_left_alone<K: Kind>() {
 pub async fn failure_of_a_lane_that_was_lost_changes_nothing<K: Kind>() {
     let boxed = Boxed::<K>::create().await;
     boxed.put(&rows("a", 1)).await;
-    let id = boxed.all().await[0].id;
+    let of = &boxed.confirmed().await[0];
     let (old, term) = boxed.take(0).await;
     let unchanged = async |held: &[Term]| {
         for next in [Next::Retry(LEASE), Next::Park] {
-            let lost = boxed.outbox.fail(held, &[failed(id, next)]).await.expect("fail");
+            let lost = boxed.outbox.fail(held, &[failed(of, next)]).await.expect("fail");
             assert_eq!(lost, [Lane(0)]);
         }
         let row = &boxed.all().await[0];
@@ -72,17 +68,17 @@ pub async fn failure_of_a_lane_that_was_lost_changes_nothing<K: Kind>() {
 pub async fn failure_of_a_row_that_is_gone_is_none<K: Kind>() {
     let boxed = Boxed::<K>::create().await;
     boxed.put(&rows("a", 2)).await;
-    let all = boxed.all().await;
+    let all = boxed.confirmed().await;
     let (_, term) = boxed.take(0).await;
-    boxed.outbox.remove(&[all[0].id]).await.expect("remove");
-    let failures = [failed(all[0].id, Next::Park), failed(all[1].id, Next::Park)];
+    boxed.outbox.remove(&all[..1]).await.expect("remove");
+    let failures = [failed(&all[0], Next::Park), failed(&all[1], Next::Park)];
     assert_eq!(boxed.outbox.fail(&[term], &failures).await.expect("fail"), []);
     // Parked already: it is in its lane no more.
     assert_eq!(boxed.outbox.fail(&[term], &failures).await.expect("fail"), []);
     let parked = boxed.outbox.list_parked(&Select::All, 0, 10).await.expect("list");
     assert_eq!(
         parked.iter().map(|parked| (parked.row.id, parked.row.attempts)).collect::<Vec<_>>(),
-        [(all[1].id, 1)]
+        [(all[1].row, 1)]
     );
 }
 
@@ -93,9 +89,9 @@ pub async fn failures_of_held_lanes_are_noted_beside_lost_ones<K: Kind>() {
         row.lane = Lane(lane);
     }
     boxed.put(&put).await;
-    let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    let all = boxed.confirmed().await;
     let held = [boxed.take(7).await.1, boxed.take(0).await.1, boxed.terms(&[3]).await[0]];
-    let failures: Vec<Failed> = ids.iter().map(|&id| failed(id, Next::Retry(LEASE))).collect();
+    let failures: Vec<Failed> = all.iter().map(|of| failed(of, Next::Retry(LEASE))).collect();
     assert_eq!(boxed.outbox.fail(&held, &failures).await.expect("fail"), [Lane(3)]);
     assert_eq!(boxed.all().await.iter().map(|row| row.attempts).collect::<Vec<_>>(), [1, 0, 1]);
 }

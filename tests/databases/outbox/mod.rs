@@ -21,7 +21,9 @@ use std::{iter, time::Duration};
 
 use lapin_idempotent::{
     MessageId,
-    outbox::{Batch, Lane, NewRow, Outbox, ReadRequest, RelayId, Route, Row, RowId, Term},
+    outbox::{
+        Batch, Confirmed, Failed, Lane, NewRow, Next, Outbox, ReadRequest, RelayId, Route, Row, RowId, Term,
+    },
     store::SqlOutbox,
 };
 use libtest_mimic::Trial;
@@ -105,6 +107,11 @@ impl<K: Kind> Boxed<K> {
         self.read(&self.starts(), &[], u32::MAX, u64::MAX).await.rows
     }
 
+    /// The same, as if all were confirmed.
+    async fn confirmed(&self) -> Vec<Confirmed> {
+        self.all().await.iter().map(Confirmed::from).collect()
+    }
+
     async fn ids(&self) -> Vec<String> {
         self.all().await.iter().map(|row| row.message_id.to_string()).collect()
     }
@@ -180,6 +187,12 @@ fn row(id: &str) -> NewRow {
         properties: None,
         body: "body".into(),
     }
+}
+
+/// A failure that is counted.
+fn failed(of: &Confirmed, next: Next) -> Failed {
+    let Confirmed { row, message_id } = of.clone();
+    Failed { row, message_id, counted: true, next, error: "312 NO_ROUTE".to_owned() }
 }
 
 /// Rows `name0`, `name1` and so on.

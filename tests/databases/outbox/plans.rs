@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use lapin_idempotent::outbox::{Failed, Lane, NewRow, Next, Outbox, RowId};
+use lapin_idempotent::outbox::{Confirmed, Failed, Lane, NewRow, Next, Outbox, RowId};
 use sqlx::{MySql, Postgres};
 use tokio::time::timeout;
 
-use super::{Boxed, Kind, row, rows, short, support::eventually};
+use super::{Boxed, Kind, failed, row, rows, short, support::eventually};
 
 trials! {
     plan_is_an_index_scan_whatever_the_statistics_say,
@@ -61,7 +61,7 @@ pub async fn plan_is_an_index_scan_whatever_the_statistics_say() {
         let relay = Boxed::<Postgres>::open(&url, &name).await;
         let batch = relay.read(&relay.starts(), &["k".to_owned()], 1000, 1 << 20).await;
         assert_eq!(batch.rows.len(), 16_000);
-        let ids: Vec<RowId> = batch.rows.iter().step_by(16).map(|row| row.id).collect();
+        let ids: Vec<Confirmed> = batch.rows.iter().step_by(16).map(Confirmed::from).collect();
         assert_eq!(relay.outbox.remove(&ids).await.expect("remove").rows, 1000);
         relay.outbox.pool().close().await;
         eventually("what was done is counted", gone).await;
@@ -124,7 +124,8 @@ pub async fn snapshot_tells_which_transactions_have_ended() {
     let own = own.cast_unsigned();
     assert!(nothing <= own);
     boxed.put(&[row("high")]).await;
-    let removed = boxed.outbox.remove(&[RowId { lane: Lane(0), seq: 999 }]).await.expect("remove");
+    let gone = Confirmed { row: RowId { lane: Lane(0), seq: 999 }, message_id: row("gone").message_id };
+    let removed = boxed.outbox.remove(&[gone]).await.expect("remove");
     assert!(removed.transaction.expect("its identity") > own);
     assert!(ended().await <= own, "it has not ended");
     slow.commit().await.expect("commit");
@@ -140,7 +141,7 @@ pub async fn producer_is_never_blocked_by_a_read() {
     let boxed = Boxed::<MySql>::create().await;
     boxed.put(&rows("a", 50)).await;
     let producer = boxed.again().await;
-    let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    let ids = boxed.confirmed().await;
     let (_, term) = boxed.take(0).await;
     for n in 0..20 {
         let mut tx = producer.begin().await;
@@ -152,13 +153,8 @@ pub async fn producer_is_never_blocked_by_a_read() {
         let read = timeout(Duration::from_secs(1), reading).await.expect("in time");
         assert_eq!(read.rows.len(), 50, "of those that were there, one is removed and one comes each time");
         let working = async {
-            boxed.outbox.remove(&[ids[n]]).await.expect("remove");
-            let failed = Failed {
-                row: ids[n + 1],
-                counted: true,
-                next: Next::Retry(Duration::ZERO),
-                error: String::new(),
-            };
+            boxed.outbox.remove(&ids[n..=n]).await.expect("remove");
+            let failed = failed(&ids[n + 1], Next::Retry(Duration::ZERO));
             boxed.outbox.fail(&[term], &[failed]).await.expect("fail");
         };
         timeout(Duration::from_secs(1), working).await.expect("in time");
@@ -176,9 +172,8 @@ pub async fn relay_waits_for_no_open_transaction<K: Kind>() {
         boxed.outbox.put(&mut open, &[row("open")]).await.expect("put");
         boxed.put(&rows("a", 2)).await;
         boxed.outbox.put(&mut open, &[row("open")]).await.expect("put");
-        let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
-        let (last, next) = (*ids.last().expect("rows"), Next::Retry(Duration::ZERO));
-        let failed = Failed { row: last, counted: true, next, error: String::new() };
+        let ids = boxed.confirmed().await;
+        let failed = failed(ids.last().expect("rows"), Next::Retry(Duration::ZERO));
         let working = async {
             assert_eq!(boxed.outbox.fail(&[term], &[failed]).await.expect("fail"), []);
             boxed.outbox.remove(&ids).await.expect("remove").rows
@@ -227,17 +222,10 @@ pub async fn relay_at_work_blocks_no_producer<K: Kind>() {
         let held = boxed.outbox.take(relay, &boxed.terms(&lanes).await, super::LEASE).await.expect("take");
         loop {
             let last = over.load(Ordering::Acquire);
-            let ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+            let ids = boxed.confirmed().await;
             let (gone, failing) = ids.split_at(if last { ids.len() } else { ids.len() / 2 });
-            let failed: Vec<Failed> = failing
-                .iter()
-                .map(|&row| Failed {
-                    row,
-                    counted: true,
-                    next: Next::Retry(Duration::ZERO),
-                    error: "not yet".to_owned(),
-                })
-                .collect();
+            let failed: Vec<Failed> =
+                failing.iter().map(|of| failed(of, Next::Retry(Duration::ZERO))).collect();
             assert_eq!(boxed.outbox.fail(&held, &failed).await.expect("fail"), []);
             removed += boxed.outbox.remove(gone).await.expect("remove").rows;
             if last {

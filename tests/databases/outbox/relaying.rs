@@ -2,20 +2,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use lapin_idempotent::{
     OutgoingMessage,
     outbox::{NewRow, Outbox, Placement, Relay},
+    publisher::PublishErrorKind,
     testing::MemoryPublisher,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
-use super::{Boxed, Kind, support::eventually};
+use super::{Boxed, Kind, row, support::eventually};
 
 trials! {
     two_relays_publish_what_was_committed_once_and_in_order<Postgres, MySql, Sqlite>,
+    message_with_the_number_of_a_lost_one_is_published<Postgres, MySql, Sqlite>,
 }
 
 pub async fn two_relays_publish_what_was_committed_once_and_in_order<K: Kind>() {
@@ -67,4 +70,57 @@ pub async fn two_relays_publish_what_was_committed_once_and_in_order<K: Kind>() 
     for relay in relays {
         timeout(Duration::from_secs(10), relay.stop()).await.expect("stops");
     }
+}
+
+/// The database has lost a commit while its message was on its way, and gives its number again.
+pub async fn message_with_the_number_of_a_lost_one_is_published<K: Kind>() {
+    let boxed = Boxed::<K>::create().await;
+    let answers = Arc::new(Semaphore::new(0));
+    let awaited = Arc::clone(&answers);
+    let publisher = MemoryPublisher::answering(move |message| {
+        let how = message.routing_key().to_owned();
+        let awaited = Arc::clone(&awaited);
+        async move {
+            if how != "later" {
+                awaited.acquire().await.expect("open").forget();
+            }
+            if how == "refused" { Err(PublishErrorKind::Unroutable) } else { Ok(()) }
+        }
+    });
+    boxed.put(&["confirmed", "refused"].map(|way| NewRow { routing_key: way.to_owned(), ..row(way) })).await;
+    // What is counted is parked at once.
+    let relay = Relay::new(boxed.again().await.outbox, publisher.clone()).max_attempts(1).spawn();
+    let attempted = async |count| {
+        let is_so = async || (publisher.attempted().len() == count).then_some(());
+        eventually(&format!("{count} are sent"), is_so).await;
+    };
+    attempted(2).await;
+    let lost = boxed.all().await;
+    boxed.sql(&format!("DELETE FROM {}", boxed.name)).await;
+    let body = if K::NAME == "SQLite" { "x''" } else { "''" };
+    for row in &lost {
+        let (seq, id) = (row.id.seq, row.message_id.as_str());
+        let insert = format!(
+            "INSERT INTO {} (lane, seq, message_id, exchange, routing_key, body) \
+             VALUES (0, {seq}, 'after {id}', '', 'later', {body})",
+            boxed.name
+        );
+        boxed.sql(&insert).await;
+    }
+    // It reads, and has these numbers.
+    boxed.put(&[NewRow { routing_key: "later".to_owned(), ..row("behind") }]).await;
+    boxed.outbox.wake();
+    attempted(3).await;
+    let before = Instant::now();
+    answers.add_permits(2);
+    boxed.drained("all are published").await;
+    assert!(before.elapsed() < Duration::from_secs(30), "not by the look that it takes each minute");
+    let ids = |messages: Vec<OutgoingMessage>| -> BTreeSet<String> {
+        messages.iter().filter_map(|message| Some(message.id()?.to_string())).collect()
+    };
+    let expected = ["after confirmed", "after refused", "behind", "confirmed"].map(str::to_owned);
+    assert_eq!(ids(publisher.published()), BTreeSet::from(expected));
+    assert_eq!(publisher.attempted().len(), 5, "each once");
+    assert_eq!(boxed.outbox.status().await.expect("status").parked, 0);
+    timeout(Duration::from_secs(10), relay.stop()).await.expect("stops");
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use lapin_idempotent::{
     idempotency::StoreErrorKind,
-    outbox::{Lane, NewRow, Outbox, Route, Row, RowId},
+    outbox::{Confirmed, Lane, NewRow, Outbox, Route, Row, RowId},
 };
 
 use super::{Boxed, Kind, row, rows};
@@ -99,7 +99,7 @@ pub async fn numbers_grow_and_are_never_used_again<K: Kind>() {
     assert_eq!(ids(&read), put.iter().map(|row| row.message_id.clone()).collect::<Vec<_>>());
     assert!(read.is_sorted_by(|a, b| a.id.seq < b.id.seq));
     let last = read.last().expect("a row").id;
-    let all: Vec<RowId> = read.iter().map(|row| row.id).collect();
+    let all: Vec<Confirmed> = read.iter().map(Confirmed::from).collect();
     assert_eq!(boxed.outbox.remove(&all).await.expect("remove").rows, 2500);
     let mut tx = boxed.begin().await;
     boxed.outbox.put(&mut tx, &[row("b")]).await.expect("put");
@@ -255,15 +255,17 @@ pub async fn each_lane_is_read_behind_its_number<K: Kind>() {
 pub async fn removed_rows_are_gone_and_counted<K: Kind>() {
     let boxed = Boxed::<K>::create().await;
     boxed.put(&rows("a", 1100)).await;
-    let mut ids: Vec<RowId> = boxed.all().await.iter().map(|row| row.id).collect();
+    let mut ids = boxed.confirmed().await;
     let kept = ids.remove(500);
-    // In any order, and one that is not there.
+    // In any order, and one that is not there, and one that holds another message.
     ids.reverse();
-    ids.push(RowId { lane: Lane(0), seq: i64::MAX });
+    ids.push(Confirmed { row: RowId { lane: Lane(0), seq: i64::MAX }, ..kept.clone() });
+    let other = "another".parse().expect("ID");
+    ids.push(Confirmed { message_id: other, ..kept.clone() });
     let removed = boxed.outbox.remove(&ids).await.expect("remove");
     assert_eq!(removed.rows, 1099);
     assert_eq!(removed.transaction.is_some(), K::NAME == "PostgreSQL");
-    assert_eq!(boxed.all().await.iter().map(|row| row.id).collect::<Vec<_>>(), [kept]);
+    assert_eq!(boxed.confirmed().await, [kept]);
     let again = boxed.outbox.remove(&ids).await.expect("remove");
     assert_eq!(again.rows, 0);
     if let (Some(first), Some(second)) = (removed.transaction, again.transaction) {

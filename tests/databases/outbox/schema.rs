@@ -127,7 +127,7 @@ pub async fn table_of_another_schema_and_reserved_words<K: Kind>() {
     there.put(&[row("a")]).await;
     let (relay, term) = there.take(0).await;
     assert!(there.outbox.beat(relay, super::LEASE).await.expect("beat"));
-    let ids: Vec<_> = there.all().await.iter().map(|row| row.id).collect();
+    let ids = there.confirmed().await;
     assert_eq!(there.outbox.fail(&[term], &[]).await.expect("fail"), []);
     assert_eq!(there.outbox.status().await.expect("status").backlog, 1);
     assert_eq!(there.outbox.remove(&ids).await.expect("remove").rows, 1);

@@ -9,8 +9,8 @@ use super::{SqlDatabase, SqlOutbox, dialect::Ear};
 use crate::{
     idempotency::StoreError,
     outbox::{
-        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed,
-        RowId, Select, TableStatus, Term, Wake,
+        Batch, Confirmed, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest,
+        RelayId, Removed, Select, TableStatus, Term, Wake,
     },
 };
 
@@ -68,8 +68,8 @@ impl<DB: SqlDatabase> Outbox for SqlOutbox<DB> {
         Box::pin(self.keys_parked(lanes))
     }
 
-    fn remove(&self, rows: &[RowId]) -> impl Future<Output = Result<Removed, StoreError>> + Send {
-        Box::pin(self.remove_rows(rows))
+    fn remove(&self, confirmed: &[Confirmed]) -> impl Future<Output = Result<Removed, StoreError>> + Send {
+        Box::pin(self.remove_rows(confirmed))
     }
 
     fn fail(

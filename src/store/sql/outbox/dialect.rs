@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{rows::Cells, statements::OutboxStatements};
 use crate::{
-    outbox::{NewRow, ReadRequest, Removed, RowId, Wake},
+    outbox::{Confirmed, NewRow, ReadRequest, Removed, Wake},
     store::sql::{dialect::Dialect, options::Limits, table::TableName},
 };
 
@@ -53,11 +53,11 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
         request: &ReadRequest<'q>,
     ) -> Vec<Query<'q, Self, Self::Arguments>>;
 
-    /// Deletes rows, which are in the order of their key.
+    /// Deletes rows, which are in the order of their key, if they hold these messages.
     fn remove(
         pool: &Pool<Self>,
         statements: &OutboxStatements,
-        rows: &[RowId],
+        confirmed: &[Confirmed],
     ) -> impl Future<Output = Result<Removed, sqlx::Error>> + Send;
 
     /// Creates what is missing, so that concurrent callers do no harm.

@@ -55,10 +55,11 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                 (Value::Integer(failed.counted.into()), bounded_to(&failed.error, ERROR_BYTES));
             let (why, lane, seq) =
                 (Value::Text(&why), Value::Integer(row.lane.0.into()), Value::Integer(row.seq));
+            let id = Value::Text(failed.message_id.as_str());
             let changed = match failed.next {
                 Next::Retry(pause) => {
                     let pause = Value::Integer(micros(pause.min(LONGEST)));
-                    let values = [counted, pause, why, lane, seq];
+                    let values = [counted, pause, why, lane, seq, id];
                     DB::execute(&mut transaction, &self.statements.retry, &values).await
                 }
                 Next::Park => {
@@ -67,11 +68,11 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                     {
                         continue;
                     }
-                    let values = [counted, why, lane, seq];
+                    let values = [counted, why, lane, seq, id];
                     DB::execute(&mut transaction, &self.statements.park, &values).await
                 }
             };
-            // None, if it was removed meanwhile.
+            // None, if it was removed meanwhile, or its number is another message's.
             changed.map_err(error::<DB>)?;
         }
         transaction.commit().await.map_err(not_committed::<DB>)?;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::Chain,
     idempotency::{StoreError, StoreErrorKind},
-    outbox::{Batch, Lane, ReadRequest, Removed, Row, RowId},
+    outbox::{Batch, Confirmed, Lane, ReadRequest, Removed, Row, RowId},
     store::sql::error::failed,
 };
 
@@ -86,15 +86,16 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
         }
     }
 
-    pub(super) async fn remove_rows(&self, rows: &[RowId]) -> Result<Removed, StoreError> {
+    pub(super) async fn remove_rows(&self, confirmed: &[Confirmed]) -> Result<Removed, StoreError> {
         // Where transactions are told, the identity of one is asked for.
-        if rows.is_empty() && !DB::TELLS_ENDED {
+        if confirmed.is_empty() && !DB::TELLS_ENDED {
             return Ok(Removed::default());
         }
-        let mut rows = rows.to_vec();
+        let mut confirmed = confirmed.to_vec();
         // Whoever else removes some of them waits, and not in a circle.
-        rows.sort_unstable();
-        let removing = async { DB::remove(&self.pool, &self.statements, &rows).await.map_err(failed::<DB>) };
+        confirmed.sort_unstable();
+        let removing =
+            async { DB::remove(&self.pool, &self.statements, &confirmed).await.map_err(failed::<DB>) };
         self.answered(StoreErrorKind::OutcomeUnknown, removing).await
     }
 }

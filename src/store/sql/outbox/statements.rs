@@ -106,7 +106,7 @@ impl OutboxStatements {
             until("retry_at")
         );
         let term = |n: usize| format!("lane = {} AND term = {}", v(n), v(n + 1));
-        let row = |n: usize| format!("lane = {} AND seq = {}", v(n), v(n + 1));
+        let row = |n: usize| format!("lane = {} AND seq = {} AND message_id = {}", v(n), v(n + 1), v(n + 2));
         let back = "attempts = 0, retry_at = NULL, error = NULL, parked_at = NULL";
         Self {
             register: format!(

@@ -9,7 +9,8 @@ use crate::{
     error::BoxError,
     message::MessageId,
     outbox::{
-        Batch, Failed, Lane, NewRow, Next, Outbox, ParkedRow, ReadRequest, RelayId, Row, RowId, Select, Term,
+        Batch, Confirmed, Failed, Lane, NewRow, Next, Outbox, ParkedRow, ReadRequest, RelayId, Row, RowId,
+        Select, Term,
     },
     testing::conformance::{
         capabilities::Need,
@@ -60,8 +61,29 @@ pub(super) fn rows(name: &str, count: usize) -> Vec<NewRow> {
 }
 
 /// A failure that is an attempt.
-pub(super) fn counted(row: RowId, next: Next) -> Failed {
-    Failed { row, counted: true, next, error: "312 NO_ROUTE".to_owned() }
+pub(super) fn counted(of: &Confirmed, next: Next) -> Failed {
+    let Confirmed { row, message_id } = of.clone();
+    Failed { row, message_id, counted: true, next, error: "312 NO_ROUTE".to_owned() }
+}
+
+/// Reads what is behind these numbers, and leaves nothing out.
+pub(super) fn behind(from: &[RowId], rows: u32, bytes: u64) -> ReadRequest<'_> {
+    ReadRequest { from, without_rows: &[], without_keys: &[], without_routes: &[], rows, bytes }
+}
+
+/// The same rows with other messages, whose IDs are nearly the same.
+pub(super) fn strangers(of: &[Confirmed]) -> Vec<Vec<Confirmed>> {
+    let others: [fn(&str) -> String; 4] = [
+        |id| format!("{id} "),
+        |id| id.trim_end().to_owned(),
+        str::to_uppercase,
+        |id| id.replace("E\u{301}", "\u{c9}"),
+    ];
+    let other = |of: &Confirmed, change: fn(&str) -> String| {
+        let message_id = MessageId::new(change(of.message_id.as_str())).ok()?;
+        (message_id != of.message_id).then_some(Confirmed { row: of.row, message_id })
+    };
+    others.iter().map(|change| of.iter().filter_map(|of| other(of, *change)).collect()).collect()
 }
 
 pub(super) fn ids(rows: &[Row]) -> Vec<String> {
@@ -153,15 +175,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     /// Reads all lanes with these limits.
     pub(super) async fn read_at_most(&self, rows: u32, bytes: u64) -> Result<Batch, Stop> {
         let from = self.starts();
-        self.read(&ReadRequest {
-            from: &from,
-            without_rows: &[],
-            without_keys: &[],
-            without_routes: &[],
-            rows,
-            bytes,
-        })
-        .await
+        self.read(&behind(&from, rows, bytes)).await
     }
 
     /// All there is in all lanes.
@@ -171,6 +185,11 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
 
     pub(super) async fn all_ids(&self) -> Result<Vec<RowId>, Stop> {
         Ok(row_ids(&self.all().await?))
+    }
+
+    /// The same, as if all were confirmed.
+    pub(super) async fn confirmed(&self) -> Result<Vec<Confirmed>, Stop> {
+        Ok(self.all().await?.iter().map(Confirmed::from).collect())
     }
 
     /// Checks that these messages are in the table, in this order, and no others.
@@ -226,9 +245,9 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     }
 
     /// Parks rows, each after one attempt.
-    pub(super) async fn park(&self, rows: &[RowId]) -> Outcome {
+    pub(super) async fn park(&self, rows: &[Confirmed]) -> Outcome {
         for row in rows {
-            self.note(counted(*row, Next::Park)).await?;
+            self.note(counted(row, Next::Park)).await?;
         }
         Ok(())
     }

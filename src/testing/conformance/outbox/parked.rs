@@ -2,10 +2,10 @@
 
 use super::{
     Transactions,
-    handles::{Handles, counted, keyed, parked_ids, row, row_ids, rows, same},
+    handles::{Handles, counted, keyed, parked_ids, row, rows, same},
 };
 use crate::{
-    outbox::{Failed, Lane, NewRow, Next, Outbox, ParkedKey, RowId, Select},
+    outbox::{Confirmed, Failed, Lane, NewRow, Next, Outbox, ParkedKey, RowId, Select},
     testing::conformance::{
         fixture::{Outcome, Stop, ensure, error},
         runner::Cases,
@@ -31,14 +31,14 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     async fn parks(self) -> Outcome {
         let put = NewRow { body: "a body".into(), properties: Some("{}".into()), ..keyed("a", "k") };
         self.put(&[put.clone(), row("b")]).await?;
-        let all = self.all_ids().await?;
+        let all = self.confirmed().await?;
         let why = "404 no exchange 'é'";
-        self.note(Failed { error: why.to_owned(), ..counted(all[0], Next::Park) }).await?;
+        self.note(Failed { error: why.to_owned(), ..counted(&all[0], Next::Park) }).await?;
         self.holds("after one was parked", &["b"]).await?;
         let parked = self.parked().await?;
         same("parked rows", &parked_ids(&parked), &["a"])?;
         let found = &parked[0];
-        same("its number, and the lane that it comes from", &found.row.id, &all[0])?;
+        same("its number, and the lane that it comes from", &found.row.id, &all[0].row)?;
         same("its attempts", &found.row.attempts, &1)?;
         same("its error", &found.error.as_deref(), &Some(why))?;
         let kept = (&found.row.order_key, &found.row.properties, &found.row.body);
@@ -48,7 +48,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     }
 
     /// Fails a row as one that only follows; how many are parked then.
-    async fn follow(&self, row: RowId) -> Result<usize, Stop> {
+    async fn follow(&self, row: &Confirmed) -> Result<usize, Stop> {
         self.note(Failed { counted: false, ..counted(row, Next::Park) }).await?;
         Ok(self.parked().await?.len())
     }
@@ -56,14 +56,14 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     async fn followers(self) -> Outcome {
         let put = [keyed("a", "k"), keyed("other", "K"), keyed("b", "k"), keyed("c", "k"), row("d")];
         self.put(&put).await?;
-        let all = self.all_ids().await?;
-        same("parked rows, with none before it", &self.follow(all[2]).await?, &0)?;
+        let all = self.confirmed().await?;
+        same("parked rows, with none before it", &self.follow(&all[2]).await?, &0)?;
         self.park(&all[1..2]).await?;
-        same("parked rows, with one of another key before it", &self.follow(all[2]).await?, &1)?;
+        same("parked rows, with one of another key before it", &self.follow(&all[2]).await?, &1)?;
         self.park(&all[3..4]).await?;
-        same("parked rows, with one of its key behind it", &self.follow(all[2]).await?, &2)?;
+        same("parked rows, with one of its key behind it", &self.follow(&all[2]).await?, &2)?;
         self.park(&all[..1]).await?;
-        same("parked rows, with one of its key before it", &self.follow(all[2]).await?, &4)?;
+        same("parked rows, with one of its key before it", &self.follow(&all[2]).await?, &4)?;
         let parked = self.parked().await?;
         let attempts: Vec<u32> = parked.iter().map(|parked| parked.row.attempts).collect();
         same("parked rows", &parked_ids(&parked), &["a", "other", "b", "c"])?;
@@ -82,10 +82,11 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let last = self.last();
         let other = NewRow { lane: last, ..keyed("b", "K ") };
         self.put(&[keyed("a", "k"), other, keyed("c", "k"), row("d"), keyed("e", "free")]).await?;
-        let all = self.all().await?;
-        let of =
-            |id: &str| row_ids(&all)[all.iter().position(|row| row.message_id.as_str() == id).unwrap_or(0)];
-        self.park(&[of("c"), of("a"), of("b"), of("d")]).await?;
+        let all = self.confirmed().await?;
+        let named =
+            |id: &str| all[all.iter().position(|row| row.message_id.as_str() == id).unwrap_or(0)].clone();
+        let of = |id: &str| named(id).row;
+        self.park(&["c", "a", "b", "d"].map(named)).await?;
         self.parked_keys_of(&[Lane(0), last], &[("K ", of("b")), ("k", of("a"))]).await?;
         self.parked_keys_of(&[], &[]).await?;
         if last != Lane(0) {
@@ -99,12 +100,12 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     }
 
     /// Five rows, of which the first four are parked.
-    async fn four(&self) -> Result<Vec<RowId>, Stop> {
+    async fn four(&self) -> Result<Vec<Confirmed>, Stop> {
         let put = [keyed("a", "k"), keyed("b", "K"), keyed("c", "k"), row("d"), keyed("e", "k")];
         self.put(&put).await?;
-        let all = self.all_ids().await?;
+        let all = self.confirmed().await?;
         // Not in the order of their numbers.
-        self.park(&[all[3], all[0], all[2], all[1]]).await?;
+        self.park(&[3, 0, 2, 1].map(|n: usize| all[n].clone())).await?;
         Ok(all)
     }
 
@@ -118,42 +119,43 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let all = self.four().await?;
         self.lists(&Select::All, 0, 10, &["a", "b", "c", "d"]).await?;
         self.lists(&Select::All, 0, 3, &["a", "b", "c"]).await?;
-        self.lists(&Select::All, all[1].seq, 1, &["c"]).await?;
-        self.lists(&Select::All, all[2].seq, 10, &["d"]).await?;
-        self.lists(&Select::All, all[3].seq, 10, &[]).await
+        self.lists(&Select::All, all[1].row.seq, 1, &["c"]).await?;
+        self.lists(&Select::All, all[2].row.seq, 10, &["d"]).await?;
+        self.lists(&Select::All, all[3].row.seq, 10, &[]).await
     }
 
     async fn selected(self) -> Outcome {
         let all = self.four().await?;
         self.lists(&key("k"), 0, 10, &["a", "c"]).await?;
-        self.lists(&key("k"), all[0].seq, 10, &["c"]).await?;
+        self.lists(&key("k"), all[0].row.seq, 10, &["c"]).await?;
         self.lists(&key("K"), 0, 10, &["b"]).await?;
         self.lists(&key("k "), 0, 10, &[]).await?;
-        self.lists(&Select::Seq(all[3].seq), 0, 10, &["d"]).await?;
-        self.lists(&Select::Seq(all[4].seq), 0, 10, &[]).await
+        self.lists(&Select::Seq(all[3].row.seq), 0, 10, &["d"]).await?;
+        self.lists(&Select::Seq(all[4].row.seq), 0, 10, &[]).await
     }
 
     async fn unparks(self) -> Outcome {
         self.put(&rows("a", 4)).await?;
-        let all = self.all_ids().await?;
-        self.park(&[all[0], all[2]]).await?;
+        let all = self.confirmed().await?;
+        self.park(&[all[0].clone(), all[2].clone()]).await?;
         for expected in [2, 0] {
             let back = self.b.unpark(&Select::All).await.map_err(error("unpark"))?;
             same("rows that were put back", &back, &expected)?;
         }
         let now = self.all().await?;
-        same("the numbers of all rows", &row_ids(&now), &all)?;
+        same("all rows", &now.iter().map(Confirmed::from).collect::<Vec<_>>(), &all)?;
         let fresh: Vec<_> = now.iter().map(|row| (row.attempts, row.retry_in.is_zero())).collect();
         same("their attempts, and whether they may be sent", &fresh, &[(0, true); 4])?;
         same("parked rows", &self.parked().await?.len(), &0)?;
         // It is as any other.
-        self.note(counted(all[0], Next::Park)).await?;
+        self.note(counted(&all[0], Next::Park)).await?;
         same("parked rows, after one was parked again", &parked_ids(&self.parked().await?), &["a0"])
     }
 
     async fn unparks_some(self) -> Outcome {
         let all = self.four().await?;
-        for (select, expected) in [(Select::Seq(all[4].seq), 0), (key("K"), 1), (Select::Seq(all[2].seq), 1)]
+        for (select, expected) in
+            [(Select::Seq(all[4].row.seq), 0), (key("K"), 1), (Select::Seq(all[2].row.seq), 1)]
         {
             let back = self.b.unpark(&select).await.map_err(error("unpark"))?;
             same(&format!("rows of {select:?} that were put back"), &back, &expected)?;
@@ -164,7 +166,8 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
 
     async fn discards(self) -> Outcome {
         let all = self.four().await?;
-        for (select, expected) in [(Select::Seq(all[4].seq), 0), (key("k"), 2), (Select::Seq(all[3].seq), 1)]
+        for (select, expected) in
+            [(Select::Seq(all[4].row.seq), 0), (key("k"), 2), (Select::Seq(all[3].row.seq), 1)]
         {
             let gone = self.b.discard(&select).await.map_err(error("discard"))?;
             same(&format!("rows of {select:?} that were discarded"), &gone, &expected)?;

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Transactions,
-    handles::{Handles, LONG, counted, ids, keyed, row, rows, same},
+    handles::{Handles, LONG, behind, counted, ids, keyed, row, rows, same},
 };
 use crate::{
     outbox::{Batch, Lane, NewRow, Next, Outbox, ReadRequest, Route, RowId},
@@ -74,15 +74,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
     }
 
     async fn read_from(&self, from: &[RowId]) -> Result<Batch, Stop> {
-        let request = ReadRequest {
-            from,
-            without_rows: &[],
-            without_keys: &[],
-            without_routes: &[],
-            rows: 100,
-            bytes: 1 << 20,
-        };
-        self.read(&request).await
+        self.read(&behind(from, 100, 1 << 20)).await
     }
 
     /// A lane with ten rows of four bytes, and the last one with three.
@@ -134,21 +126,13 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let sized = |id, bytes: usize| NewRow { body: vec![7; bytes].into(), ..row(id) };
         self.put(&[sized("empty", 0), sized("small", 10), sized("large", 2 << 20), sized("next", 10)])
             .await?;
-        let (mut behind, mut read) = (0, Vec::new());
+        let (mut last_seq, mut read) = (0, Vec::new());
         for _ in 0..4 {
-            let from = [RowId { lane: Lane(0), seq: behind }];
-            let request = ReadRequest {
-                from: &from,
-                without_rows: &[],
-                without_keys: &[],
-                without_routes: &[],
-                rows: 10,
-                bytes: 1000,
-            };
-            let batch = self.read(&request).await?;
+            let from = [RowId { lane: Lane(0), seq: last_seq }];
+            let batch = self.read(&behind(&from, 10, 1000)).await?;
             read.push(ids(&batch.rows).join(" "));
             let Some(last) = batch.rows.last().filter(|_| !batch.cut.is_empty()) else { break };
-            behind = last.id.seq;
+            last_seq = last.id.seq;
         }
         same(
             "reads of at most 1,000 bytes, each behind the one before",
@@ -171,14 +155,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let routes: Vec<Route> = routes.iter().map(route).collect();
         let from = [RowId { lane: Lane(0), seq: 0 }];
         let (without_keys, without_routes) = (keys, routes.as_slice());
-        let request = ReadRequest {
-            from: &from,
-            without_rows: &[],
-            without_keys,
-            without_routes,
-            rows,
-            bytes: 1 << 20,
-        };
+        let request = ReadRequest { without_keys, without_routes, ..behind(&from, rows, 1 << 20) };
         Ok(ids(&self.read(&request).await?.rows))
     }
 
@@ -187,10 +164,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         let all = self.all_ids().await?;
         let from = [RowId { lane: Lane(0), seq: 0 }];
         let without = async |without_rows: &[RowId], rows: u32| {
-            let (without_keys, without_routes) = (&[][..], &[][..]);
-            let request =
-                ReadRequest { from: &from, without_rows, without_keys, without_routes, rows, bytes: 1 << 20 };
-            let batch = self.read(&request).await?;
+            let batch = self.read(&ReadRequest { without_rows, ..behind(&from, rows, 1 << 20) }).await?;
             Ok::<_, Stop>((ids(&batch.rows), batch.cut.len()))
         };
         let known = [all[0], all[1], all[3]];
@@ -259,8 +233,8 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
 
     async fn left_alone(self) -> Outcome {
         self.put(&rows("a", 2)).await?;
-        let all = self.all_ids().await?;
-        self.note(counted(all[0], Next::Retry(LONG))).await?;
+        let all = self.confirmed().await?;
+        self.note(counted(&all[0], Next::Retry(LONG))).await?;
         self.holds("while one is to be left alone", &["a0", "a1"]).await
     }
 
@@ -268,7 +242,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         self.put(&[row("a")]).await?;
         let stated = self.capabilities.has(Ended);
         let read = self.read_at_most(10, 1000).await?.ended_below;
-        let removed = self.b.remove(&self.all_ids().await?).await.map_err(error("remove"))?.transaction;
+        let removed = self.b.remove(&self.confirmed().await?).await.map_err(error("remove"))?.transaction;
         let empty = self.b.remove(&[]).await.map_err(error("remove"))?.transaction;
         let told = (read.is_some(), removed.is_some(), empty.is_some());
         same("whether a read, a removal and an empty one tell", &told, &(stated, stated, stated))?;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{
     Transactions,
-    handles::{Handles, ids, keyed, row, row_ids, rows, same},
+    handles::{Handles, ids, keyed, row, rows, same, strangers},
 };
 use crate::{
-    outbox::{Lane, NewRow, Outbox, Row, RowId},
+    outbox::{Confirmed, Lane, NewRow, Outbox, Row, RowId},
     testing::conformance::{
         fixture::{Outcome, ensure, error},
         runner::Cases,
@@ -24,6 +24,7 @@ pub(super) async fn all<O: Outbox, T: Transactions<O>>(cases: &mut Cases<'_, Han
     cases.case(("numbers_grow", "contract 2"), &[], Handles::numbers).await;
     cases.case(("removed_rows_are_gone", "contract 7"), &[], Handles::removed).await;
     cases.case(("row_is_removed_in_its_lane_only", "contract 7"), &[], Handles::removed_in_lane).await;
+    cases.case(("row_of_another_message_is_not_removed", "contract 7"), &[], Handles::removed_by_id).await;
     cases.case(("remove_needs_no_term", "contract 7"), &[], Handles::removed_by_others).await;
 }
 
@@ -146,7 +147,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
                 last = seq.unwrap_or(last);
             }
             // Nor are they used again.
-            let all = self.all_ids().await?;
+            let all = self.confirmed().await?;
             self.b.remove(&all).await.map_err(error("remove"))?;
         }
         Ok(())
@@ -154,32 +155,46 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
 
     async fn removed(self) -> Outcome {
         self.put(&rows("a", 5)).await?;
-        let all = self.all_ids().await?;
-        let unknown = RowId { lane: Lane(0), seq: i64::MAX };
-        let gone = [all[4], unknown, all[1]];
-        for (rows, expected) in [(&gone[..], 2), (&gone[..], 0), (&[unknown], 0), (&[], 0)] {
+        let all = self.confirmed().await?;
+        let unknown = Confirmed { row: RowId { lane: Lane(0), seq: i64::MAX }, ..all[4].clone() };
+        let gone = [all[4].clone(), unknown, all[1].clone()];
+        for (rows, expected) in [(&gone[..], 2), (&gone[..], 0), (&gone[1..2], 0), (&[], 0)] {
             let removed = self.b.remove(rows).await.map_err(error("remove"))?;
             same(&format!("rows that were there, of {rows:?}"), &removed.rows, &expected)?;
         }
         self.holds("after two were removed", &["a0", "a2", "a3"]).await?;
         let left = self.all_ids().await?;
-        same("their numbers", &left, &[all[0], all[2], all[3]])
+        same("their numbers", &left, &[all[0].row, all[2].row, all[3].row])
     }
 
     async fn removed_in_lane(self) -> Outcome {
         self.has_lanes()?;
         self.put(&rows("a", 2)).await?;
-        let all = self.all().await?;
-        let wrong: Vec<RowId> =
-            row_ids(&all).into_iter().map(|id| RowId { lane: self.last(), ..id }).collect();
+        let mut wrong = self.confirmed().await?;
+        for confirmed in &mut wrong {
+            confirmed.row.lane = self.last();
+        }
         let removed = self.b.remove(&wrong).await.map_err(error("remove"))?;
         same("rows with these numbers in another lane", &removed.rows, &0)?;
         self.holds("after that", &["a0", "a1"]).await
     }
 
+    async fn removed_by_id(self) -> Outcome {
+        let long = "\u{e9}".repeat(127) + "x";
+        self.put(&[row("Case "), row("\u{df}'\"\\ E\u{301}\u{1f980}"), row(&long), row("plain")]).await?;
+        let all = self.confirmed().await?;
+        for others in strangers(&all) {
+            let removed = self.b.remove(&others).await.map_err(error("remove"))?;
+            same(&format!("rows that hold other messages, {others:?}"), &removed.rows, &0)?;
+        }
+        same("what is there after that", &self.confirmed().await?, &all)?;
+        let removed = self.b.remove(&all).await.map_err(error("remove"))?;
+        same("rows that hold these messages", &removed.rows, &(all.len() as u64))
+    }
+
     async fn removed_by_others(self) -> Outcome {
         self.put(&rows("a", 2)).await?;
-        let all = self.all_ids().await?;
+        let all = self.confirmed().await?;
         let (relay, _) = self.take(Lane(0)).await?;
         let removed = self.b.remove(&all[..1]).await.map_err(error("remove"))?;
         same("rows removed of another relay's lane", &removed.rows, &1)?;

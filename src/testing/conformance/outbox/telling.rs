@@ -63,7 +63,7 @@ impl<O: Outbox, T: Transactions<O>> Handles<O, T> {
         put.push(NewRow { lane: self.last(), ..row("last") });
         self.put(&put).await?;
         self.status("of six rows", (6, true, 0, 0)).await?;
-        let all = self.all_ids().await?;
+        let all = self.confirmed().await?;
         self.park(&all[..2]).await?;
         self.status("of six rows, two of them parked", (4, true, 2, 0)).await?;
         let first = self.relay(&self.a).await?;

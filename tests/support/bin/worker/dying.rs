@@ -12,8 +12,8 @@ use lapin_idempotent::{
     OutgoingMessage, Publish, PublishError, Receipt,
     idempotency::StoreError,
     outbox::{
-        Batch, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId,
-        Removed, RowId, Select, TableStatus, Term, Wake,
+        Batch, Confirmed, Failed, Lane, NewRow, Next, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest,
+        RelayId, Removed, Select, TableStatus, Term, Wake,
     },
 };
 use tokio::sync::watch;
@@ -117,9 +117,9 @@ impl<O: Outbox> Outbox for Dying<O> {
         self.done(AbortAt::ParkedKeys, self.inner.parked_keys(lanes), |_| true).await
     }
 
-    async fn remove(&self, rows: &[RowId]) -> Result<Removed, StoreError> {
+    async fn remove(&self, confirmed: &[Confirmed]) -> Result<Removed, StoreError> {
         self.reach(AbortAt::BeforeRemove);
-        self.done(AbortAt::Remove, self.inner.remove(rows), |_| !rows.is_empty()).await
+        self.done(AbortAt::Remove, self.inner.remove(confirmed), |_| !confirmed.is_empty()).await
     }
 
     async fn fail(&self, held: &[Term], failed: &[Failed]) -> Result<Vec<Lane>, StoreError> {
