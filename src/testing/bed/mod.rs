@@ -126,28 +126,28 @@ impl<S: IdempotencyStore> TestBedBuilder<S> {
         self
     }
 
-    /// As [`ConsumerBuilder::batch`](crate::consumer::ConsumerBuilder::batch). Default: 64.
+    /// As [`batch`](crate::consumer::ConsumerBuilder::batch) of a consumer. Default: 64.
     pub fn batch(mut self, messages: usize) -> Self {
         self.wiring.batch = messages;
         self
     }
 
-    /// As [`ConsumerBuilder::max_attempts`](crate::consumer::ConsumerBuilder::max_attempts).
-    /// Default: 36.
+    /// As [`max_attempts`](crate::consumer::ConsumerBuilder::max_attempts) of a consumer. Default:
+    /// 36.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.wiring.max_attempts = attempts;
         self
     }
 
-    /// As [`ConsumerBuilder::immediate_retries`](crate::consumer::ConsumerBuilder::immediate_retries).
+    /// As [`immediate_retries`](crate::consumer::ConsumerBuilder::immediate_retries) of a consumer.
     /// Default: 2.
     pub fn immediate_retries(mut self, retries: u32) -> Self {
         self.wiring.immediate_retries = retries;
         self
     }
 
-    /// As [`ConsumerBuilder::retry_delays`](crate::consumer::ConsumerBuilder::retry_delays).
-    /// Default: 1 second and 1 hour, by the bed's clock.
+    /// As [`retry_delays`](crate::consumer::ConsumerBuilder::retry_delays) of a consumer. Default:
+    /// 1 second and 1 hour, by the bed's clock.
     pub fn retry_delays(mut self, first: Duration, longest: Duration) -> Self {
         self.wiring.delays = (first, longest);
         self

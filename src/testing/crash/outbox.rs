@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use crate::{
     idempotency::StoreError,
     outbox::{
-        Batch, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest, RelayId, Removed,
-        RowId, Select, TableStatus, Term, Wake,
+        Batch, Confirmed, Failed, Lane, NewRow, Outbox, Ownership, ParkedKey, ParkedRow, ReadRequest,
+        RelayId, Removed, Select, TableStatus, Term, Wake,
     },
     testing::points::{Point, Points},
 };
@@ -68,12 +68,12 @@ impl<O: Outbox> Outbox for CrashingOutbox<O> {
         self.outbox.parked_keys(lanes).await
     }
 
-    async fn remove(&self, rows: &[RowId]) -> Result<Removed, StoreError> {
-        if rows.is_empty() {
-            return self.outbox.remove(rows).await;
+    async fn remove(&self, confirmed: &[Confirmed]) -> Result<Removed, StoreError> {
+        if confirmed.is_empty() {
+            return self.outbox.remove(confirmed).await;
         }
         self.points.crash_at(Point::Remove).await;
-        let removed = self.outbox.remove(rows).await?;
+        let removed = self.outbox.remove(confirmed).await?;
         self.points.crash_at(Point::Removed).await;
         Ok(removed)
     }
