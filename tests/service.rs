@@ -31,6 +31,8 @@ mod service {
     mod handles;
     mod interop;
     mod isolation;
+    #[cfg(feature = "testing")]
+    mod kit;
     mod limits;
     mod messages;
     mod one_bad_among_many;
@@ -67,6 +69,8 @@ mod service {
                 handles::trials,
                 interop::trials,
                 isolation::trials,
+                #[cfg(feature = "testing")]
+                kit::trials,
                 limits::trials,
                 messages::trials,
                 one_bad_among_many::trials,
