@@ -40,6 +40,7 @@ mod databases {
     mod database;
     mod examples;
     mod flow;
+    mod kit;
     mod leases;
     mod limits;
     mod outages;
@@ -74,6 +75,7 @@ mod databases {
                 conformance::trials,
                 crashes::trials,
                 examples::trials,
+                kit::trials,
                 leases::trials,
                 limits::trials,
                 outages::trials,

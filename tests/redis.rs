@@ -13,6 +13,7 @@ mod support;
 mod redis {
     mod conformance;
     mod faults;
+    mod kit;
     mod leases;
     mod safety;
     mod sentinel;
@@ -36,6 +37,7 @@ mod redis {
             &[
                 conformance::trials,
                 faults::trials,
+                kit::trials,
                 leases::trials,
                 safety::trials,
                 sentinel::trials,

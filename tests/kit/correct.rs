@@ -1,8 +1,14 @@
 //! What is right passes, wherever it is crashed.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
 use lapin_idempotent::{
-    HandlerResult, IdempotentHandler, IncomingMessage, OutgoingMessage, SqliteStore, SqliteTransaction,
-    testing::crash_everywhere,
+    HandlerResult, IdempotentHandler, IncomingMessage, Lease, MemoryStore, OutgoingMessage, SqliteStore,
+    SqliteTransaction, handler_fn,
+    testing::{Point, Subject, crash_everywhere},
 };
 
 use super::shop::{Debit, Shop, book, debit};
@@ -53,4 +59,32 @@ async fn handler_with_an_outbox_passes_everywhere() {
     .run()
     .await;
     report.assert_same_everywhere();
+}
+
+/// A lease of a process that ended runs out, in tokio's time; an effect is never in its session.
+#[tokio::test(start_paused = true)]
+async fn effect_that_knows_its_message_passes_everywhere_with_leases() {
+    for known in [true, false] {
+        let report = crash_everywhere(async |_| {
+            let effects = Arc::<Mutex<Vec<_>>>::default();
+            let noting = Arc::clone(&effects);
+            let handler = handler_fn(move |message, _: &mut Lease| {
+                let (effects, key) = (Arc::clone(&noting), message.effect_key("debit"));
+                Box::pin(async move {
+                    effects.lock().unwrap().push(key);
+                    Ok(())
+                })
+            });
+            Subject::new(MemoryStore::new(10), handler).state(async move || {
+                let effects = effects.lock().unwrap().clone();
+                if known { effects.into_iter().collect::<BTreeSet<_>>().len() } else { effects.len() }
+            })
+        })
+        .bind("payments", "debit")
+        .messages([debit(42)])
+        .run()
+        .await;
+        assert_eq!(report.findings().is_empty(), known, "{report}");
+        assert_eq!(report.findings().iter().any(|finding| finding.points == [Point::Commit]), !known);
+    }
 }
