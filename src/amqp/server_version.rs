@@ -44,6 +44,18 @@ pub struct ServerVersion {
 }
 
 impl ServerVersion {
+    /// Asks a broker for its version, which needs no credentials. The broker logs one connection
+    /// that its client closed unexpectedly.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConnectError`] if no broker answers at this URI.
+    pub async fn ask(uri: impl AsRef<str>) -> Result<Self, ConnectError> {
+        let connect = ConnectOptions::new([uri])?;
+        connect.check()?;
+        server_version(&connect).await
+    }
+
     /// As brokers write it: `4.3.6`, `4.1.0-rc.1`, `3.13.7+build.1`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '.');

@@ -4,8 +4,8 @@
 //! failed is delivered again after a delay, and what cannot be handled is parked. [`settle`] is the
 //! one table from an outcome to what is done about it; [`DeliverySettler`] does that in a consume
 //! loop of your own.
-//! [`WorkQueue`] declares a queue as it is best for the broker's version, and [`Unpark`] brings
-//! back what was parked.
+//! [`WorkQueue`] declares a queue as it is best for the broker's version, [`Unpark`] brings back
+//! what was parked, and [`Parked`] looks at it.
 //!
 //! # Several queues
 //!
@@ -56,6 +56,7 @@ mod forwarder;
 #[cfg(feature = "testing")]
 mod in_memory;
 mod options;
+mod parked;
 mod parking;
 mod pending;
 mod prefetch;
@@ -79,7 +80,8 @@ pub use control::ConsumerControl;
 pub use delay_queues::Redelivery;
 pub use delivery_settler::{DeliverySettler, DeliverySettlerBuilder, UnsettledDelivery};
 pub use error::{ConsumeError, ConsumeErrorKind};
+pub use parked::{LookedAt, Parked, ParkedChoice};
 pub use settlement::{ParkReason, Settlement, settle};
 pub use status::{ConsumerMonitor, ConsumerState, ConsumerStatus};
 pub use unpark::{Unpark, Unparked};
-pub use work_queue::{DeclareError, DeclaredQueue, Difference, WorkQueue};
+pub use work_queue::{CheckedQueue, DeclareError, DeclaredQueue, Difference, WorkQueue};

@@ -220,7 +220,7 @@ impl Unpark {
                     let moved =
                         if chooses { Some(self.one(&delivery, unprocessed, forwarder).await) } else { None };
                     if renew && !matches!(moved, Some(Ok(()))) {
-                        self.renew(&delivery, forwarder).await;
+                        publish_anew(&self.parking, &delivery, forwarder).await;
                     }
                     moved
                 });
@@ -236,21 +236,6 @@ impl Unpark {
                         chosen -= 1;
                     }
                 }
-            }
-        }
-    }
-
-    /// Publishes a message that stays parked anew to its queue, so that the broker counts its
-    /// deliveries from 0.
-    async fn renew(&self, delivery: &Delivery, forwarder: &Forwarder) {
-        let copy = amqp::renewed_properties(&delivery.properties, &self.parking);
-        match forwarder
-            .publish("", &self.parking, &ForwardedCopy::new(copy, delivery.data.clone().into()))
-            .await
-        {
-            Ok(()) => drop(delivery.acker.ack(BasicAckOptions::default()).await),
-            Err(error) => {
-                tracing::warn!(queue = %self.parking, error = Chain(&error).to_string(), "message not published anew; the broker counts that it was looked at");
             }
         }
     }
@@ -274,6 +259,23 @@ impl Unpark {
         forwarder.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
+    }
+}
+
+/// Publishes a message that stays parked anew to its queue, so that the broker counts its
+/// deliveries from 0. Whether it did.
+pub(super) async fn publish_anew(parking: &str, delivery: &Delivery, forwarder: &Forwarder) -> bool {
+    let copy = amqp::renewed_properties(&delivery.properties, parking);
+    let copy = ForwardedCopy::new(copy, delivery.data.clone().into());
+    match forwarder.publish("", parking, &copy).await {
+        Ok(()) => {
+            drop(delivery.acker.ack(BasicAckOptions::default()).await);
+            true
+        }
+        Err(error) => {
+            tracing::warn!(queue = %parking, error = Chain(&error).to_string(), "message not published anew; the broker counts that it was looked at");
+            false
+        }
     }
 }
 

@@ -85,8 +85,8 @@ impl IncomingMessage {
         self.header(reserved::PARKED_REASON)?.as_str()
     }
 
-    /// When it was parked, if it comes from a parking queue.
-    pub(crate) fn parked_at(&self) -> Option<SystemTime> {
+    /// When it was parked, if it comes from a parking queue. A header like any other.
+    pub fn parked_at(&self) -> Option<SystemTime> {
         self.header(reserved::PARKED_AT)?.as_time()
     }
 

@@ -17,6 +17,9 @@ mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+use std::time::SystemTime;
+
 use crate::{idempotency::Scope, message::MessageId};
 
 #[cfg(feature = "testing")]
@@ -34,6 +37,17 @@ pub use redis::{InvalidRedisSetting, RedisConnection, RedisStore};
 pub use sql::{InvalidTableName, LeasedStore, SchemaMismatch, SqlDatabase, SqlOutbox, SqlStore};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOutbox, SqliteStore, SqliteTransaction};
+
+/// What a store's server says of itself.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerFacts {
+    /// Its version, in its own words.
+    pub version: String,
+    /// What its clock says, by which identities age.
+    pub clock: SystemTime,
+}
 
 /// An operator's deliberate replay leaves a trace, in every store the same.
 fn log_forgotten(scope: &Scope, message_id: &MessageId) {

@@ -25,8 +25,8 @@ use crate::{
     error::bounded,
 };
 
-const ACCESS_REFUSED: u16 = 403;
-const NOT_FOUND: u16 = 404;
+pub(super) const ACCESS_REFUSED: u16 = 403;
+pub(super) const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// More than a queue has arguments.
@@ -37,7 +37,7 @@ const MOST_QUESTIONS: usize = 100;
 const NEVER_VALID: (&str, &str) = ("x-max-age", "never");
 
 /// What the broker says to a declaration.
-enum Answer {
+pub(super) enum Answer {
     Fine,
     Refused { code: u16, text: String },
 }
@@ -101,10 +101,7 @@ impl Declaring<'_> {
             if !trial.learn(&setting, current) {
                 return Ok(trial.found);
             }
-            let mut more = FieldTable::default();
-            let (name, value) = NEVER_VALID;
-            more.insert(ShortString::from(name), Value::Text(value.to_owned()).amqp());
-            match self.declare(&trial.declaration, more).await? {
+            match self.declare(&trial.declaration, Self::never()).await? {
                 Answer::Fine => return Ok(trial.passed()),
                 Answer::Refused { code: PRECONDITION_FAILED, text: next } => text = next,
                 Answer::Refused { code, text } => return Err(refused(&wanted.queue, code, &text)),
@@ -113,7 +110,28 @@ impl Declaring<'_> {
         Ok(trial.found)
     }
 
-    async fn declare(&self, wanted: &Declaration, mut arguments: FieldTable) -> Result<Answer, DeclareError> {
+    /// Like [`one`](Self::one) for a queue that is there, and creates none if it is not any more.
+    pub(super) async fn question(&self, wanted: &Declaration) -> Result<Found, DeclareError> {
+        match self.declare(wanted, Self::never()).await? {
+            Answer::Fine => Ok(Found { complete: true, ..Found::default() }),
+            Answer::Refused { code: PRECONDITION_FAILED, text } => self.compare(wanted, text).await,
+            Answer::Refused { code, text } => Err(refused(&wanted.queue, code, &text)),
+        }
+    }
+
+    /// What makes a declaration one that creates nothing.
+    pub(super) fn never() -> FieldTable {
+        let (name, value) = NEVER_VALID;
+        let mut never = FieldTable::default();
+        never.insert(ShortString::from(name), Value::Text(value.to_owned()).amqp());
+        never
+    }
+
+    pub(super) async fn declare(
+        &self,
+        wanted: &Declaration,
+        mut arguments: FieldTable,
+    ) -> Result<Answer, DeclareError> {
         for (name, value) in &wanted.arguments {
             // Names that came from the broker fitted into a short string there.
             let name = ShortString::try_new(name.as_str());
@@ -126,7 +144,7 @@ impl Declaring<'_> {
     }
 
     /// On a channel of its own: a declaration that is refused closes its channel.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         queue: &str,
         options: QueueDeclareOptions,

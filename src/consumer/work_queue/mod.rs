@@ -1,6 +1,7 @@
 //! Declaring a queue to consume from as it is best for the broker that is there.
 
 mod arguments;
+mod check;
 mod compare;
 mod difference;
 mod error;
@@ -8,6 +9,7 @@ mod trial;
 
 use std::{fmt, time::Duration};
 
+pub use check::CheckedQueue;
 pub use difference::Difference;
 pub use error::DeclareError;
 
@@ -156,14 +158,7 @@ impl WorkQueue {
     ///
     /// Outside of a tokio runtime.
     pub async fn declare(&self) -> Result<DeclaredQueue, DeclareError> {
-        let mut connect = self.connect.clone().map_err(amqp::ConnectError::from)?;
-        connect.check().map_err(amqp::ConnectError::from)?;
-        connect.name.get_or_insert_with(|| format!("declare {}", self.queue));
-        let parking = ParkingTarget::queue_beside(&self.queue).routing_key;
-        if self.queue.is_empty() || parking.len() > NAME_BYTES {
-            let most = NAME_BYTES - (parking.len() - self.queue.len());
-            return Err(DeclareError::Name { bytes: self.queue.len(), most });
-        }
+        let (connect, parking) = self.ready("declare")?;
         let version = amqp::server_version(&connect).await?;
         let queue = Declaration::of_work(&self.queue, &parking, &self.options, version)?;
         let parking = Declaration::of_parking(&parking);
@@ -172,6 +167,19 @@ impl WorkQueue {
         let declared = declaring.both(&queue, &parking, version).await;
         amqp::close(&connection).await;
         declared
+    }
+
+    /// How to connect, and the name of the parking queue.
+    fn ready(&self, what: &str) -> Result<(ConnectOptions, String), DeclareError> {
+        let mut connect = self.connect.clone().map_err(amqp::ConnectError::from)?;
+        connect.check().map_err(amqp::ConnectError::from)?;
+        connect.name.get_or_insert_with(|| format!("{what} {}", self.queue));
+        let parking = ParkingTarget::queue_beside(&self.queue).routing_key;
+        if self.queue.is_empty() || parking.len() > NAME_BYTES {
+            let most = NAME_BYTES - (parking.len() - self.queue.len());
+            return Err(DeclareError::Name { bytes: self.queue.len(), most });
+        }
+        Ok((connect, parking))
     }
 }
 

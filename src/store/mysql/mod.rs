@@ -43,6 +43,7 @@ pub type MySqlTransaction = Transaction<'static, MySql>;
 const WORDS: Syntax = Syntax {
     value: |_| "?".to_owned(),
     now: "UTC_TIMESTAMP(6)",
+    moment: "UTC_TIMESTAMP(6)",
     micros: |time| format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {time})"),
     later: |micros| format!("UTC_TIMESTAMP(6) + INTERVAL {micros} MICROSECOND"),
     until: |time| format!("TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {time})"),
@@ -86,6 +87,7 @@ impl Dialect for MySql {
     const ROLLBACK: &'static str = "ROLLBACK";
     const ONE_WRITER: bool = false;
     const AFTER_FAILURE: Option<&'static str> = None;
+    const VERSION: &'static str = "SELECT CAST(VERSION() AS CHAR)";
     const COLUMNS: &'static str = "SELECT CAST(column_name AS CHAR) FROM information_schema.columns WHERE table_name = ? \
                                    AND table_schema = COALESCE(NULLIF(?, ''), DATABASE())";
     const KEY: &'static str = "SELECT CAST(column_name AS CHAR) FROM information_schema.key_column_usage WHERE \

@@ -52,6 +52,7 @@ pub type PostgresTransaction = Transaction<'static, Postgres>;
 const WORDS: Syntax = Syntax {
     value: |n| format!("${n}"),
     now: "now()",
+    moment: "clock_timestamp()",
     micros: |time| format!("(extract(epoch FROM {time}) * 1000000)::bigint"),
     later: |micros| format!("now() + {micros}::bigint * interval '1 microsecond'"),
     until: |time| format!("(extract(epoch FROM {time} - clock_timestamp()) * 1000000)::bigint"),
@@ -132,6 +133,7 @@ impl Dialect for Postgres {
     const ONE_WRITER: bool = false;
     const AFTER_FAILURE: Option<&'static str> = None;
     const OPTIMISTIC: bool = true;
+    const VERSION: &'static str = "SELECT current_setting('server_version')";
     const COLUMNS: &'static str = "SELECT attname::text FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped AND \
                                    attrelid = to_regclass(CASE $2 WHEN '' THEN quote_ident($1) \
                                    ELSE quote_ident($2) || '.' || quote_ident($1) END)";

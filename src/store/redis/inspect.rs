@@ -1,6 +1,9 @@
 //! Looking into the store.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, SystemTime},
+};
 
 use redis::{Cmd, Value, cmd, from_redis_value};
 
@@ -13,7 +16,7 @@ use super::{
 use crate::{
     idempotency::{Inspect, Record, Scope, StoreError},
     message::MessageId,
-    store::log_forgotten,
+    store::{ServerFacts, log_forgotten},
 };
 
 /// How many keys a server looks at in one go.
@@ -72,6 +75,23 @@ impl Inspect for RedisStore {
 }
 
 impl RedisStore {
+    /// What the server says of itself; of a cluster one of the primaries.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreError`].
+    pub async fn server(&self) -> Result<ServerFacts, StoreError> {
+        let unexpected = |_| Failure::unexpected();
+        let (link, limit) = (self.link()?, self.options.limit());
+        let info = link.to_slot(cmd("INFO").arg("server"), 0, limit).await?;
+        let info: String = from_redis_value(info).map_err(unexpected)?;
+        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or_default();
+        let (seconds, micros): (u64, u32) =
+            from_redis_value(link.to_slot(&cmd("TIME"), 0, limit).await?).map_err(unexpected)?;
+        let clock = Duration::from_secs(seconds) + Duration::from_micros(micros.into());
+        Ok(ServerFacts { version: version.trim().to_owned(), clock: SystemTime::UNIX_EPOCH + clock })
+    }
+
     /// For each primary one slot that it has.
     async fn a_slot_of_each(&self) -> Result<Vec<u16>, StoreError> {
         if !self.link.is_cluster() {

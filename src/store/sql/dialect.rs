@@ -41,6 +41,8 @@ pub trait Dialect: Database + HasStatementCache + Sized {
     /// [`insert`](Self::insert).
     const OPTIMISTIC: bool = false;
 
+    /// The version of the server.
+    const VERSION: &'static str;
     /// The columns of a table (1st value) in a schema (2nd value, may be empty).
     const COLUMNS: &'static str;
     /// The columns of its primary key.

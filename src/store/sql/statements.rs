@@ -8,6 +8,8 @@ pub(in crate::store) struct Syntax {
     pub(in crate::store) value: fn(usize) -> String,
     /// The server's clock, as the table keeps times.
     pub(in crate::store) now: &'static str,
+    /// The same, whether or not a transaction is open.
+    pub(in crate::store) moment: &'static str,
     /// A time of the table, in microseconds since 1970.
     pub(in crate::store) micros: fn(&str) -> String,
     /// The time so many microseconds from now; the number is an expression.
@@ -40,6 +42,10 @@ pub struct Statements {
     pub(in crate::store) complete_all: String,
     pub(in crate::store) release: String,
     pub(in crate::store) count: String,
+    /// How many a purge would forget.
+    pub(in crate::store) count_older: String,
+    /// The server's clock, in microseconds since 1970.
+    pub(in crate::store) clock: String,
     pub(in crate::store) forget: String,
     pub(in crate::store) forget_leased: String,
     pub(in crate::store) purge: String,
@@ -100,6 +106,12 @@ impl Statements {
             // The row stays, so that the next lease has a greater token.
             release: format!("UPDATE {t} SET leased_until = {now} WHERE {}", held(1)),
             count: format!("SELECT COUNT(*) FROM {t} WHERE scope = {} AND leased_until IS NULL", v(1)),
+            count_older: format!(
+                "SELECT COUNT(*) FROM {t} WHERE processed_at < {} AND (leased_until IS NULL OR leased_until < {})",
+                later(1),
+                later(2)
+            ),
+            clock: format!("SELECT {}", micros(syntax.moment)),
             forget: format!(
                 "DELETE FROM {t} WHERE {} AND leased_until IS NULL AND token IS NULL",
                 identity(1)

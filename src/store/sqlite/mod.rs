@@ -44,6 +44,7 @@ pub type SqliteTransaction = Transaction<'static, Sqlite>;
 const WORDS: Syntax = Syntax {
     value: |n| format!("?{n}"),
     now: "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+    moment: "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
     micros: |time| format!("{time} * 1000"),
     later: |micros| format!("CAST(unixepoch('subsec') * 1000 AS INTEGER) + {micros} / 1000"),
     until: |time| format!("({time} - CAST(unixepoch('subsec') * 1000 AS INTEGER)) * 1000"),
@@ -84,6 +85,7 @@ impl Dialect for Sqlite {
     // one; it gets an empty one to roll back.
     const ONE_WRITER: bool = true;
     const AFTER_FAILURE: Option<&'static str> = Some("BEGIN");
+    const VERSION: &'static str = "SELECT sqlite_version()";
     const COLUMNS: &'static str = "SELECT name FROM pragma_table_info(?1, NULLIF(?2, ''))";
     const KEY: &'static str = "SELECT name FROM pragma_table_info(?1, NULLIF(?2, '')) WHERE pk > 0";
     const INDEXES: &'static str = "SELECT 'btree' FROM pragma_index_list(?1, NULLIF(?2, '')) AS list, \

@@ -1,0 +1,178 @@
+//! The tables.
+
+use std::{error::Error, num::NonZeroU16};
+
+use lapin_idempotent::{
+    idempotency::{StoreError, StoreErrorKind},
+    store::SchemaMismatch,
+};
+
+use crate::{
+    ask::{Done, Failure, chain, may},
+    options::{Database, Schema, Tables},
+    print::{Printer, Record, verbatim},
+    servers::{AnyOutbox, AnyStore, Kind, Servers, with_outbox},
+};
+
+pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -> Result<Done, Failure> {
+    match command {
+        Schema::Print { tables, database } => print(tables, *database, servers, printer),
+        Schema::Apply { tables, consent } => {
+            // Redis has no tables, and says so before it is asked whether to make some.
+            let (store, outbox) = both(tables, servers)?;
+            let what = match (&store, &outbox) {
+                (Some(_), Some(_)) => "make the tables of the identities and of the outbox",
+                (Some(_), None) => "make the table of the identities",
+                _ => "make the tables of the outbox",
+            };
+            if !may(consent, &format!("{what}, where they are missing"))? {
+                return Ok(Done::Well);
+            }
+            let mut made = Vec::new();
+            if let Some(store) = store {
+                match &store {
+                    AnyStore::Postgres(store) => store.create_schema().await?,
+                    AnyStore::MySql(store) => store.create_schema().await?,
+                    AnyStore::Sqlite(store) => store.create_schema().await?,
+                    AnyStore::Redis(_) => {}
+                }
+                made.push(row("identities", None));
+            }
+            if let Some(outbox) = outbox {
+                with_outbox!(&outbox, outbox => outbox.create_schema().await)?;
+                made.push(row("outbox", None));
+            }
+            printer.list(&made)?;
+            Ok(Done::Well)
+        }
+        Schema::Check { tables } => check(tables, servers, printer).await,
+    }
+}
+
+/// Identities, unless only the outbox was named.
+fn identities(tables: &Tables) -> bool {
+    tables.identities || tables.partitioned.is_some() || !tables.outbox
+}
+
+fn both(tables: &Tables, servers: &Servers) -> Result<(Option<AnyStore>, Option<AnyOutbox>), Failure> {
+    let store = if identities(tables) {
+        Some(partitioned(servers.store_that_may_be_made()?, tables.partitioned)?)
+    } else {
+        None
+    };
+    let outbox = if tables.outbox { Some(servers.outbox_that_may_be_made()?) } else { None };
+    Ok((store, outbox))
+}
+
+fn partitioned(store: AnyStore, hours: Option<NonZeroU16>) -> Result<AnyStore, Failure> {
+    match (store, hours) {
+        (store, None) => Ok(store),
+        (AnyStore::Postgres(store), Some(hours)) => Ok(AnyStore::Postgres(store.partitioned(hours))),
+        _ => Err(Failure::usage("only PostgreSQL has partitions")),
+    }
+}
+
+fn print(
+    tables: &Tables,
+    database: Option<Database>,
+    servers: &Servers,
+    printer: Printer,
+) -> Result<Done, Failure> {
+    // Nobody connects.
+    let url = match database {
+        Some(Database::Postgres) => "postgres://localhost",
+        Some(Database::Mysql) => "mysql://localhost",
+        Some(Database::Sqlite) => "sqlite::memory:",
+        None => match servers.kind()? {
+            Kind::Postgres => "postgres://localhost",
+            Kind::MySql => "mysql://localhost",
+            Kind::Sqlite => "sqlite::memory:",
+            Kind::Redis => return Err(Failure::usage("Redis has no tables")),
+        },
+    };
+    let (store, outbox) = both(tables, &servers.with_store_url(url))?;
+    let mut texts = Vec::new();
+    match &store {
+        Some(AnyStore::Postgres(store)) => texts.push(("identities", store.schema_sql())),
+        Some(AnyStore::MySql(store)) => texts.push(("identities", store.schema_sql())),
+        Some(AnyStore::Sqlite(store)) => texts.push(("identities", store.schema_sql())),
+        Some(AnyStore::Redis(_)) | None => {}
+    }
+    if let Some(outbox) = &outbox {
+        texts.push(("outbox", with_outbox!(outbox, outbox => outbox.schema_sql())));
+    }
+    for (tables, sql) in texts {
+        if printer.json {
+            printer.one(&vec![("tables", tables.into()), ("sql", sql.into())])?;
+        } else {
+            verbatim(&sql)?;
+        }
+    }
+    Ok(Done::Well)
+}
+
+async fn check(tables: &Tables, servers: &Servers, printer: Printer) -> Result<Done, Failure> {
+    let mut rows = Vec::new();
+    if servers.kind()? == Kind::Redis {
+        if tables.outbox || tables.partitioned.is_some() {
+            return Err(Failure::usage("Redis has no tables, and there is no outbox on it"));
+        }
+        let missing = lacking(servers.store()?.check().await)?;
+        rows.push(row("settings", missing));
+    } else {
+        // A file that is not there is not made by a look at it.
+        if identities(tables) {
+            let store = partitioned(servers.store()?, tables.partitioned)?;
+            rows.push(row("identities", lacking(store.check().await)?));
+        }
+        if tables.outbox {
+            let outbox = servers.outbox()?;
+            let checked = with_outbox!(&outbox, outbox => outbox.check_schema().await);
+            rows.push(row("outbox", lacking(checked)?));
+        }
+    }
+    let lacks = rows.iter().any(|row| !row[2].1.is_null());
+    if printer.json {
+        printer.list(&rows)?;
+    } else {
+        for row in &rows {
+            let text = row[2].1.as_str().unwrap_or("as it should be");
+            printer.note(&crate::print::escaped(
+                &format!("{}: {text}", row[0].1.as_str().unwrap_or_default()),
+                4096,
+            ))?;
+        }
+        if lacks && servers.kind()? != Kind::Redis {
+            printer.note("`schema apply` makes what is missing, `schema print` prints the SQL")?;
+        }
+    }
+    Ok(if lacks { Done::Found } else { Done::Well })
+}
+
+fn row(tables: &str, missing: Option<String>) -> Record {
+    vec![("tables", tables.into()), ("ok", missing.is_none().into()), ("missing", missing.into())]
+}
+
+/// What is missing, if something is; other errors are failures.
+fn lacking(checked: Result<(), StoreError>) -> Result<Option<String>, Failure> {
+    match checked {
+        Ok(()) => Ok(None),
+        Err(error) => match missing(&error) {
+            Some(missing) => Ok(Some(missing)),
+            None => Err(error.into()),
+        },
+    }
+}
+
+/// What a store that answers is not fit for.
+pub(crate) fn missing(error: &StoreError) -> Option<String> {
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = cause {
+        if let Some(mismatch) = error.downcast_ref::<SchemaMismatch>() {
+            return Some(mismatch.missing().to_owned());
+        }
+        cause = error.source();
+    }
+    // What Redis objects to; a login that fails has this kind as well, and says what it is.
+    (error.kind() == StoreErrorKind::Configuration).then(|| chain(error))
+}
