@@ -74,6 +74,7 @@
 //! | `redis` | no | `RedisStore`, for Redis 5 or later and Valkey, single servers and clusters |
 //! | `metrics` | no | counters, gauges and histograms through the `metrics` facade |
 //! | `testing` | no | `testing`: a conformance suite for stores and outboxes of your own, a clock set by hand, an outbox and a publisher in memory; with tokio's `test-util` |
+//! | `cli` | no | the program `lapin-idempotent`, for those who run the services: schema, store, outbox, parked messages, a doctor; with `tls` and all stores |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
 //! # The guide

@@ -23,7 +23,7 @@ use crate::{
 /// back when the look ends, and a broker that counts this towards a delivery limit is kept from
 /// reaching it, as [`delivery_limit`](Self::delivery_limit) says. While the look goes on, other
 /// readers of the queue do not see what it holds; afterwards the messages have the flag
-/// `redelivered`.
+/// `redelivered`, and may be in another order.
 ///
 /// ```no_run
 /// # async fn look() -> Result<(), lapin_idempotent::consumer::ConsumeError> {

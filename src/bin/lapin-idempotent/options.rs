@@ -276,11 +276,22 @@ pub(crate) struct Filter {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct Choice {
-    #[command(flatten)]
-    pub(crate) filter: Filter,
+    /// Those that were parked for this reason, such as attempts-exhausted
+    #[arg(long, value_name = "REASON")]
+    reason: Option<String>,
+    /// Those with this message ID
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
     /// All that are there
     #[arg(long, conflicts_with_all = ["reason", "id"])]
-    pub(crate) all: bool,
+    all: bool,
+}
+
+impl Choice {
+    /// Without a reason and an ID it is all.
+    pub(crate) fn filter(&self) -> Filter {
+        Filter { reason: self.reason.clone(), id: self.id.clone() }
+    }
 }
 
 #[derive(Debug, Subcommand)]

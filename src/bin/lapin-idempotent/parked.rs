@@ -35,7 +35,7 @@ pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -
                 what.push_str(", taking it that none of them has taken effect");
             }
             if consent.dry_run {
-                return count(amqp, queue, &choice.filter, *limit, "would_move", printer).await;
+                return count(amqp, queue, &choice.filter(), *limit, "would_move", printer).await;
             }
             if !may(consent, &what)? {
                 return Ok(Done::Well);
@@ -44,12 +44,12 @@ pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -
         }
         Parked::Discard { queue, choice, because, consent } => {
             if consent.dry_run {
-                return count(amqp, queue, &choice.filter, None, "would_discard", printer).await;
+                return count(amqp, queue, &choice.filter(), None, "would_discard", printer).await;
             }
             if !may(consent, &format!("delete for good {} of {:?}", named(choice), queue.queue))? {
                 return Ok(Done::Well);
             }
-            let filter = choice.filter.clone();
+            let filter = choice.filter();
             let looked =
                 looking(amqp, queue)
                     .each(|message| {
@@ -90,7 +90,9 @@ pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -
                 return Err(error.into());
             }
             to.flush()?;
-            if out.is_some() {
+            if let Some(path) = out {
+                // The messages may be discarded next.
+                File::open(path)?.sync_all()?;
                 printer.one(&vec![("exported", written.into())])?;
             }
         }
@@ -196,7 +198,7 @@ async fn unpark(
     assume_unprocessed: bool,
     printer: Printer,
 ) -> Result<Done, Failure> {
-    let filter = choice.filter.clone();
+    let filter = choice.filter();
     let unpark = Unpark::new(amqp, &queue.queue)
         .delivery_limit(limit(queue))
         .limit(most.unwrap_or(u64::MAX))
@@ -225,7 +227,8 @@ fn is_wanted(filter: &Filter, message: &IncomingMessage) -> bool {
 }
 
 fn named(choice: &Choice) -> String {
-    match (&choice.filter.id, &choice.filter.reason) {
+    let filter = choice.filter();
+    match (&filter.id, &filter.reason) {
         (Some(id), None) => format!("the messages with the ID {id:?}"),
         (None, Some(reason)) => format!("the messages parked as {reason:?}"),
         (Some(id), Some(reason)) => format!("the messages with the ID {id:?} that were parked as {reason:?}"),

@@ -213,10 +213,14 @@ impl Servers {
             for url in url.split(',') {
                 text = text.replace(url, "<URL>");
                 let Ok(url) = Url::parse(url) else { continue };
-                let Some(password) = url.password().filter(|password| password.len() > 2) else { continue };
-                text = text.replace(password, "***");
-                let decoded = percent_decode_str(password).decode_utf8_lossy();
-                text = text.replace(&*decoded, "***");
+                let password = url.password().map(str::to_owned).into_iter();
+                let named = url.query_pairs().filter(|(name, _)| is_secret(name));
+                for secret in password.chain(named.map(|(_, value)| value.into_owned())) {
+                    let decoded = percent_decode_str(&secret).decode_utf8_lossy().into_owned();
+                    for secret in [secret, decoded].into_iter().filter(|secret| secret.len() > 2) {
+                        text = text.replace(&secret, "***");
+                    }
+                }
             }
         }
         text
@@ -278,7 +282,12 @@ pub(crate) fn is_secret_told() -> bool {
     std::env::args().any(|argument| without_passwords(&argument) != argument)
 }
 
-/// A text without what stands between `://` and `@`.
+/// Whether a parameter of a URL is nobody's business.
+fn is_secret(name: &str) -> bool {
+    ["pass", "secret", "token", "key"].iter().any(|word| name.to_ascii_lowercase().contains(word))
+}
+
+/// A text without what stands between `://` and `@`, and behind the `?`, of its URLs.
 pub(crate) fn without_passwords(text: &str) -> String {
     let mut clean = String::new();
     let mut rest = text;
@@ -286,14 +295,20 @@ pub(crate) fn without_passwords(text: &str) -> String {
         clean.push_str(before);
         clean.push_str("://");
         // A password may hold anything but blanks; the last `@` before them ends it.
-        let end = behind.find(|c: char| c.is_whitespace()).unwrap_or(behind.len());
-        rest = match behind[..end].rfind('@') {
-            Some(at) if behind[..at].contains(':') => {
-                clean.push_str("***");
-                &behind[at..]
+        let end = behind.find(char::is_whitespace).unwrap_or(behind.len());
+        let (mut url, after) = behind.split_at(end);
+        if let Some(at) = url.rfind('@').filter(|at| url[..*at].contains(':')) {
+            clean.push_str("***");
+            url = &url[at..];
+        }
+        match url.split_once('?') {
+            Some((path, _)) => {
+                clean.push_str(path);
+                clean.push_str("?***");
             }
-            _ => behind,
-        };
+            None => clean.push_str(url),
+        }
+        rest = after;
     }
     clean.push_str(rest);
     clean
@@ -307,7 +322,8 @@ mod tests {
     fn passwords_are_left_out_wherever_a_url_stands() {
         for (text, clean) in [
             ("--store=postgres://u:canary@h/db", "--store=postgres://***@h/db"),
-            ("'redis://:can@ary@h' and amqp://u:canary@h", "'redis://***@h' and amqp://***@h"),
+            ("at 'redis://:can@ary@h' and amqp://u:canary@h", "at 'redis://***@h' and amqp://***@h"),
+            ("postgres://h/db?password=canary", "postgres://h/db?***"),
             ("sqlite://a.db", "sqlite://a.db"),
             ("amqp://user@host no: more", "amqp://user@host no: more"),
         ] {

@@ -31,8 +31,11 @@ pub(crate) async fn run(command: &Store, servers: &Servers, printer: Printer) ->
         Store::Forget { scope, id, because, consent } => {
             let (scope, id) = identity(scope, id)?;
             let store = servers.store()?;
-            let what =
-                format!("forget {id:?} in scope {scope:?}: its message takes effect once more when it comes");
+            let what = format!(
+                "forget {:?} in scope {:?}: its message takes effect once more when it comes",
+                id.as_str(),
+                scope.as_str()
+            );
             if !may(consent, &what)? {
                 return Ok(Done::Well);
             }

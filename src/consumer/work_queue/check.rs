@@ -15,6 +15,7 @@ use crate::amqp::{self, ClosedOnDrop, ServerVersion};
 /// What [`WorkQueue::check`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each was found by itself")]
 pub struct CheckedQueue {
     /// The queue to consume from.
     pub queue: String,

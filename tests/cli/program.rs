@@ -1,0 +1,112 @@
+//! The program, as a process.
+
+use std::{ffi::OsString, process::Stdio};
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+use tokio::{process::Command, time::timeout};
+
+use super::SOON;
+
+/// What it is started with.
+#[derive(Clone, Default)]
+pub struct Program {
+    environment: Vec<(&'static str, OsString)>,
+    arguments: Vec<OsString>,
+}
+
+/// What it did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Program {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
+        self
+    }
+
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Runs a command of plain words, without a terminal.
+    pub async fn run(&self, command: &str) -> Ran {
+        self.run_with(&command.split(' ').collect::<Vec<_>>()).await
+    }
+
+    pub async fn run_with(&self, words: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lapin-idempotent"));
+        for name in ["STORE_URL", "AMQP_URL", "COLUMNS"] {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(words).args(&self.arguments).stdin(Stdio::null()).kill_on_drop(true);
+        let output = timeout(SOON, command.output()).await.expect("it ends in time").expect("run");
+        let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
+        Ran {
+            code: output.status.code().expect("a code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+
+    /// What it says in JSON, if it went well.
+    pub async fn json(&self, command: &str) -> Vec<Value> {
+        self.run(&format!("{command} --json")).await.ok().objects()
+    }
+}
+
+impl Ran {
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+
+    pub fn objects(&self) -> Vec<Value> {
+        let object = |line: &str| match serde_json::from_str(line) {
+            Ok(object @ Value::Object(_)) => object,
+            other => panic!("no object: {line}: {other:?}"),
+        };
+        self.out.lines().map(object).collect()
+    }
+
+    /// All that anyone could read.
+    pub fn all(&self) -> String {
+        format!("{}\n{}", self.out, self.err)
+    }
+}
+
+/// A name that may be a table's, and that no other test and no other run has.
+pub fn short(name: &str) -> String {
+    format!("{name}_{}", &uuid::Uuid::new_v4().simple().to_string()[..16])
+}
+
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+/// Runs a statement without values.
+pub async fn sql(url: &str, sql: &str) {
+    match url.split(':').next() {
+        Some("postgres") => execute::<sqlx::PgConnection>(url, sql).await,
+        Some("mysql") => execute::<sqlx::MySqlConnection>(url, sql).await,
+        _ => execute::<sqlx::SqliteConnection>(url, sql).await,
+    }
+}
+
+async fn execute<C: Connection>(url: &str, sql: &str)
+where
+    for<'c> &'c mut C: Executor<'c>,
+{
+    let mut connection = C::connect(url).await.expect("connect");
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("statement");
+}
