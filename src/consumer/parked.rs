@@ -1,6 +1,6 @@
 //! Looking at parked messages, and deleting those that nobody wants any more.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use lapin::{
     Channel,
@@ -8,7 +8,7 @@ use lapin::{
     options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{delivery_limit::DeliveryLimit, error::ConsumeError, forwarder::Forwarder, unpark::publish_anew};
 use crate::{
@@ -16,6 +16,11 @@ use crate::{
     error::BoxError,
     message::IncomingMessage,
 };
+
+/// How often, and after what pause, the queue is asked whether it has back what was looked at.
+/// Another one may have taken some.
+const RETURNED: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the messages of a parking queue, in its order, and leaves or deletes each.
 ///
@@ -145,6 +150,9 @@ impl Parked {
                 // channel gives back is.
                 let all = BasicNackOptions { multiple: true, requeue: true };
                 let _ = timeout(connect.timeout, channel.basic_nack(0, all)).await;
+                if let Ok(looked) = &looked {
+                    let _ = timeout(connect.timeout, self.returned(&channel, looked)).await;
+                }
                 // Answered only after all acks before it.
                 let closed = timeout(connect.timeout, channel.close(200, ShortString::from(""))).await;
                 match (looked, closed) {
@@ -191,6 +199,21 @@ impl Parked {
             }
         }
         Ok(looked)
+    }
+
+    /// A quorum queue takes its time to give back. Who looks next, or unparks, would miss what is
+    /// not there yet.
+    async fn returned(&self, channel: &Channel, looked: &LookedAt) -> Result<(), BoxError> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        for _ in 0..RETURNED {
+            let parking = ShortString::try_new(self.parking.as_str())?;
+            let found = channel.queue_declare(parking, passive, FieldTable::default()).await?;
+            if u64::from(found.message_count()) >= looked.there - looked.discarded {
+                break;
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     async fn renewed(&self, delivery: &Delivery, forwarder: &Forwarder) -> u64 {

@@ -11,6 +11,7 @@ use super::{
 
 trials! {
     everything_that_changes_data_needs_yes,
+    on_a_terminal_it_asks,
 }
 
 pub async fn everything_that_changes_data_needs_yes() {
@@ -37,4 +38,15 @@ pub async fn everything_that_changes_data_needs_yes() {
     }
     assert_eq!(program.json(&format!("parked list {queue}")).await.len(), 4);
     filled.delete(&client).await;
+}
+
+/// `script` gives it one.
+pub async fn on_a_terminal_it_asks() {
+    let (program, ..) = on::<Postgres>();
+    for (answer, code) in [("n", 3), ("", 3), ("y", 0)] {
+        let asked = program.run_on_terminal("schema apply", answer).await.ok();
+        assert!(asked.out.contains("[y/N]"), "{asked:?}");
+        assert_eq!(asked.out.contains("nothing was changed"), code == 3, "{asked:?}");
+        assert_eq!(program.run("schema check").await.code, code, "{answer:?}");
+    }
 }

@@ -1,10 +1,17 @@
 //! The program, as a process.
 
-use std::{ffi::OsString, process::Stdio};
+use std::{
+    ffi::{OsStr, OsString},
+    process::Stdio,
+};
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    process::{Child, Command},
+    time::timeout,
+};
 
 use super::SOON;
 
@@ -44,13 +51,39 @@ impl Program {
     }
 
     pub async fn run_with(&self, words: &[&str]) -> Ran {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lapin-idempotent"));
+        let mut command = self.command(env!("CARGO_BIN_EXE_lapin-idempotent").as_ref());
+        command.args(words).args(&self.arguments).stdin(Stdio::null());
+        Self::ended(command.spawn().expect("spawn")).await
+    }
+
+    /// Runs a command on a terminal of its own, and answers a question.
+    pub async fn run_on_terminal(&self, command: &str, answer: &str) -> Ran {
+        let mut line = format!("{} {command}", env!("CARGO_BIN_EXE_lapin-idempotent"));
+        for argument in &self.arguments {
+            line = format!("{line} {}", argument.to_str().expect("plain"));
+        }
+        let mut command = self.command("script".as_ref());
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).stdin(Stdio::piped());
+        let mut child = command.spawn().expect("spawn");
+        let mut stdin = child.stdin.take().expect("stdin");
+        stdin.write_all(format!("{answer}\n").as_bytes()).await.expect("answer");
+        let ran = Self::ended(child).await;
+        drop(stdin);
+        ran
+    }
+
+    fn command(&self, program: &OsStr) -> Command {
+        let mut command = Command::new(program);
         for name in ["STORE_URL", "AMQP_URL", "COLUMNS"] {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.args(words).args(&self.arguments).stdin(Stdio::null()).kill_on_drop(true);
-        let output = timeout(SOON, command.output()).await.expect("it ends in time").expect("run");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    async fn ended(child: Child) -> Ran {
+        let output = timeout(SOON, child.wait_with_output()).await.expect("it ends in time").expect("run");
         let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
         Ran {
             code: output.status.code().expect("a code"),
