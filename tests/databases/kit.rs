@@ -1,5 +1,7 @@
 //! The crash test on servers: what is right passes, and what is not is found.
 
+#![allow(clippy::future_not_send, reason = "a run is awaited where the test is")]
+
 use std::sync::{Arc, Mutex};
 
 use lapin_idempotent::{

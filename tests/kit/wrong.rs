@@ -1,6 +1,6 @@
 //! What is wrong is found, and the point is named.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::TryFutureExt;
 use lapin_idempotent::{
@@ -48,7 +48,7 @@ impl IdempotentHandler<SqliteStore> for Mail {
 async fn effect_outside_of_the_session_is_found() {
     let report = crash_everywhere(async |_| {
         let shop = Shop::open().await;
-        let mails = shop.mails.clone();
+        let mails = Arc::clone(&shop.mails);
         Subject::new(shop.store.clone(), Mail(shop)).state(async move || mails.lock().unwrap().len())
     })
     .bind("payments", "debit")

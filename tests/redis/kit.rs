@@ -1,6 +1,8 @@
 //! The crash test with leases: an effect is not in the session, so one that knows its message
 //! passes, and one that does not is found.
 
+#![allow(clippy::future_not_send, reason = "a run is awaited where the test is")]
+
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},

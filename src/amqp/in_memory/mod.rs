@@ -109,7 +109,7 @@ impl MemoryBroker {
         if self.fates.at(Step::Send).await == Fate::Fails {
             return Answer::Nacked;
         }
-        let is_routed = self.route(message.clone());
+        let is_routed = self.route(&message);
         if is_routed {
             self.state().published.push(message);
         }
@@ -125,7 +125,7 @@ impl MemoryBroker {
         if self.fates.at(Step::Copy).await == Fate::Fails {
             return Answer::Nacked;
         }
-        let is_routed = self.route(message);
+        let is_routed = self.route(&message);
         let _ = self.fates.at(Step::Copied).await;
         if is_routed { Answer::Confirmed } else { Answer::Returned }
     }
@@ -139,7 +139,7 @@ impl MemoryBroker {
     }
 
     /// Puts a message into the queues that it is routed to, if there are any.
-    pub(crate) fn route(&self, message: Kept) -> bool {
+    pub(crate) fn route(&self, message: &Kept) -> bool {
         let (now, mut state) = (self.now.get(), self.state());
         let State { queues, bindings, .. } = &mut *state;
         let route = (message.exchange.clone(), message.routing_key.clone());
@@ -188,7 +188,7 @@ impl MemoryBroker {
         let expired: Vec<Kept> =
             self.state().queues.iter_mut().flat_map(|(name, queue)| queue.expired(name, now)).collect();
         for message in expired {
-            self.route(message);
+            self.route(&message);
         }
     }
 

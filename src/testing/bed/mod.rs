@@ -273,8 +273,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     ///
     /// While the bed works.
     pub fn duplicate(&self, copies: usize, cause: DuplicateCause) -> &Self {
-        let consumer = self.consumer.try_lock();
-        consumer.expect("the bed is at rest").duplicate(copies, cause);
+        let Ok(consumer) = self.consumer.try_lock() else { panic!("the bed is not at rest") };
+        consumer.duplicate(copies, cause);
         self
     }
 }

@@ -1,5 +1,7 @@
 //! A handler, crashed everywhere.
 
+#![allow(clippy::future_not_send, reason = "a run is awaited where the test is")]
+
 mod handler;
 mod outbox;
 mod report;
@@ -196,7 +198,7 @@ impl<F> CrashTest<F> {
         let is_handled = passed.iter().any(|passage| passage.point == Point::Committed);
         assert!(is_handled, "undisturbed, no message is handled");
         let again = self.once(&[]).await.end;
-        let differs = again.map(|again| expected.difference(&again)).unwrap_or_else(Some);
+        let differs = again.map_or_else(Some, |again| expected.difference(&again));
         assert!(differs.is_none(), "undisturbed twice, {}", differs.unwrap_or_default());
         let mut report = CrashReport { runs: 2, points: BTreeSet::new(), findings: Vec::new() };
         let usual: BTreeSet<Point> = passed.iter().map(|passage| passage.point).collect();

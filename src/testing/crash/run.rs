@@ -110,13 +110,11 @@ where
                 never = self.relay() => match never {},
                 ended = self.live(services, &mut done) => Some(ended),
             };
-            match ended {
-                Some(ended) => return ended.map_err(|error| error.to_string()),
-                None => {
-                    self.broker.take_back(&self.wiring.queue);
-                    self.points.lives_again();
-                }
+            if let Some(ended) = ended {
+                return ended.map_err(|error| error.to_string());
             }
+            self.broker.take_back(&self.wiring.queue);
+            self.points.lives_again();
         }
         Err(format!("it never comes to rest: the process was started {ROUNDS} times"))
     }
