@@ -11,5 +11,7 @@ mod correct;
 mod points;
 #[path = "kit/shop.rs"]
 mod shop;
+#[path = "kit/told.rs"]
+mod told;
 #[path = "kit/wrong.rs"]
 mod wrong;

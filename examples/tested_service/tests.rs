@@ -56,7 +56,7 @@ async fn mail_that_the_handler_sends_by_itself_is_found() {
     .queue(DEBITS)
     .run()
     .await;
-    let at = |point| report.findings().iter().find(|finding| finding.points == [point]);
+    let at = |point| report.finding_at(point);
     assert_eq!(
         at(Point::Commit).unwrap().to_string(),
         "crash after the handler, before the commit: \

@@ -31,8 +31,9 @@ pub enum Point {
     Claimed,
     /// The process ends at the k-th await of a handler that is not ready at once, counted from 1.
     Await(u32),
-    /// Each statement that a handler makes in its session fails. For sessions of SQLite and of
-    /// PostgreSQL.
+    /// Each statement that a handler makes in its session fails. For sessions of SQLite:
+    /// PostgreSQL rolls back a transaction of which a statement has failed, whatever the handler
+    /// makes of it.
     StatementsFail,
     /// A handler that has done its work fails: as if one more statement had.
     HandlerFails,

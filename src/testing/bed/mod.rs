@@ -14,7 +14,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 pub(crate) use faults::Faults;
 pub use publisher::BedPublisher;
-use wiring::{Wiring, drained, publisher};
+use wiring::{Wiring, drained, error_of, publisher};
 
 use super::ManualClock;
 use crate::{
@@ -81,6 +81,8 @@ pub struct Decided {
     pub outcome: &'static str,
     /// Of a duplicate, where it most likely comes from.
     pub cause: Option<DuplicateCause>,
+    /// What the handler or the store said, if it failed.
+    pub error: Option<String>,
 }
 
 /// Sets up a [`TestBed`].
@@ -182,7 +184,8 @@ impl<S: IdempotencyStore> TestBedBuilder<S> {
                     Outcome::Duplicate(duplicate) => Some(duplicate.cause),
                     _ => None,
                 };
-                let decision = Decided { message: message.clone(), outcome: outcome.name(), cause };
+                let (message, error) = (message.clone(), error_of(outcome));
+                let decision = Decided { message, outcome: outcome.name(), cause, error };
                 decided.lock().unwrap_or_else(PoisonError::into_inner).push(decision);
             }
         };
@@ -216,8 +219,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     pub async fn drain(&self) {
         let mut consumer = self.consumer.lock().await;
         if let Err(restless) = drained(&mut consumer, &self.clock).await {
-            let last = self.outcomes();
-            panic!("{restless}: the last outcome is {:?}", last.last().map(|decided| decided.outcome));
+            let outcomes = self.outcomes();
+            let last = outcomes.last().map(|decided| (decided.outcome, decided.error.as_deref()));
+            panic!("{restless}; the last outcome is {last:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use super::{faults::Faults, publisher::BedPublisher};
 use crate::{
     amqp::{Kept, MemoryBroker},
     consumer::{MemoryConsumer, MemorySettings, Turn},
-    error::BoxError,
+    error::{BoxError, Chain},
     idempotency::{Guard, IdempotencyStore, IdempotentHandler, Outcome, Scope},
     message::IncomingMessage,
     now::Now,
@@ -98,6 +98,27 @@ pub(crate) fn publisher(broker: &Arc<MemoryBroker>) -> BedPublisher {
 fn now(clock: &ManualClock) -> Now {
     let clock = clock.clone();
     Now::told_by(move || clock.now())
+}
+
+/// An outcome with what was said, for people.
+pub(crate) fn told(outcome: &Outcome) -> String {
+    match error_of(outcome) {
+        Some(error) => format!("{} ({error})", outcome.name()),
+        None => outcome.name().to_owned(),
+    }
+}
+
+/// What the handler or the store said.
+pub(crate) fn error_of(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Retry { error, .. }
+        | Outcome::Reject { error }
+        | Outcome::InvalidId { error }
+        | Outcome::Conflict { error }
+        | Outcome::DependencyUnavailable { error } => Some(Chain(&**error).to_string()),
+        Outcome::Refused { error } | Outcome::StoreUnavailable { error } => Some(Chain(error).to_string()),
+        _ => None,
+    }
 }
 
 /// Handles what there is, and lets time pass for what waits, until nothing is left. Gives what was

@@ -106,9 +106,15 @@ impl CrashReport {
         self.points.iter().copied()
     }
 
-    /// The runs that ended in another way than the undisturbed one, in the order of their points.
+    /// The runs that ended in another way than the undisturbed one, in the order of their points;
+    /// those in which one thing happened come first.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// What was found where nothing but this happened.
+    pub fn finding_at(&self, point: Point) -> Option<&Finding> {
+        self.findings.iter().find(|finding| finding.points == [point])
     }
 
     /// Says that every run ended as the undisturbed one did.

@@ -1,6 +1,11 @@
 //! One run: the same messages, with another point at which the process ends.
 
-use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::LocalBoxFuture;
 use tokio::time::sleep;
@@ -14,15 +19,15 @@ use super::{
 };
 use crate::{
     amqp::MemoryBroker,
-    error::BoxError,
-    idempotency::{IdempotencyStore, IdempotentHandler},
-    message::OutgoingMessage,
-    publisher::Publish,
+    error::{BoxError, Chain},
+    idempotency::{IdempotencyStore, IdempotentHandler, Outcome},
+    message::{IncomingMessage, OutgoingMessage},
+    publisher::{Publish, PublishError, PublishErrorKind},
     testing::{
         BedPublisher, ManualClock,
         bed::{
             Faults,
-            wiring::{Wiring, drained, publisher},
+            wiring::{Wiring, drained, publisher, told},
         },
         points::{Passage, Points},
     },
@@ -42,6 +47,8 @@ pub(super) struct Run {
     pub(super) passed: Vec<Passage>,
     pub(super) hit: Vec<Passage>,
     pub(super) end: Result<Observed, String>,
+    /// The last outcome that was none to be acked, for people.
+    pub(super) last: Option<String>,
 }
 
 /// What all lives of a process share.
@@ -53,6 +60,7 @@ struct Stage<S, H> {
     broker: Arc<MemoryBroker>,
     clock: ManualClock,
     points: Arc<Points>,
+    last: Arc<Mutex<Option<String>>>,
 }
 
 impl<F> CrashTest<F> {
@@ -77,13 +85,15 @@ impl<F> CrashTest<F> {
             broker,
             clock,
             points: Arc::clone(&points),
+            last: Arc::default(),
         };
         let lived = stage.lives(&services).await;
         let end = match lived {
             Err(what) => Err(what),
             Ok(()) => Ok(Observed::of(&state().await, &stage.broker, &self.wiring)),
         };
-        Run { passed: points.passed(), hit: points.hit(), end }
+        let last = stage.last();
+        Run { passed: points.passed(), hit: points.hit(), end, last }
     }
 }
 
@@ -93,6 +103,20 @@ fn publishing(message: OutgoingMessage) -> Service {
         let message = message.clone();
         Box::pin(async move { publisher.publish(message).await.map(|_| ()).map_err(BoxError::from) })
     })
+}
+
+/// Where a message was to go that goes nowhere.
+fn nowhere(error: &PublishError) -> String {
+    let message = error.message();
+    match error.kind() {
+        PublishErrorKind::Unroutable => {
+            let (exchange, key) = (message.exchange(), message.routing_key());
+            format!(
+                "; nothing is bound to exchange {exchange:?} with routing key {key:?}: see `bind` and `sink`"
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 impl<S, H> Stage<S, H>
@@ -131,9 +155,17 @@ where
         let store = CrashingStore { store: Arc::clone(&self.store), points: Arc::clone(points) };
         let handler = CrashingHandler { handler: Arc::clone(&self.handler), points: Arc::clone(points) };
         let guard = self.wiring.guard(store)?;
-        let mut consumer = self.wiring.consumer(guard, handler, &self.broker, &self.clock, |_, _| {})?;
+        let last = Arc::clone(&self.last);
+        let seen = move |_: &IncomingMessage, outcome: &Outcome| {
+            if !outcome.is_handled() {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(told(outcome));
+            }
+        };
+        let mut consumer = self.wiring.consumer(guard, handler, &self.broker, &self.clock, seen)?;
         loop {
-            drained(&mut consumer, &self.clock).await?;
+            if let Err(restless) = drained(&mut consumer, &self.clock).await {
+                return Err(format!("{restless}{}", self.last().unwrap_or_default()).into());
+            }
             match &self.relaying {
                 Some(relaying) if !(relaying.is_empty)().await => sleep(LOOK).await,
                 _ if self.broker.is_empty(&self.wiring.queue) => return Ok(()),
@@ -151,7 +183,16 @@ where
             }
             called = service(publisher(&self.broker)).await;
         }
-        called
+        called.map_err(|error| {
+            let hint = error.downcast_ref::<PublishError>().map(nowhere).unwrap_or_default();
+            format!("a service fails each of {CALLS} times: {}{hint}", Chain(&*error)).into()
+        })
+    }
+
+    /// The last outcome that was none to be acked.
+    fn last(&self) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().map(|last| format!("; the last outcome is {last}"))
     }
 
     fn relay(&self) -> LocalBoxFuture<'_, std::convert::Infallible> {
