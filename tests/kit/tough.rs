@@ -171,3 +171,21 @@ async fn message_is_stamped_by_the_clock_of_the_bed() {
     bed.drain().await;
     bed.assert_outcomes(["processed", "indeterminate"]);
 }
+
+/// A relay that is at work beside a handler does not make it wait more often.
+#[tokio::test(start_paused = true)]
+async fn only_what_the_handler_waits_for_are_its_awaits() {
+    let test = bound(crash_everywhere(async |_| {
+        let handler = handler_fn(|_, _: &mut Lease| {
+            Box::pin(async {
+                sleep(Duration::from_secs(1)).await;
+                Ok(())
+            })
+        });
+        Subject::new(MemoryStore::new(10), handler).state(async || ()).outbox(MemoryOutbox::new())
+    }));
+    let report = test.messages([debit(42)]).run().await;
+    report.assert_same_everywhere();
+    let awaits: Vec<_> = report.points().filter(|point| matches!(point, Point::Await(_))).collect();
+    assert_eq!(awaits, [Point::Await(1)]);
+}

@@ -38,8 +38,8 @@ use crate::{
 /// retry is due in an hour is tried at once by [`drain`](Self::drain). Leases of a
 /// [`MemoryStore`](crate::MemoryStore) go by it if the store has [the same
 /// clock](TestBedBuilder::clock), and stores with a server go by their server's.
-/// Messages with an ID or a key are stamped by it when they are published; an ID that a publisher or
-/// an outbox makes tells the system's time.
+/// Messages with an ID or a key are stamped by it when they are published; an ID that a publisher
+/// or an outbox makes tells the system's time.
 ///
 /// ```
 /// use lapin_idempotent::{

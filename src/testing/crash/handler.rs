@@ -2,13 +2,13 @@
 
 use std::{
     any::Any,
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     panic::{AssertUnwindSafe, resume_unwind},
     pin::pin,
     sync::Arc,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::store::CrashingStore;
 use crate::{
@@ -28,7 +28,7 @@ impl<H> CrashingHandler<H> {
     async fn up_to_the_end<F: Future + Send>(&self, work: F) -> Result<F::Output, Box<dyn Any + Send>> {
         let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
         let mut awaits = 0;
-        poll_fn(|context| {
+        let work = poll_fn(|context| {
             let polled = work.as_mut().poll(context);
             if polled.is_pending() {
                 awaits += 1;
@@ -36,8 +36,12 @@ impl<H> CrashingHandler<H> {
                 let _ = self.points.crashes_at(Point::Await(awaits));
             }
             polled
-        })
-        .await
+        });
+        // What else wakes the process, such as a relay, does not make the handler wait once more.
+        match FuturesUnordered::from_iter([work]).next().await {
+            Some(handled) => handled,
+            None => pending().await,
+        }
     }
 
     async fn sabotaged<S: Send + 'static>(&self, session: &mut S) -> Result<Option<Sabotage>, StoreError> {

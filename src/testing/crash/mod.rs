@@ -39,6 +39,9 @@ const UNLIKE: &str = "two undisturbed runs end differently; does `setup` make ev
 /// A point that is not passed in so many runs, as the handler waited less often, is left out.
 const TRIES: u32 = 3;
 
+/// The same for its awaits: a database that is quick is not waited for each time.
+const TRIES_TO_WAIT: u32 = 8;
+
 /// Tries whether a handler is idempotent: publishes messages and handles them once undisturbed, and
 /// then once for each [`Point`] at which the process can end or something can fail, and compares
 /// how it ends.
@@ -181,10 +184,12 @@ impl<F> CrashTest<F> {
         S: IdempotencyStore<Session: 'static>,
         H: IdempotentHandler<S>,
     {
+        let awaits = chosen.iter().any(|passage| matches!(passage.point, Point::Await(_)));
+        let most = if awaits { TRIES_TO_WAIT } else { TRIES };
         let mut tries = 1;
         loop {
             let run = self.once(chosen).await;
-            if run.hit.len() == chosen.len() || tries == TRIES {
+            if run.hit.len() == chosen.len() || tries == most {
                 return run;
             }
             tries += 1;
