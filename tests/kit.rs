@@ -13,5 +13,7 @@ mod points;
 mod shop;
 #[path = "kit/told.rs"]
 mod told;
+#[path = "kit/tough.rs"]
+mod tough;
 #[path = "kit/wrong.rs"]
 mod wrong;

@@ -200,6 +200,16 @@ impl Points {
         self.passing().passed.clone()
     }
 
+    /// How many they are.
+    pub(crate) fn count(&self) -> usize {
+        self.passing().passed.len()
+    }
+
+    /// How many acks there were.
+    pub(crate) fn acked(&self) -> usize {
+        self.passing().passed.iter().filter(|passage| passage.point == Point::Acked).count()
+    }
+
     /// Those at which something happened.
     pub(crate) fn hit(&self) -> Vec<Passage> {
         self.passing().hit.clone()

@@ -38,6 +38,8 @@ use crate::{
 /// retry is due in an hour is tried at once by [`drain`](Self::drain). Leases of a
 /// [`MemoryStore`](crate::MemoryStore) go by it if the store has [the same
 /// clock](TestBedBuilder::clock), and stores with a server go by their server's.
+/// Messages with an ID or a key are stamped by it when they are published; an ID that a publisher
+/// or an outbox makes tells the system's time.
 ///
 /// ```
 /// use lapin_idempotent::{
@@ -215,7 +217,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     ///
     /// # Cancellation
     ///
-    /// What was being handled is lost to this bed, as if its consumer hung.
+    /// What was being handled comes again, as after a connection was lost.
     pub async fn drain(&self) {
         let mut consumer = self.consumer.lock().await;
         if let Err(restless) = drained(&mut consumer, &self.clock).await {
@@ -232,7 +234,15 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     /// As [`drain`](Self::drain).
     pub async fn handle_ready(&self) {
         let mut consumer = self.consumer.lock().await;
-        while consumer.turn().await == Turn::Settled {}
+        loop {
+            let ready = consumer.ready();
+            match consumer.turn().await {
+                Turn::Settled => {}
+                // What is held now holds up nothing else.
+                Turn::Held(_) if consumer.ready() < ready => {}
+                Turn::Held(_) | Turn::Idle => break,
+            }
+        }
     }
 
     /// Lets time pass for what waits; it is handled by the next [`drain`](Self::drain) or

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::LocalBoxFuture;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     CrashTest, Subject,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     amqp::MemoryBroker,
     error::{BoxError, Chain},
-    idempotency::{IdempotencyStore, IdempotentHandler, Outcome},
+    idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
     message::{IncomingMessage, OutgoingMessage},
     publisher::{Publish, PublishError, PublishErrorKind},
     testing::{
@@ -38,6 +38,16 @@ const ROUNDS: usize = 10;
 
 /// How often a service that fails is called again.
 const CALLS: usize = 100;
+
+/// How long a relay may publish nothing of what is in its outbox.
+const RELAYED: Duration = Duration::from_secs(10);
+
+/// How long a process may pass no point.
+const STILL: Duration = Duration::from_secs(20);
+
+/// What that is told as.
+const STANDS_STILL: &str = "nothing happened for 20 seconds; does the handler wait for ever, or for a lease that \
+                            runs out in real time?";
 
 /// How long a relay is waited for before its table is looked at again.
 const LOOK: Duration = Duration::from_millis(1);
@@ -109,14 +119,13 @@ fn publishing(message: OutgoingMessage) -> Service {
 fn nowhere(error: &PublishError) -> String {
     let message = error.message();
     match error.kind() {
-        PublishErrorKind::Unroutable => {
-            let (exchange, key) = (message.exchange(), message.routing_key());
-            format!(
-                "; nothing is bound to exchange {exchange:?} with routing key {key:?}: see `bind` and `sink`"
-            )
-        }
+        PublishErrorKind::Unroutable => unbound(message.exchange(), message.routing_key()),
         _ => String::new(),
     }
+}
+
+fn unbound(exchange: &str, key: &str) -> String {
+    format!("; nothing is bound to exchange {exchange:?} with routing key {key:?}: see `bind` and `sink`")
 }
 
 impl<S, H> Stage<S, H>
@@ -133,11 +142,12 @@ where
                 () = self.points.crashed() => None,
                 never = self.relay() => match never {},
                 ended = self.live(services, &mut done) => Some(ended),
+                () = self.stands_still() => return Err(format!("it never comes to rest: {STANDS_STILL}")),
             };
             if let Some(ended) = ended {
                 return ended.map_err(|error| error.to_string());
             }
-            self.broker.take_back(&self.wiring.queue);
+            self.broker.take_back(&self.wiring.queue, |_| false);
             self.points.lives_again();
         }
         Err(format!("it never comes to rest: the process was started {ROUNDS} times"))
@@ -162,14 +172,43 @@ where
             }
         };
         let mut consumer = self.wiring.consumer(guard, handler, &self.broker, &self.clock, seen)?;
+        let (mut progress, mut since) = ((0, 0), Instant::now());
         loop {
             if let Err(restless) = drained(&mut consumer, &self.clock).await {
                 return Err(format!("{restless}{}", self.last().unwrap_or_default()).into());
             }
             match &self.relaying {
-                Some(relaying) if !(relaying.is_empty)().await => sleep(LOOK).await,
-                _ if self.broker.is_empty(&self.wiring.queue) => return Ok(()),
-                _ => {}
+                Some(relaying) => match (relaying.backlog)().await {
+                    Ok(0) if self.broker.is_empty(&self.wiring.queue) => return Ok(()),
+                    _ if (self.broker.count(), points.acked()) != progress => {
+                        (progress, since) = ((self.broker.count(), points.acked()), Instant::now());
+                    }
+                    left if since.elapsed() > RELAYED => return Err(self.unrelayed(left).into()),
+                    _ => sleep(LOOK).await,
+                },
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// What a relay does not get done.
+    fn unrelayed(&self, left: Result<u64, StoreError>) -> String {
+        let hint = self.broker.unrouted().pop().map(|kept| unbound(&kept.exchange, &kept.routing_key));
+        let left = match left {
+            Ok(left) => format!("the relay leaves {left} in the outbox"),
+            Err(error) => format!("the outbox cannot be read: {}", Chain(&error)),
+        };
+        format!("it never comes to rest: {left}{}", hint.unwrap_or_default())
+    }
+
+    /// Waits until nothing has happened for long, in real time: what sleeps in paused time does
+    /// not stand still.
+    async fn stands_still(&self) {
+        let (mut passed, mut since) = (self.points.count(), std::time::Instant::now());
+        while since.elapsed() < STILL {
+            sleep(STILL / 10).await;
+            if self.points.count() > passed {
+                (passed, since) = (self.points.count(), std::time::Instant::now());
             }
         }
     }
