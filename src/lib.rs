@@ -73,20 +73,20 @@
 //! | `sqlite` | no | `SqliteStore`, with SQLite compiled in |
 //! | `redis` | no | `RedisStore`, for Redis 5 or later and Valkey, single servers and clusters |
 //! | `metrics` | no | counters, gauges and histograms through the `metrics` facade |
-//! | `testing` | no | `testing`: a conformance suite for stores and outboxes of your own, a clock set by hand, an outbox and a publisher in memory; with tokio's `test-util` |
+//! | `testing` | no | `testing`: tests of a handler without a broker, crashed everywhere; a conformance suite for stores and outboxes of your own, a clock set by hand, an outbox and a publisher in memory; with tokio's `test-util` |
 //! | `cli` | no | the program `lapin-idempotent`, for those who run the services: schema, store, outbox, parked messages, a doctor; with `tls` and all stores |
 //! | `backoff` | no | a `backoff::ExponentialBackoff` where a [`RetryPolicy`] goes (that crate is unmaintained: RUSTSEC-2025-0012) |
 //!
 //! # The guide
 //!
-//! [`guide`] has nine pages: quick start, how it works, message IDs, stores, failures, production,
-//! reference, the outbox, and a loop or a store of your own.
+//! [`guide`] has ten pages: quick start, how it works, message IDs, stores, failures, production,
+//! reference, the outbox, a loop or a store of your own, and testing your handler.
 //!
 //! # The tree
 //!
 //! [`message`] is what travels, [`idempotency`] the protocol, [`publisher`] sends, [`consumer`]
 //! receives, [`outbox`] publishes what a transaction has committed, [`store`] remembers, [`amqp`]
-//! connects; `testing` tries stores.
+//! connects; `testing` tries handlers and stores.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

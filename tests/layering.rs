@@ -1,7 +1,7 @@
 //! Dependencies point one way: message <- idempotency <- {publisher, consumer}; publisher <-
 //! outbox; store implements the traits of idempotency and of outbox; testing tries stores and
-//! handlers, stands in for the rest, and nothing depends on it. lapin is named only where AMQP is spoken,
-//! sqlx only in the stores, and no file outgrows its reader.
+//! handlers and stands in for the rest, and nothing depends on it. lapin is named only where AMQP
+//! is spoken, sqlx only in the stores, and no file outgrows its reader.
 
 #![allow(clippy::unwrap_used)]
 

@@ -94,6 +94,9 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> MemoryConsumer<S, H> {
 
     /// Handles what is there to be handled now, up to a batch of it.
     pub(crate) async fn turn(&mut self) -> Turn {
+        let is_held = |tag| self.held.iter().any(|(_, unsettled, _)| unsettled.delivery.tag == tag);
+        // What a turn had that was cancelled.
+        self.broker.take_back(&self.queue, is_held);
         self.broker.expire();
         let (mut batch, mut parking) = (Vec::new(), Vec::new());
         let now = self.now.get();
@@ -200,6 +203,11 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> MemoryConsumer<S, H> {
             self.broker.put(&self.queue, Kept { exchange, routing_key, properties, ..kept.clone() });
         }
         parked.len()
+    }
+
+    /// How many messages nobody has taken yet.
+    pub(crate) fn ready(&self) -> usize {
+        self.broker.ready(&self.queue).len()
     }
 
     /// The queue that messages are parked in.

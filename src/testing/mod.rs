@@ -1,5 +1,7 @@
-//! For tests: a [conformance suite](conformance) for stores and outboxes of your own, a
-//! [clock](ManualClock) that is set by hand, a [publisher](MemoryPublisher) without a broker and an
+//! For tests: a handler that is [crashed everywhere](crash_everywhere()), and a [bed](TestBed) to
+//! try it on, both without a broker: see the [guide](crate::guide::testing). A
+//! [conformance suite](conformance) for stores and outboxes of your own, a [clock](ManualClock)
+//! that is set by hand, a [publisher](MemoryPublisher) without a broker and an
 //! [outbox](MemoryOutbox) without a database.
 //!
 //! The feature `testing` also turns on tokio's `test-util`: after `tokio::time::pause()` the leases

@@ -31,8 +31,9 @@ pub enum Point {
     Claimed,
     /// The process ends at the k-th await of a handler that is not ready at once, counted from 1.
     Await(u32),
-    /// Each statement that a handler makes in its session fails. For sessions of SQLite and of
-    /// PostgreSQL.
+    /// Each statement that a handler makes in its session fails. For sessions of SQLite:
+    /// PostgreSQL rolls back a transaction of which a statement has failed, whatever the handler
+    /// makes of it.
     StatementsFail,
     /// A handler that has done its work fails: as if one more statement had.
     HandlerFails,
@@ -197,6 +198,16 @@ impl Points {
     /// All points that were passed so far.
     pub(crate) fn passed(&self) -> Vec<Passage> {
         self.passing().passed.clone()
+    }
+
+    /// How many they are.
+    pub(crate) fn count(&self) -> usize {
+        self.passing().passed.len()
+    }
+
+    /// How many acks there were.
+    pub(crate) fn acked(&self) -> usize {
+        self.passing().passed.iter().filter(|passage| passage.point == Point::Acked).count()
     }
 
     /// Those at which something happened.

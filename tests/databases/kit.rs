@@ -1,5 +1,7 @@
 //! The crash test on servers: what is right passes, and what is not is found.
 
+#![allow(clippy::future_not_send, reason = "a run is awaited where the test is")]
+
 use std::sync::{Arc, Mutex};
 
 use lapin_idempotent::{
@@ -71,6 +73,6 @@ pub async fn effect_outside_of_the_session_is_found<K: Kind>() {
             .state(async move || (table.effects().await.0, *mails.lock().expect("mails")))
     };
     let report = crash_everywhere(setup).messages(debits(1)).run().await;
-    let found = report.findings().iter().find(|finding| finding.points == [Point::Commit]);
+    let found = report.finding_at(Point::Commit);
     assert_eq!(found.expect("a finding").difference, "the state (1, 1) became (1, 2)");
 }

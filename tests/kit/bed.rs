@@ -153,11 +153,10 @@ async fn what_fails_is_delayed_without_waiting_and_parked_in_the_end() {
 
 #[tokio::test]
 async fn delay_of_a_handler_is_kept_by_the_clock_of_the_bed() {
-    let hours = Duration::from_hours(5);
     let (shop, bed) = failing(1, || HandlerError::retry_after(Duration::from_hours(5), "closed")).await;
     place(&bed.publisher(), 42).await.unwrap();
     bed.handle_ready().await;
-    bed.advance(hours - Duration::from_secs(1));
+    bed.advance(Duration::from_hours(5).saturating_sub(Duration::from_secs(1)));
     bed.handle_ready().await;
     assert_eq!(shop.rows("ledger").await, [], "too early");
     bed.advance(Duration::from_secs(60));

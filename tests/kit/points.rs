@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lapin_idempotent::{
-    OutgoingMessage,
+    HandlerResult, IdempotentHandler, IncomingMessage, OutgoingMessage, SqliteStore, SqliteTransaction,
     testing::{Point, crash_everywhere},
 };
 
@@ -15,14 +15,24 @@ use super::{
 /// As many as there are kinds of them; of awaits there is one kind.
 const KINDS: usize = 24;
 
-/// Of a handler that waits once for its database, an outbox and a relay, and a message that fails.
+/// Waits at least once, however quick its database is.
+struct Waits(Announce);
+
+impl IdempotentHandler<SqliteStore> for Waits {
+    async fn handle(&self, message: &IncomingMessage, tx: &mut SqliteTransaction) -> HandlerResult {
+        tokio::task::yield_now().await;
+        self.0.handle(message, tx).await
+    }
+}
+
+/// Of a handler that waits, an outbox and a relay, and a message that fails.
 #[tokio::test]
 async fn every_point_is_hit() {
     let rejected = OutgoingMessage::to("payments", "debit").idempotency_key("bad").text("no JSON");
     let report = crash_everywhere(async |_| {
         let shop = Shop::open().await;
         let outbox = shop.outbox.clone();
-        shop.clone().subject(Announce(shop)).outbox(outbox)
+        shop.clone().subject(Waits(Announce(shop))).outbox(outbox)
     })
     .bind("payments", "debit")
     .sink("events", "debited")

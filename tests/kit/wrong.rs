@@ -1,6 +1,6 @@
 //! What is wrong is found, and the point is named.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::TryFutureExt;
 use lapin_idempotent::{
@@ -16,7 +16,7 @@ use super::shop::{Debit, Shop, book, debit};
 /// Says that a run found something at this point, and says it so.
 #[track_caller]
 fn assert_found(report: &CrashReport, point: Point, difference: &str) {
-    let found = report.findings().iter().find(|finding| finding.points == [point]);
+    let found = report.finding_at(point);
     let found = found.unwrap_or_else(|| panic!("nothing is found at {point:?}: {report}"));
     assert!(found.difference.contains(difference), "{found}");
     assert_eq!(found.to_string(), format!("{point}: {}", found.difference));
@@ -26,7 +26,7 @@ fn assert_found(report: &CrashReport, point: Point, difference: &str) {
 #[track_caller]
 fn assert_not_found(report: &CrashReport, points: &[Point]) {
     for point in points {
-        let found = report.findings().iter().find(|finding| finding.points == [*point]);
+        let found = report.finding_at(*point);
         assert!(found.is_none(), "{found:?}");
     }
 }
@@ -48,7 +48,7 @@ impl IdempotentHandler<SqliteStore> for Mail {
 async fn effect_outside_of_the_session_is_found() {
     let report = crash_everywhere(async |_| {
         let shop = Shop::open().await;
-        let mails = shop.mails.clone();
+        let mails = Arc::clone(&shop.mails);
         Subject::new(shop.store.clone(), Mail(shop)).state(async move || mails.lock().unwrap().len())
     })
     .bind("payments", "debit")
@@ -105,7 +105,7 @@ async fn handler_that_swallows_the_error_of_a_publish_is_found() {
         .messages([debit(42)])
         .run()
         .await;
-    let lost = report.findings().iter().find(|finding| finding.points == [Point::PublishRefused]);
+    let lost = report.finding_at(Point::PublishRefused);
     assert!(lost.unwrap().difference.starts_with("published 1 became 0: -events/debited"), "{report}");
     assert_eq!(report.findings().len(), 1, "{report}");
 }

@@ -216,3 +216,36 @@ async fn panic_of_the_publisher_is_a_failure_of_its_message() {
     assert_eq!((status.state, status.failed["refused"], status.parked), (RelayState::Relaying, 6, 2));
     relay.stop().await;
 }
+
+/// Does not know whether it is ready, and panics over it.
+struct Clueless(MemoryPublisher);
+
+impl Publish for Clueless {
+    async fn publish(&self, message: OutgoingMessage) -> Result<Receipt, PublishError> {
+        self.0.publish(message).await
+    }
+
+    fn ready(&self) -> impl Future<Output = ()> + Send {
+        panic!("it does not know");
+        #[allow(unreachable_code)]
+        async {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn publisher_that_panics_over_whether_it_is_ready_is_used_all_the_same() {
+    let outbox = MemoryOutbox::new();
+    let failing = Arc::new(AtomicBool::new(true));
+    let told = Arc::clone(&failing);
+    let publisher = MemoryPublisher::answering(move |_| {
+        let is_away = told.load(Relaxed);
+        async move { if is_away { Err(PublishErrorKind::Disconnected) } else { Ok(()) } }
+    });
+    let relay = Relay::new(outbox.clone(), Clueless(publisher.clone())).spawn();
+    enqueue(&outbox, None, text("1")).await;
+    until("it is tried again and again", || publisher.attempted().len() > 5).await;
+    assert!(publisher.attempted().len() < 20, "with pauses");
+    failing.store(false, Relaxed);
+    until("it is published", || outbox.is_empty()).await;
+    relay.stop().await;
+}

@@ -303,8 +303,8 @@ async fn parked(url: &str, parking: &str) -> Vec<Seen> {
         false
     });
     looking.run().await.expect("look");
-    let seen = std::mem::take(&mut *seen.lock().expect("seen"));
-    seen
+    let mut seen = seen.lock().expect("seen");
+    std::mem::take(&mut *seen)
 }
 
 pub async fn bed_and_broker_agree() {

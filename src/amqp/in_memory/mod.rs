@@ -82,11 +82,18 @@ struct State {
     tags: u64,
     /// What came from publishers, each copy of it.
     published: Vec<Kept>,
+    /// What came from them and went nowhere.
+    unrouted: Vec<Kept>,
 }
 
 impl MemoryBroker {
     pub(crate) fn new(fates: Arc<dyn Fates>, now: Now) -> Self {
         Self { state: Mutex::default(), fates, now }
+    }
+
+    /// What it goes by.
+    pub(crate) fn clock(&self) -> &Now {
+        &self.now
     }
 
     /// Declares a queue, if it is not there. Of its arguments, those of a delay queue count.
@@ -109,10 +116,8 @@ impl MemoryBroker {
         if self.fates.at(Step::Send).await == Fate::Fails {
             return Answer::Nacked;
         }
-        let is_routed = self.route(message.clone());
-        if is_routed {
-            self.state().published.push(message);
-        }
+        let is_routed = self.route(&message);
+        self.note(message, is_routed);
         if self.fates.at(Step::Confirm).await == Fate::Fails {
             return Answer::Unheard;
         }
@@ -120,12 +125,18 @@ impl MemoryBroker {
         if is_routed || !mandatory { Answer::Confirmed } else { Answer::Returned }
     }
 
+    fn note(&self, message: Kept, is_routed: bool) {
+        let mut state = self.state();
+        let State { published, unrouted, .. } = &mut *state;
+        if is_routed { published } else { unrouted }.push(message);
+    }
+
     /// The same for a copy of a delivery.
     pub(crate) async fn copy(&self, message: Kept) -> Answer {
         if self.fates.at(Step::Copy).await == Fate::Fails {
             return Answer::Nacked;
         }
-        let is_routed = self.route(message);
+        let is_routed = self.route(&message);
         let _ = self.fates.at(Step::Copied).await;
         if is_routed { Answer::Confirmed } else { Answer::Returned }
     }
@@ -139,7 +150,7 @@ impl MemoryBroker {
     }
 
     /// Puts a message into the queues that it is routed to, if there are any.
-    pub(crate) fn route(&self, message: Kept) -> bool {
+    pub(crate) fn route(&self, message: &Kept) -> bool {
         let (now, mut state) = (self.now.get(), self.state());
         let State { queues, bindings, .. } = &mut *state;
         let route = (message.exchange.clone(), message.routing_key.clone());
@@ -175,10 +186,11 @@ impl MemoryBroker {
         let _ = self.fates.at(Step::Acked).await;
     }
 
-    /// What was delivered and is not settled comes again: its connection is gone.
-    pub(crate) fn take_back(&self, queue: &str) {
+    /// What was delivered and is not settled comes again: its connection is gone. But for what is
+    /// held still.
+    pub(crate) fn take_back(&self, queue: &str, held: impl Fn(u64) -> bool) {
         if let Some(queue) = self.state().queues.get_mut(queue) {
-            queue.take_back();
+            queue.take_back(held);
         }
     }
 
@@ -188,7 +200,7 @@ impl MemoryBroker {
         let expired: Vec<Kept> =
             self.state().queues.iter_mut().flat_map(|(name, queue)| queue.expired(name, now)).collect();
         for message in expired {
-            self.route(message);
+            self.route(&message);
         }
     }
 
@@ -205,6 +217,16 @@ impl MemoryBroker {
     /// What came from publishers and was routed, each copy of it, in its order.
     pub(crate) fn published(&self) -> Vec<Kept> {
         self.state().published.clone()
+    }
+
+    /// How many those are.
+    pub(crate) fn count(&self) -> usize {
+        self.state().published.len()
+    }
+
+    /// What came from publishers and went nowhere, in its order.
+    pub(crate) fn unrouted(&self) -> Vec<Kept> {
+        self.state().unrouted.clone()
     }
 
     /// Takes all that is ready out of a queue.

@@ -15,9 +15,20 @@ use crate::message::seconds_since_1970;
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    ready: VecDeque<(Kept, SystemTime)>,
-    unacked: BTreeMap<u64, Kept>,
+    ready: VecDeque<Place>,
+    /// By their tags.
+    unacked: BTreeMap<u64, Place>,
+    /// How many have come.
+    come: u64,
     delay: Option<Delay>,
+}
+
+/// A message, where it is in the order of the queue, and since when.
+#[derive(Debug)]
+struct Place {
+    message: Kept,
+    number: u64,
+    since: SystemTime,
 }
 
 /// How long messages stay in a delay queue, and where they go then.
@@ -46,43 +57,46 @@ impl Queue {
     }
 
     pub(super) fn push(&mut self, message: Kept, now: SystemTime) {
-        self.ready.push_back((message, now));
+        self.come += 1;
+        self.ready.push_back(Place { message, number: self.come, since: now });
     }
 
     pub(super) fn deliver(&mut self, tag: u64) -> Option<Kept> {
-        let (message, _) = self.ready.pop_front()?;
-        self.unacked.insert(tag, message.clone());
+        let place = self.ready.pop_front()?;
+        let message = place.message.clone();
+        self.unacked.insert(tag, place);
         Some(message)
     }
 
     pub(super) fn settle(&mut self, tag: u64, comes_again: bool) {
         let settled = self.unacked.remove(&tag);
-        if let Some(message) = settled.filter(|_| comes_again) {
-            self.put_back(message);
+        if let Some(place) = settled.filter(|_| comes_again) {
+            self.put_back(place);
         }
     }
 
-    pub(super) fn take_back(&mut self) {
-        // To where they were.
-        for message in std::mem::take(&mut self.unacked).into_values().rev() {
-            self.put_back(message);
+    pub(super) fn take_back(&mut self, held: impl Fn(u64) -> bool) {
+        let (held, lost): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.unacked).into_iter().partition(|(tag, _)| held(*tag));
+        self.unacked = held;
+        for place in lost.into_values() {
+            self.put_back(place);
         }
     }
 
-    fn put_back(&mut self, message: Kept) {
-        self.ready.push_front((Kept { redelivered: true, ..message }, SystemTime::UNIX_EPOCH));
+    /// To where it was.
+    fn put_back(&mut self, mut place: Place) {
+        place.message.redelivered = true;
+        let at = self.ready.partition_point(|other| other.number < place.number);
+        self.ready.insert(at, place);
     }
 
     /// Takes out what has been here long enough.
     pub(super) fn expired(&mut self, name: &str, now: SystemTime) -> Vec<Kept> {
         let Some(Delay { ttl, exchange, routing_key }) = &self.delay else { return Vec::new() };
         let mut expired = Vec::new();
-        while let Some((message, since)) = self.ready.front() {
-            if *since + *ttl > now {
-                break;
-            }
-            let mut message = message.clone();
-            self.ready.pop_front();
+        while let Some(Place { mut message, .. }) = self.ready.pop_front_if(|place| place.since + *ttl <= now)
+        {
             note_death(&mut message, name, now);
             (message.exchange, message.routing_key) = (exchange.clone(), routing_key.clone());
             message.redelivered = false;
@@ -93,15 +107,15 @@ impl Queue {
 
     pub(super) fn next_expiry(&self) -> Option<SystemTime> {
         let delay = self.delay.as_ref()?;
-        self.ready.front().map(|(_, since)| *since + delay.ttl)
+        self.ready.front().map(|place| place.since + delay.ttl)
     }
 
     pub(super) fn ready(&self) -> Vec<Kept> {
-        self.ready.iter().map(|(message, _)| message.clone()).collect()
+        self.ready.iter().map(|place| place.message.clone()).collect()
     }
 
     pub(super) fn take(&mut self) -> Vec<Kept> {
-        self.ready.drain(..).map(|(message, _)| message).collect()
+        self.ready.drain(..).map(|place| place.message).collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {

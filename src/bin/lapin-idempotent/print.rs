@@ -266,7 +266,9 @@ mod tests {
 
     #[test]
     fn times_and_spans() {
-        let at = |seconds, millis| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + millis);
+        let at = |seconds, millis| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(millis)
+        };
         assert_eq!(utc(at(0, 0)), "1970-01-01T00:00:00.000Z");
         assert_eq!(utc(at(951_782_399, 999)), "2000-02-28T23:59:59.999Z");
         assert_eq!(utc(at(951_782_400, 0)), "2000-02-29T00:00:00.000Z");

@@ -138,13 +138,17 @@ async fn send<P: Publish>(publisher: &P, sent: Sent, message: OutgoingMessage) -
 /// Whether the publisher has a connection now.
 fn is_ready<P: Publish>(publisher: &P) -> bool {
     // With tokio's budget of this task used up, nothing of tokio's is ever ready.
-    unconstrained(publisher.ready()).now_or_never().is_some()
+    let ready = unconstrained(caught("the publisher", async { publisher.ready().await }));
+    matches!(ready.now_or_never(), Some(Ok(())))
 }
 
 /// Waits until the broker is worth another try.
 async fn back<P: Publish>(publisher: &P, pause: Duration) {
     sleep(pause).await;
-    publisher.ready().await;
+    if let Err(panicked) = caught("the publisher", async { publisher.ready().await }).await {
+        // Whether it has a connection is found by sending.
+        tracing::error!(error = %panicked, "it is not known whether the broker is there");
+    }
 }
 
 /// Waits for some verdicts, and takes those that are there. Nothing is lost if it is dropped.

@@ -14,7 +14,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 pub(crate) use faults::Faults;
 pub use publisher::BedPublisher;
-use wiring::{Wiring, drained, publisher};
+use wiring::{Wiring, drained, error_of, publisher};
 
 use super::ManualClock;
 use crate::{
@@ -38,6 +38,8 @@ use crate::{
 /// retry is due in an hour is tried at once by [`drain`](Self::drain). Leases of a
 /// [`MemoryStore`](crate::MemoryStore) go by it if the store has [the same
 /// clock](TestBedBuilder::clock), and stores with a server go by their server's.
+/// Messages with an ID or a key are stamped by it when they are published; an ID that a publisher
+/// or an outbox makes tells the system's time.
 ///
 /// ```
 /// use lapin_idempotent::{
@@ -81,6 +83,8 @@ pub struct Decided {
     pub outcome: &'static str,
     /// Of a duplicate, where it most likely comes from.
     pub cause: Option<DuplicateCause>,
+    /// What the handler or the store said, if it failed.
+    pub error: Option<String>,
 }
 
 /// Sets up a [`TestBed`].
@@ -182,7 +186,8 @@ impl<S: IdempotencyStore> TestBedBuilder<S> {
                     Outcome::Duplicate(duplicate) => Some(duplicate.cause),
                     _ => None,
                 };
-                let decision = Decided { message: message.clone(), outcome: outcome.name(), cause };
+                let (message, error) = (message.clone(), error_of(outcome));
+                let decision = Decided { message, outcome: outcome.name(), cause, error };
                 decided.lock().unwrap_or_else(PoisonError::into_inner).push(decision);
             }
         };
@@ -212,12 +217,13 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     ///
     /// # Cancellation
     ///
-    /// What was being handled is lost to this bed, as if its consumer hung.
+    /// What was being handled comes again, as after a connection was lost.
     pub async fn drain(&self) {
         let mut consumer = self.consumer.lock().await;
         if let Err(restless) = drained(&mut consumer, &self.clock).await {
-            let last = self.outcomes();
-            panic!("{restless}: the last outcome is {:?}", last.last().map(|decided| decided.outcome));
+            let outcomes = self.outcomes();
+            let last = outcomes.last().map(|decided| (decided.outcome, decided.error.as_deref()));
+            panic!("{restless}; the last outcome is {last:?}");
         }
     }
 
@@ -228,7 +234,15 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     /// As [`drain`](Self::drain).
     pub async fn handle_ready(&self) {
         let mut consumer = self.consumer.lock().await;
-        while consumer.turn().await == Turn::Settled {}
+        loop {
+            let ready = consumer.ready();
+            match consumer.turn().await {
+                Turn::Settled => {}
+                // What is held now holds up nothing else.
+                Turn::Held(_) if consumer.ready() < ready => {}
+                Turn::Held(_) | Turn::Idle => break,
+            }
+        }
     }
 
     /// Lets time pass for what waits; it is handled by the next [`drain`](Self::drain) or
@@ -273,8 +287,8 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> TestBed<S, H> {
     ///
     /// While the bed works.
     pub fn duplicate(&self, copies: usize, cause: DuplicateCause) -> &Self {
-        let consumer = self.consumer.try_lock();
-        consumer.expect("the bed is at rest").duplicate(copies, cause);
+        let Ok(consumer) = self.consumer.try_lock() else { panic!("the bed is not at rest") };
+        consumer.duplicate(copies, cause);
         self
     }
 }

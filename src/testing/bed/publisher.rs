@@ -6,6 +6,7 @@ use super::faults::ATTEMPTS;
 use crate::{
     amqp::MemoryBroker,
     message::OutgoingMessage,
+    now::Now,
     publisher::{MemoryPublish, Publish, PublishError, Receipt},
 };
 
@@ -16,17 +17,25 @@ use crate::{
 pub struct BedPublisher {
     stamping: Arc<MemoryPublish>,
     broker: Arc<MemoryBroker>,
+    now: Now,
 }
 
 impl BedPublisher {
     pub(crate) fn new(broker: Arc<MemoryBroker>) -> Self {
-        Self { stamping: Arc::default(), broker }
+        let now = broker.clock().clone();
+        Self { stamping: Arc::default(), broker, now }
+    }
+
+    /// With the time of the bed, if it is stamped at all.
+    fn timed(&self, message: OutgoingMessage) -> OutgoingMessage {
+        let is_told = message.stamped_at().is_some() || message.is_timed_by_id() || !message.has_identity();
+        if is_told { message } else { message.timestamp(self.now.get()) }
     }
 }
 
 impl Publish for BedPublisher {
     async fn publish(&self, message: OutgoingMessage) -> Result<Receipt, PublishError> {
-        self.stamping.stamp(message)?.sent_to(&self.broker, ATTEMPTS).await
+        self.stamping.stamp(self.timed(message))?.sent_to(&self.broker, ATTEMPTS).await
     }
 
     async fn ready(&self) {}

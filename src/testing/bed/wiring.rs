@@ -6,7 +6,7 @@ use super::{faults::Faults, publisher::BedPublisher};
 use crate::{
     amqp::{Kept, MemoryBroker},
     consumer::{MemoryConsumer, MemorySettings, Turn},
-    error::BoxError,
+    error::{BoxError, Chain},
     idempotency::{Guard, IdempotencyStore, IdempotentHandler, Outcome, Scope},
     message::IncomingMessage,
     now::Now,
@@ -16,6 +16,9 @@ use crate::{
 
 /// A queue of which nothing is settled is asked for so often before that is told.
 const PATIENCE: u32 = 100;
+
+/// And so many turns are taken in vain, over all messages.
+const MOST: u32 = 100_000;
 
 /// How long a store that may come back is left alone, in the time that passes by itself.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -100,26 +103,52 @@ fn now(clock: &ManualClock) -> Now {
     Now::told_by(move || clock.now())
 }
 
+/// An outcome with what was said, for people.
+pub(crate) fn told(outcome: &Outcome) -> String {
+    match error_of(outcome) {
+        Some(error) => format!("{} ({error})", outcome.name()),
+        None => outcome.name().to_owned(),
+    }
+}
+
+/// What the handler or the store said.
+pub(crate) fn error_of(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Retry { error, .. }
+        | Outcome::Reject { error }
+        | Outcome::InvalidId { error }
+        | Outcome::Conflict { error }
+        | Outcome::DependencyUnavailable { error } => Some(Chain(&**error).to_string()),
+        Outcome::Refused { error } | Outcome::StoreUnavailable { error } => Some(Chain(error).to_string()),
+        _ => None,
+    }
+}
+
 /// Handles what there is, and lets time pass for what waits, until nothing is left. Gives what was
 /// never settled.
 pub(crate) async fn drained<S: IdempotencyStore, H: IdempotentHandler<S>>(
     consumer: &mut MemoryConsumer<S, H>,
     clock: &ManualClock,
 ) -> Result<(), Restless> {
-    let mut fruitless = 0;
-    while fruitless < PATIENCE {
+    let (mut fruitless, mut turns, mut held) = (0, 0, None);
+    while fruitless < PATIENCE && turns < MOST {
         match consumer.turn().await {
-            Turn::Settled => fruitless = 0,
-            Turn::Idle => match consumer.due() {
-                Some(due) => clock.set(due.max(clock.now())),
-                None => return Ok(()),
-            },
+            Turn::Settled => (fruitless, turns, held) = (0, 0, None),
+            // One held message after the other; then time may pass.
             Turn::Held(lease) => {
-                fruitless += 1;
-                if fruitless > 1 {
-                    // It goes by another clock than the bed's.
-                    tokio::time::sleep(lease.unwrap_or(PAUSE)).await;
+                turns += 1;
+                held = held.max(Some(lease));
+            }
+            Turn::Idle => {
+                let Some(due) = consumer.due() else { return Ok(()) };
+                if let Some(lease) = held.take() {
+                    fruitless += 1;
+                    if fruitless > 1 {
+                        // It goes by another clock than the bed's.
+                        tokio::time::sleep(lease.unwrap_or(PAUSE)).await;
+                    }
                 }
+                clock.set(due.max(clock.now()));
             }
         }
     }
@@ -128,5 +157,5 @@ pub(crate) async fn drained<S: IdempotencyStore, H: IdempotentHandler<S>>(
 
 /// A message is held again and again.
 #[derive(Debug, thiserror::Error)]
-#[error("it never comes to rest: what is in the queue was held {PATIENCE} times, and nothing was settled")]
+#[error("it never comes to rest: what is in the queue was held again and again, and nothing was settled")]
 pub(crate) struct Restless;

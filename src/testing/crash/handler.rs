@@ -1,10 +1,14 @@
 //! A handler that ends with its process at each of its awaits.
 
 use std::{
-    future::{Future, poll_fn},
+    any::Any,
+    future::{Future, pending, poll_fn},
+    panic::{AssertUnwindSafe, resume_unwind},
     pin::pin,
     sync::Arc,
 };
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::store::CrashingStore;
 use crate::{
@@ -21,10 +25,10 @@ pub(super) struct CrashingHandler<H> {
 
 impl<H> CrashingHandler<H> {
     /// Polls what a handler does, up to the await at which its process ends.
-    async fn up_to_the_end<F: Future + Send>(&self, work: F) -> F::Output {
-        let mut work = pin!(work);
+    async fn up_to_the_end<F: Future + Send>(&self, work: F) -> Result<F::Output, Box<dyn Any + Send>> {
+        let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
         let mut awaits = 0;
-        poll_fn(|context| {
+        let work = poll_fn(|context| {
             let polled = work.as_mut().poll(context);
             if polled.is_pending() {
                 awaits += 1;
@@ -32,8 +36,12 @@ impl<H> CrashingHandler<H> {
                 let _ = self.points.crashes_at(Point::Await(awaits));
             }
             polled
-        })
-        .await
+        });
+        // What else wakes the process, such as a relay, does not make the handler wait once more.
+        match FuturesUnordered::from_iter([work]).next().await {
+            Some(handled) => handled,
+            None => pending().await,
+        }
     }
 
     async fn sabotaged<S: Send + 'static>(&self, session: &mut S) -> Result<Option<Sabotage>, StoreError> {
@@ -49,17 +57,19 @@ impl<H> CrashingHandler<H> {
 
     async fn ended<S: Send + 'static>(
         &self,
-        handled: HandlerResult,
+        handled: Result<HandlerResult, Box<dyn Any + Send>>,
         sabotage: Option<Sabotage>,
         session: &mut S,
     ) -> HandlerResult {
         if let Some(sabotage) = sabotage {
-            sabotage.end(session).await?;
+            // Also after a panic: the connection outlives the session.
+            let ended = sabotage.end(session).await;
             self.points.suspend(false);
-        } else if handled.is_ok() && self.points.fails_at(Point::HandlerFails) {
+            ended?;
+        } else if matches!(handled, Ok(Ok(()))) && self.points.fails_at(Point::HandlerFails) {
             return Err(HandlerError::retry("made up by the crash test"));
         }
-        handled
+        handled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 

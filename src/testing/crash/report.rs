@@ -54,7 +54,18 @@ impl Observed {
             let id = message.raw_message_id().unwrap_or("without an ID");
             format!("{}/{} {id}", message.exchange(), message.routing_key())
         });
+        let unrouted = broker.unrouted().into_iter().map(|kept| {
+            let message = kept.incoming();
+            let id = message.raw_message_id().unwrap_or("without an ID");
+            format!("{}/{} {id}, to nowhere", message.exchange(), message.routing_key())
+        });
+        let published = published.chain(unrouted);
         Self { state: state.to_owned(), parked: parked.collect(), published: published.collect() }
+    }
+
+    /// Whether nothing but parked messages would tell one end from another.
+    pub(super) fn is_blank(&self) -> bool {
+        self.state.is_empty() && self.published.is_empty()
     }
 
     /// How another one differs from this.
@@ -106,9 +117,15 @@ impl CrashReport {
         self.points.iter().copied()
     }
 
-    /// The runs that ended in another way than the undisturbed one, in the order of their points.
+    /// The runs that ended in another way than the undisturbed one, in the order of their points;
+    /// those in which one thing happened come first.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// What was found where nothing but this happened.
+    pub fn finding_at(&self, point: Point) -> Option<&Finding> {
+        self.findings.iter().find(|finding| finding.points == [point])
     }
 
     /// Says that every run ended as the undisturbed one did.

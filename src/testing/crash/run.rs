@@ -1,9 +1,14 @@
 //! One run: the same messages, with another point at which the process ends.
 
-use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::LocalBoxFuture;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     CrashTest, Subject,
@@ -14,15 +19,15 @@ use super::{
 };
 use crate::{
     amqp::MemoryBroker,
-    error::BoxError,
-    idempotency::{IdempotencyStore, IdempotentHandler},
-    message::OutgoingMessage,
-    publisher::Publish,
+    error::{BoxError, Chain},
+    idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
+    message::{IncomingMessage, OutgoingMessage},
+    publisher::{Publish, PublishError, PublishErrorKind},
     testing::{
         BedPublisher, ManualClock,
         bed::{
             Faults,
-            wiring::{Wiring, drained, publisher},
+            wiring::{Wiring, drained, publisher, told},
         },
         points::{Passage, Points},
     },
@@ -34,6 +39,16 @@ const ROUNDS: usize = 10;
 /// How often a service that fails is called again.
 const CALLS: usize = 100;
 
+/// How long a relay may publish nothing of what is in its outbox.
+const RELAYED: Duration = Duration::from_secs(10);
+
+/// How long a process may pass no point.
+const STILL: Duration = Duration::from_secs(20);
+
+/// What that is told as.
+const STANDS_STILL: &str = "nothing happened for 20 seconds; does the handler wait for ever, or for a lease that \
+                            runs out in real time?";
+
 /// How long a relay is waited for before its table is looked at again.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -42,6 +57,8 @@ pub(super) struct Run {
     pub(super) passed: Vec<Passage>,
     pub(super) hit: Vec<Passage>,
     pub(super) end: Result<Observed, String>,
+    /// The last outcome that was none to be acked, for people.
+    pub(super) last: Option<String>,
 }
 
 /// What all lives of a process share.
@@ -53,6 +70,7 @@ struct Stage<S, H> {
     broker: Arc<MemoryBroker>,
     clock: ManualClock,
     points: Arc<Points>,
+    last: Arc<Mutex<Option<String>>>,
 }
 
 impl<F> CrashTest<F> {
@@ -77,13 +95,15 @@ impl<F> CrashTest<F> {
             broker,
             clock,
             points: Arc::clone(&points),
+            last: Arc::default(),
         };
         let lived = stage.lives(&services).await;
         let end = match lived {
             Err(what) => Err(what),
             Ok(()) => Ok(Observed::of(&state().await, &stage.broker, &self.wiring)),
         };
-        Run { passed: points.passed(), hit: points.hit(), end }
+        let last = stage.last();
+        Run { passed: points.passed(), hit: points.hit(), end, last }
     }
 }
 
@@ -93,6 +113,19 @@ fn publishing(message: OutgoingMessage) -> Service {
         let message = message.clone();
         Box::pin(async move { publisher.publish(message).await.map(|_| ()).map_err(BoxError::from) })
     })
+}
+
+/// Where a message was to go that goes nowhere.
+fn nowhere(error: &PublishError) -> String {
+    let message = error.message();
+    match error.kind() {
+        PublishErrorKind::Unroutable => unbound(message.exchange(), message.routing_key()),
+        _ => String::new(),
+    }
+}
+
+fn unbound(exchange: &str, key: &str) -> String {
+    format!("; nothing is bound to exchange {exchange:?} with routing key {key:?}: see `bind` and `sink`")
 }
 
 impl<S, H> Stage<S, H>
@@ -109,14 +142,13 @@ where
                 () = self.points.crashed() => None,
                 never = self.relay() => match never {},
                 ended = self.live(services, &mut done) => Some(ended),
+                () = self.stands_still() => return Err(format!("it never comes to rest: {STANDS_STILL}")),
             };
-            match ended {
-                Some(ended) => return ended.map_err(|error| error.to_string()),
-                None => {
-                    self.broker.take_back(&self.wiring.queue);
-                    self.points.lives_again();
-                }
+            if let Some(ended) = ended {
+                return ended.map_err(|error| error.to_string());
             }
+            self.broker.take_back(&self.wiring.queue, |_| false);
+            self.points.lives_again();
         }
         Err(format!("it never comes to rest: the process was started {ROUNDS} times"))
     }
@@ -133,13 +165,50 @@ where
         let store = CrashingStore { store: Arc::clone(&self.store), points: Arc::clone(points) };
         let handler = CrashingHandler { handler: Arc::clone(&self.handler), points: Arc::clone(points) };
         let guard = self.wiring.guard(store)?;
-        let mut consumer = self.wiring.consumer(guard, handler, &self.broker, &self.clock, |_, _| {})?;
+        let last = Arc::clone(&self.last);
+        let seen = move |_: &IncomingMessage, outcome: &Outcome| {
+            if !outcome.is_handled() {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(told(outcome));
+            }
+        };
+        let mut consumer = self.wiring.consumer(guard, handler, &self.broker, &self.clock, seen)?;
+        let (mut progress, mut since) = ((0, 0), Instant::now());
         loop {
-            drained(&mut consumer, &self.clock).await?;
+            if let Err(restless) = drained(&mut consumer, &self.clock).await {
+                return Err(format!("{restless}{}", self.last().unwrap_or_default()).into());
+            }
             match &self.relaying {
-                Some(relaying) if !(relaying.is_empty)().await => sleep(LOOK).await,
-                _ if self.broker.is_empty(&self.wiring.queue) => return Ok(()),
-                _ => {}
+                Some(relaying) => match (relaying.backlog)().await {
+                    Ok(0) if self.broker.is_empty(&self.wiring.queue) => return Ok(()),
+                    _ if (self.broker.count(), points.acked()) != progress => {
+                        (progress, since) = ((self.broker.count(), points.acked()), Instant::now());
+                    }
+                    left if since.elapsed() > RELAYED => return Err(self.unrelayed(left).into()),
+                    _ => sleep(LOOK).await,
+                },
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// What a relay does not get done.
+    fn unrelayed(&self, left: Result<u64, StoreError>) -> String {
+        let hint = self.broker.unrouted().pop().map(|kept| unbound(&kept.exchange, &kept.routing_key));
+        let left = match left {
+            Ok(left) => format!("the relay leaves {left} in the outbox"),
+            Err(error) => format!("the outbox cannot be read: {}", Chain(&error)),
+        };
+        format!("it never comes to rest: {left}{}", hint.unwrap_or_default())
+    }
+
+    /// Waits until nothing has happened for long, in real time: what sleeps in paused time does
+    /// not stand still.
+    async fn stands_still(&self) {
+        let (mut passed, mut since) = (self.points.count(), std::time::Instant::now());
+        while since.elapsed() < STILL {
+            sleep(STILL / 10).await;
+            if self.points.count() > passed {
+                (passed, since) = (self.points.count(), std::time::Instant::now());
             }
         }
     }
@@ -153,7 +222,16 @@ where
             }
             called = service(publisher(&self.broker)).await;
         }
-        called
+        called.map_err(|error| {
+            let hint = error.downcast_ref::<PublishError>().map(nowhere).unwrap_or_default();
+            format!("a service fails each of {CALLS} times: {}{hint}", Chain(&*error)).into()
+        })
+    }
+
+    /// The last outcome that was none to be acked.
+    fn last(&self) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().map(|last| format!("; the last outcome is {last}"))
     }
 
     fn relay(&self) -> LocalBoxFuture<'_, std::convert::Infallible> {

@@ -7,6 +7,7 @@ use futures_util::future::LocalBoxFuture;
 use super::outbox::CrashingOutbox;
 use crate::{
     error::BoxError,
+    idempotency::StoreError,
     outbox::{Outbox, Relay},
     testing::{BedPublisher, points::Points},
 };
@@ -37,7 +38,9 @@ pub struct Subject<S, H> {
 pub(super) struct Relaying {
     #[allow(clippy::type_complexity)]
     pub(super) relay: Box<dyn Fn(BedPublisher, Arc<Points>) -> LocalBoxFuture<'static, Infallible>>,
-    pub(super) is_empty: Box<dyn Fn() -> LocalBoxFuture<'static, bool>>,
+    /// How many messages are left, if the outbox can tell.
+    #[allow(clippy::type_complexity)]
+    pub(super) backlog: Box<dyn Fn() -> LocalBoxFuture<'static, Result<u64, StoreError>>>,
 }
 
 impl<S, H> Subject<S, H> {
@@ -49,7 +52,8 @@ impl<S, H> Subject<S, H> {
 
     /// Sets how to look at what has taken effect: rows, balances, files, anything whose [`Debug`]
     /// text tells one state from another. It is looked at when everything has come to rest, and
-    /// must be the same after every run; so no times, and no IDs that are made anew.
+    /// must be the same after every run: so no times, no IDs that are made anew, rows in an order
+    /// of their own (a message that failed once is handled after the next one), no `HashMap`.
     pub fn state<T: fmt::Debug>(mut self, state: impl AsyncFn() -> T + 'static) -> Self {
         let state = Rc::new(state);
         self.state = Box::new(move || {
@@ -77,10 +81,10 @@ impl<S, H> Subject<S, H> {
     /// Runs a relay from this outbox beside the consumer, which ends with the process as well.
     pub fn outbox<O: Outbox + Clone>(mut self, outbox: O) -> Self {
         let looked_at = outbox.clone();
-        let is_empty = move || {
+        let backlog = move || {
             let outbox = looked_at.clone();
-            let is_empty = async move { outbox.status().await.is_ok_and(|status| status.backlog == 0) };
-            Box::pin(is_empty) as LocalBoxFuture<'static, bool>
+            let backlog = async move { outbox.status().await.map(|status| status.backlog) };
+            Box::pin(backlog) as LocalBoxFuture<'static, Result<u64, StoreError>>
         };
         let relay = move |publisher: BedPublisher, points: Arc<Points>| {
             let outbox = CrashingOutbox { outbox: outbox.clone(), points };
@@ -91,7 +95,7 @@ impl<S, H> Subject<S, H> {
             };
             Box::pin(relay) as LocalBoxFuture<'static, Infallible>
         };
-        self.relaying = Some(Relaying { relay: Box::new(relay), is_empty: Box::new(is_empty) });
+        self.relaying = Some(Relaying { relay: Box::new(relay), backlog: Box::new(backlog) });
         self
     }
 }
