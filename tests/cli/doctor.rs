@@ -6,13 +6,14 @@ use sqlx::Postgres;
 use super::{
     on,
     program::{Program, Ran, short, variable},
-    support::{amqp::Client, broker, unique},
+    support::{amqp::Client, broker, node::Node, unique},
 };
 
 trials! {
     a_queue_is_looked_at_and_never_declared,
     what_is_wrong_with_a_store_is_told,
     nothing_to_look_at_is_wrong_usage,
+    missing_rights_are_told,
 }
 
 fn lines<'a>(ran: &'a Ran, level: &str) -> Vec<&'a str> {
@@ -63,4 +64,38 @@ pub async fn nothing_to_look_at_is_wrong_usage() {
     assert!(ran.code == 2 && ran.err.contains("STORE_URL"), "{ran:?}");
     let ran = Program::new().env("STORE_URL", variable("REDIS_URL")).run("doctor --queue q").await;
     assert!(ran.code == 2 && ran.err.contains("AMQP_URL"), "{ran:?}");
+}
+
+pub async fn missing_rights_are_told() {
+    let (node, user) = (Node::start().await, "consumer");
+    node.ctl(&["add_user", user, "canary"]).await;
+    let url = node.url().replace("guest:guest@", &format!("{user}:canary@"));
+    let (queue, program) = (unique("rights"), Program::new().env("AMQP_URL", &url));
+    let doctor = format!("doctor --queue {queue}");
+    let of = |ran: &Ran, what: &str| {
+        let line =
+            ran.out.lines().find(|line| line.contains(&format!("{what}: "))).expect("a line").to_owned();
+        line.split(' ').next().map(ToOwned::to_owned)
+    };
+    let found = |ran: &Ran| (of(ran, "parking"), of(ran, "delays"));
+    let levels = |parking: &str, delays: &str| (Some(parking.to_owned()), Some(delays.to_owned()));
+    for (configure, write, parking, delays) in [
+        ("^$", ".*", "fail", "fail"),
+        (r"\.parked$", ".*", "ok", "fail"),
+        (r"\.retry\.", ".*", "fail", "ok"),
+        // A delay queue gives back by the default exchange.
+        (".*", "^$", "ok", "fail"),
+    ] {
+        node.ctl(&["set_permissions", user, configure, write, ".*"]).await;
+        let ran = program.run(&doctor).await;
+        assert_eq!((ran.code, found(&ran)), (3, levels(parking, delays)), "{configure} {write}: {ran:?}");
+    }
+    // A queue that somebody else declares.
+    WorkQueue::new(node.url(), &queue).declare().await.expect("declare");
+    node.ctl(&["set_permissions", user, r"\.retry\.", ".*", ".*"]).await;
+    let ran = program.run(&doctor).await;
+    assert_eq!(found(&ran), levels("ok", "ok"), "{ran:?}");
+    assert!(lines(&ran, "fail").is_empty() && ran.out.contains("could be compared"), "{ran:?}");
+    node.ctl(&["set_permissions", user, ".*", ".*", ".*"]).await;
+    program.run(&doctor).await.ok();
 }

@@ -121,14 +121,14 @@ fn queue(checked: &CheckedQueue, findings: &mut Findings<'_>) {
     if !checked.exists {
         findings
             .fail("queue", format!("{name} is not there: WorkQueue::declare makes it, and no consumer does"));
-    } else if checked.differences.is_empty() {
+    } else if checked.differences.is_empty() && checked.complete {
         findings.ok("queue", format!("{name} is as recommended, as far as its arguments tell"));
     }
     for difference in &checked.differences {
         findings.warn("queue", difference.to_string());
     }
     if !checked.complete {
-        findings.warn("queue", "the broker's answers could not be understood: there may be more differences");
+        findings.warn("queue", "not all arguments could be compared: this user may not declare the queue, or the broker's answers are too long");
     }
     if checked.exists {
         findings.ok("queue", "what policies set besides, and a limit that they set, AMQP does not tell");

@@ -30,7 +30,9 @@ pub struct CheckedQueue {
     /// In what the queues that are there differ from the recommendation; see
     /// [`DeclaredQueue::differences`](super::DeclaredQueue::differences).
     pub differences: Vec<Difference>,
-    /// See [`DeclaredQueue::complete`](super::DeclaredQueue::complete).
+    /// Whether `differences` are all of them: see
+    /// [`DeclaredQueue::complete`](super::DeclaredQueue::complete). Not if the user may not declare
+    /// the queues, and so not compare them.
     pub complete: bool,
     /// Whether the user may declare the queues in which a consumer delays what failed.
     pub may_delay: bool,
@@ -61,7 +63,8 @@ impl WorkQueue {
         let checked = async {
             let found = declaring.look(&work).await?;
             let parking_found = declaring.look(&park).await?;
-            let delay = Declaration { queue: format!("{}.retry.1000", self.queue), ..park.clone() };
+            // It is dead-lettered from, which takes rights of its own.
+            let delay = Declaration { queue: format!("{}.retry.1000", self.queue), ..work.clone() };
             let mut checked = CheckedQueue {
                 queue: work.queue.clone(),
                 parking: park.queue.clone(),
@@ -94,7 +97,11 @@ impl Declaring<'_> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         match self.ask(&wanted.queue, passive, FieldTable::default()).await? {
             Answer::Refused { code: NOT_FOUND, .. } => Ok(None),
-            _ => self.question(wanted).await.map(Some),
+            _ => match self.question(wanted).await {
+                // Those who consume a queue need not be those who declare it.
+                Err(DeclareError::NotPermitted { .. }) => Ok(Some(Found::default())),
+                found => found.map(Some),
+            },
         }
     }
 
