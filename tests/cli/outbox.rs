@@ -12,11 +12,12 @@ use uuid::Uuid;
 
 use super::{
     program::{Program, short, variable},
-    support::{amqp::Client, eventually},
+    support::{amqp::Client, broker, eventually},
 };
 
 trials! {
     parked_messages_are_retried_in_their_order,
+    a_relay_ends_when_it_is_told_to,
 }
 
 /// An outbox that a test fills.
@@ -127,4 +128,26 @@ pub async fn parked_messages_are_retried_in_their_order() {
     let ids = |rows: &[serde_json::Value]| rows.iter().map(|row| row["id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&before), ids(&after));
     assert!(after.iter().all(|row| row["attempts"] == 0), "{after:?}");
+}
+
+pub async fn a_relay_ends_when_it_is_told_to() {
+    let (url, table) = (variable("POSTGRES_URL"), short("ob"));
+    let program = Program::new().env("STORE_URL", &url).arg("--outbox-table").arg(&table);
+    program.run("schema apply --outbox --yes").await.ok();
+    let filled = Filled::<Postgres>::open(&url, &table).await;
+    let client = Client::connect(&broker()).await;
+    let queue = client.queue("cli-relay").await;
+    let program = program.env("AMQP_URL", broker());
+    let relay = program.start(&["outbox", "relay", "--name", "mine", "--json"]);
+    let pid = relay.id().expect("it runs").to_string();
+    filled.enqueue("key", OutgoingMessage::to("", &queue).idempotency_key("m").body("x")).await;
+    eventually("it is relayed", async || (client.ready(&queue).await == 1).then_some(())).await;
+    assert_eq!(program.json("outbox status").await[0]["relays"], 1);
+    let told = std::process::Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
+    assert!(told.success());
+    let ran = Program::ended(relay).await.ok();
+    assert_eq!(ran.objects()[0]["relayed"], 1);
+    let status = &program.json("outbox status").await[0];
+    assert_eq!((&status["relays"], &status["lanes_owned"]), (&0.into(), &0.into()), "{status}");
+    client.delete(&queue).await;
 }

@@ -51,9 +51,13 @@ impl Program {
     }
 
     pub async fn run_with(&self, words: &[&str]) -> Ran {
+        Self::ended(self.start(words)).await
+    }
+
+    pub fn start(&self, words: &[&str]) -> Child {
         let mut command = self.command(env!("CARGO_BIN_EXE_lapin-idempotent").as_ref());
         command.args(words).args(&self.arguments).stdin(Stdio::null());
-        Self::ended(command.spawn().expect("spawn")).await
+        command.spawn().expect("spawn")
     }
 
     /// Runs a command on a terminal of its own, and answers a question.
@@ -82,7 +86,7 @@ impl Program {
         command
     }
 
-    async fn ended(child: Child) -> Ran {
+    pub async fn ended(child: Child) -> Ran {
         let output = timeout(SOON, child.wait_with_output()).await.expect("it ends in time").expect("run");
         let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
         Ran {

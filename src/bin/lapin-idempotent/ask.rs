@@ -21,6 +21,8 @@ pub(crate) enum Failure {
     /// It was told something that cannot be.
     Usage(String),
     Failed(String),
+    /// Nobody reads any more.
+    Unread,
 }
 
 impl Failure {
@@ -31,6 +33,10 @@ impl Failure {
 
 impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
+        let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        if (&error as &(dyn Error + 'static)).downcast_ref().is_some_and(is_pipe) {
+            return Self::Unread;
+        }
         Self::Failed(chain(&error))
     }
 }

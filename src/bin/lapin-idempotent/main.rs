@@ -50,6 +50,8 @@ fn main() -> ExitCode {
     match ended {
         Ok(Done::Well) => ExitCode::SUCCESS,
         Ok(Done::Found) => ExitCode::from(3),
+        // Such as `head`, which has seen enough.
+        Err(Failure::Unread) => ExitCode::from(1),
         Err(Failure::Usage(text)) => failed(&servers.without_secrets(&text), 2),
         Err(Failure::Failed(text)) => failed(&servers.without_secrets(&text), 1),
     }
