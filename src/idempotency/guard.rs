@@ -145,6 +145,27 @@ impl<S: IdempotencyStore> Guard<S> {
         Self { now, ..self }
     }
 
+    /// The same over another store.
+    #[cfg(feature = "testing")]
+    pub(crate) fn over<T: IdempotencyStore>(self, store: T) -> Guard<T> {
+        let Self { scope, key, missing_id, retention, stale, limit, mismatch, .. } = self;
+        let Self { immediate_retries, max_attempts, now, .. } = self;
+        Guard {
+            store,
+            scope,
+            key,
+            missing_id,
+            retention,
+            stale,
+            limit,
+            mismatch,
+            immediate_retries,
+            max_attempts,
+            now,
+            coalescer: None,
+        }
+    }
+
     /// How often a failed message is tried again at once, and after how many failures it is not
     /// tried again at all.
     pub(crate) fn attempts(&self) -> (u32, u32) {

@@ -14,7 +14,7 @@ use lapin_idempotent::{
     PublishError, Receipt, SqliteStore, SqliteTransaction, handler_fn,
     idempotency::{DuplicateCause, Lease, MissingIdPolicy},
     publisher::PublishErrorKind,
-    testing::{ManualClock, TestBed},
+    testing::{BedPublisher, ManualClock, TestBed},
 };
 
 use super::shop::{Debit, Shop, book, debit};
@@ -219,4 +219,27 @@ async fn store_that_is_away_for_good_is_told() {
     shop.pool.close().await;
     place(&bed.publisher(), 42).await.unwrap();
     bed.drain().await;
+}
+
+/// Publishes one more message for each that it handles.
+struct Announce(BedPublisher);
+
+impl IdempotentHandler<SqliteStore> for Announce {
+    async fn handle(&self, message: &IncomingMessage, _: &mut SqliteTransaction) -> HandlerResult {
+        let event = OutgoingMessage::to("events", "debited").caused_by(message, "debited")?.text("500");
+        self.0.publish(event).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn handler_publishes_to_its_own_bed() {
+    let shop = Shop::open().await;
+    let bed = TestBed::builder(shop.store).bind("payments", "debit").sink("events", "debited");
+    let bed = bed.handler_with(Announce);
+    place(&bed.publisher(), 42).await.unwrap();
+    bed.duplicate(1, DuplicateCause::Republished).drain().await;
+    bed.assert_outcomes(["processed", "duplicate"]);
+    let routes: Vec<_> = bed.published().iter().map(|sent| sent.exchange().to_owned()).collect();
+    assert_eq!(routes, ["payments", "events"]);
 }

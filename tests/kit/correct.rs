@@ -8,6 +8,8 @@ use std::{
 use lapin_idempotent::{
     HandlerResult, IdempotentHandler, IncomingMessage, Lease, MemoryStore, OutgoingMessage, SqliteStore,
     SqliteTransaction, handler_fn,
+    idempotency::KeySource,
+    sqlx,
     testing::{Point, Subject, crash_everywhere},
 };
 
@@ -87,4 +89,23 @@ async fn effect_that_knows_its_message_passes_everywhere_with_leases() {
         assert_eq!(report.findings().is_empty(), known, "{report}");
         assert_eq!(report.findings().iter().any(|finding| finding.points == [Point::Commit]), !known);
     }
+}
+
+/// With another identity than the message ID, in another scope and queue.
+#[tokio::test]
+async fn settings_of_the_guard_and_names_are_those_that_were_set() {
+    let setup = async |_| {
+        let shop = Shop::open().await;
+        let by_order = KeySource::header("order");
+        Subject::new(shop.store.clone(), Debit).guard(move |guard| guard.key(by_order.clone())).state(
+            async move || {
+                let identities = sqlx::query_as("SELECT scope, message_id FROM processed_messages");
+                let identities: Vec<(String, String)> = identities.fetch_all(&shop.pool).await.unwrap();
+                (identities, shop.rows("ledger").await)
+            },
+        )
+    };
+    let message = OutgoingMessage::to("", "debits").idempotency_key("debit/42").header("order", "order-42");
+    let test = crash_everywhere(setup).scope("billing").queue("debits").max_attempts(5);
+    test.messages([message.json(&500).unwrap()]).run().await.assert_same_everywhere();
 }

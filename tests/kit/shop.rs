@@ -40,7 +40,7 @@ impl Shop {
     }
 
     /// With this handler, and the ledger to be compared.
-    pub fn subject<H>(self, handler: H) -> Subject<SqliteStore, H> {
+    pub fn subject<H: 'static>(self, handler: H) -> Subject<SqliteStore, H> {
         let store = self.store.clone();
         Subject::new(store, handler).state(async move || self.rows("ledger").await)
     }

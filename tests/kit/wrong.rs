@@ -1,6 +1,9 @@
 //! What is wrong is found, and the point is named.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::TryFutureExt;
 use lapin_idempotent::{
@@ -234,6 +237,47 @@ async fn id_that_is_made_anew_at_each_retry_is_found() {
         assert_found(&report, point, "the state 1 became 2");
     }
     assert_not_found(&report, &[Point::Send, Point::ConfirmLost, Point::Commit, Point::Ack]);
+}
+
+/// Remembers in memory what it has sent, and sends nothing twice as long as it lives.
+struct Forgetful {
+    mails: Arc<Mutex<Vec<String>>>,
+    sent: Mutex<Vec<String>>,
+}
+
+impl IdempotentHandler<SqliteStore> for Forgetful {
+    async fn handle(&self, message: &IncomingMessage, _: &mut SqliteTransaction) -> HandlerResult {
+        let (id, mut sent) = (message.raw_message_id().unwrap().to_owned(), self.sent.lock().unwrap());
+        if !sent.contains(&id) {
+            sent.push(id.clone());
+            self.mails.lock().unwrap().push(id);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn handler_that_remembers_in_memory_is_found_if_it_restarts() {
+    for restarts in [true, false] {
+        let report = crash_everywhere(async |_| {
+            let Shop { store, mails, .. } = Shop::open().await;
+            let told = Arc::clone(&mails);
+            let handler = move || Forgetful { mails: Arc::clone(&mails), sent: Mutex::default() };
+            let subject =
+                if restarts { Subject::restarting(store, handler) } else { Subject::new(store, handler()) };
+            subject.state(async move || told.lock().unwrap().len())
+        })
+        .bind("payments", "debit")
+        .messages([debit(42)])
+        .run()
+        .await;
+        if restarts {
+            assert_found(&report, Point::Commit, "the state 1 became 2");
+            assert_not_found(&report, &[Point::CommitRefused, Point::HandlerFails]);
+        } else {
+            report.assert_same_everywhere();
+        }
+    }
 }
 
 /// Fails for ever once it has failed.

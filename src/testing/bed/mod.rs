@@ -169,15 +169,37 @@ impl<S: IdempotencyStore> TestBedBuilder<S> {
         self
     }
 
+    /// As [`handler`](Self::handler), for a handler that publishes to the bed by itself.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    pub fn handler_with<H: IdempotentHandler<S>>(
+        self,
+        handler: impl FnOnce(BedPublisher) -> H,
+    ) -> TestBed<S, H> {
+        let faults = Arc::new(Faults::default());
+        let broker = self.wiring.broker(Arc::clone(&faults), &self.clock);
+        let handler = handler(publisher(&broker));
+        self.over(faults, broker, handler)
+    }
+
     /// Puts the bed together.
     ///
     /// # Panics
     ///
     /// If a name or the scope cannot be used.
     pub fn handler<H: IdempotentHandler<S>>(self, handler: H) -> TestBed<S, H> {
+        self.handler_with(|_| handler)
+    }
+
+    fn over<H: IdempotentHandler<S>>(
+        self,
+        faults: Arc<Faults>,
+        broker: Arc<MemoryBroker>,
+        handler: H,
+    ) -> TestBed<S, H> {
         let Self { store, wiring, clock, guard } = self;
-        let faults = Arc::new(Faults::default());
-        let broker = wiring.broker(Arc::clone(&faults), &clock);
         let decided: Arc<Mutex<Vec<Decided>>> = Arc::default();
         let seen = {
             let decided = Arc::clone(&decided);

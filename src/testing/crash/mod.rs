@@ -48,8 +48,7 @@ const TRIES_TO_WAIT: u32 = 8;
 ///
 /// `setup` makes everything anew for each run: tables, store, handler. It gets what publishes to
 /// the run's broker in memory, for a handler that publishes by itself. See [`Subject`] for what is
-/// tried and what is compared. The handler itself is one value for all lives of its process: what
-/// it keeps in memory is not lost when the process ends.
+/// tried and what is compared.
 ///
 /// # What is promised
 ///
@@ -101,7 +100,7 @@ const TRIES_TO_WAIT: u32 = 8;
 /// .assert_same_everywhere();
 /// # }
 /// ```
-pub fn crash_everywhere<S, H, F>(setup: F) -> CrashTest<F>
+pub fn crash_everywhere<S: IdempotencyStore, H, F>(setup: F) -> CrashTest<F>
 where
     F: AsyncFn(BedPublisher) -> Subject<S, H>,
 {
@@ -132,6 +131,12 @@ impl<F> CrashTest<F> {
     /// come out right in their order are found.
     pub fn messages(mut self, messages: impl IntoIterator<Item = OutgoingMessage>) -> Self {
         self.messages.extend(messages);
+        self
+    }
+
+    /// Sets the scope of the consumer. Default: `test`.
+    pub fn scope(mut self, scope: impl Into<String>) -> Self {
+        self.wiring.scope = scope.into();
         self
     }
 

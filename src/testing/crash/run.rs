@@ -15,7 +15,7 @@ use super::{
     handler::CrashingHandler,
     report::Observed,
     store::CrashingStore,
-    subject::{Relaying, Service},
+    subject::{Relaying, Service, SetGuard},
 };
 use crate::{
     amqp::MemoryBroker,
@@ -62,9 +62,10 @@ pub(super) struct Run {
 }
 
 /// What all lives of a process share.
-struct Stage<S, H> {
+struct Stage<S: IdempotencyStore, H> {
     store: Arc<S>,
-    handler: Arc<H>,
+    handler: Box<dyn Fn() -> Arc<H>>,
+    guard: SetGuard<S>,
     relaying: Option<Relaying>,
     wiring: Wiring,
     broker: Arc<MemoryBroker>,
@@ -84,12 +85,13 @@ impl<F> CrashTest<F> {
         let faults = Faults::at(Arc::clone(&points));
         let broker = self.wiring.broker(Arc::new(faults), &clock);
         let subject = (self.setup)(publisher(&broker)).await;
-        let Subject { store, handler, state, services, relaying } = subject;
+        let Subject { store, handler, guard, state, services, relaying } = subject;
         let messages = self.messages.iter().cloned().map(publishing);
         let services: Vec<Service> = messages.chain(services).collect();
         let stage = Stage {
             store: Arc::new(store),
-            handler: Arc::new(handler),
+            handler,
+            guard,
             relaying,
             wiring: self.wiring.clone(),
             broker,
@@ -163,8 +165,8 @@ where
         }
         let points = &self.points;
         let store = CrashingStore { store: Arc::clone(&self.store), points: Arc::clone(points) };
-        let handler = CrashingHandler { handler: Arc::clone(&self.handler), points: Arc::clone(points) };
-        let guard = self.wiring.guard(store)?;
+        let handler = CrashingHandler { handler: (self.handler)(), points: Arc::clone(points) };
+        let guard = (self.guard)(self.wiring.guard(Arc::clone(&self.store))?).over(store);
         let last = Arc::clone(&self.last);
         let seen = move |_: &IncomingMessage, outcome: &Outcome| {
             if !outcome.is_handled() {

@@ -8,6 +8,7 @@ use super::outbox::CrashingOutbox;
 use crate::{
     error::BoxError,
     idempotency::StoreError,
+    idempotency::{Guard, IdempotencyStore},
     outbox::{Outbox, Relay},
     testing::{BedPublisher, points::Points},
 };
@@ -21,14 +22,18 @@ const POLL: Duration = Duration::from_millis(5);
 /// What a service is called by.
 pub(super) type Service = Box<dyn Fn(BedPublisher) -> LocalBoxFuture<'static, Result<(), BoxError>>>;
 
+/// What is set of a guard.
+pub(super) type SetGuard<S> = Box<dyn Fn(Guard<Arc<S>>) -> Guard<Arc<S>>>;
+
 type State = dyn Fn() -> LocalBoxFuture<'static, String>;
 
 /// What is crashed everywhere: a store and a handler, made anew for each run, and how to look at
 /// what they did.
 #[must_use = "nothing is tried before `run`"]
-pub struct Subject<S, H> {
+pub struct Subject<S: IdempotencyStore, H> {
     pub(super) store: S,
-    pub(super) handler: H,
+    pub(super) handler: Box<dyn Fn() -> Arc<H>>,
+    pub(super) guard: SetGuard<S>,
     pub(super) state: Box<State>,
     pub(super) services: Vec<Service>,
     pub(super) relaying: Option<Relaying>,
@@ -43,11 +48,31 @@ pub(super) struct Relaying {
     pub(super) backlog: Box<dyn Fn() -> LocalBoxFuture<'static, Result<u64, StoreError>>>,
 }
 
-impl<S, H> Subject<S, H> {
-    /// A handler, guarded by a store.
+impl<S: IdempotencyStore, H: 'static> Subject<S, H> {
+    /// A handler, guarded by a store. It is one value for all lives of its process: what it keeps
+    /// in memory outlives a crash. See [`restarting`](Self::restarting).
     pub fn new(store: S, handler: H) -> Self {
+        let handler = Arc::new(handler);
+        Self::over(store, move || Arc::clone(&handler))
+    }
+
+    /// A handler that is made anew each time that its process starts, as it is in a service: what
+    /// it keeps in memory is lost in a crash, such as a set of the messages that it has seen.
+    pub fn restarting(store: S, handler: impl Fn() -> H + 'static) -> Self {
+        Self::over(store, move || Arc::new(handler()))
+    }
+
+    fn over(store: S, handler: impl Fn() -> Arc<H> + 'static) -> Self {
         let state = Box::new(|| Box::pin(async { String::new() }) as LocalBoxFuture<'static, String>);
-        Self { store, handler, state, services: Vec::new(), relaying: None }
+        let (handler, guard) = (Box::new(handler), Box::new(|guard| guard));
+        Self { store, handler, guard, state, services: Vec::new(), relaying: None }
+    }
+
+    /// Sets what else can be set of the consumer's [`Guard`], such as its policies and the source
+    /// of identities.
+    pub fn guard(mut self, set: impl Fn(Guard<Arc<S>>) -> Guard<Arc<S>> + 'static) -> Self {
+        self.guard = Box::new(set);
+        self
     }
 
     /// Sets how to look at what has taken effect: rows, balances, files, anything whose [`Debug`]
@@ -100,7 +125,7 @@ impl<S, H> Subject<S, H> {
     }
 }
 
-impl<S, H> fmt::Debug for Subject<S, H> {
+impl<S: IdempotencyStore, H> fmt::Debug for Subject<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subject").finish_non_exhaustive()
     }
