@@ -312,7 +312,8 @@ mod cli {
             fs::remove_file(file).expect("remove");
         }
         assert!(seen > 100, "{seen}");
-        store.pool().execute(sqlx::AssertSqlSafe(format!("DROP ROLE {user}"))).await.ok();
+        let drop = format!("DROP OWNED BY {user}; DROP ROLE {user}");
+        store.pool().execute(sqlx::AssertSqlSafe(drop)).await.expect("drop");
     }
 
     /// `UPDATE_CLI=1` writes the page.
