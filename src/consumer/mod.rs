@@ -58,6 +58,7 @@ mod in_memory;
 mod options;
 mod parked;
 mod parking;
+mod parking_channel;
 mod pending;
 mod prefetch;
 mod retention;

@@ -2,17 +2,12 @@
 
 use std::{fmt, time::Duration};
 
-use lapin::{
-    Channel,
-    message::Delivery,
-    options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
-};
+use lapin::{options::BasicAckOptions, types::ShortString};
 use tokio::time::{sleep, timeout};
 
-use super::{delivery_limit::DeliveryLimit, error::ConsumeError, forwarder::Forwarder, unpark::publish_anew};
+use super::{delivery_limit::DeliveryLimit, error::ConsumeError, parking_channel::ParkingChannel};
 use crate::{
-    amqp::{self, ConnectOptions, InvalidUri, connection_settings},
+    amqp::{ConnectOptions, InvalidUri, connection_settings},
     error::BoxError,
     message::IncomingMessage,
 };
@@ -137,53 +132,32 @@ impl Parked {
         self,
         choose: impl FnMut(&IncomingMessage) -> ParkedChoice + Send,
     ) -> Result<LookedAt, ConsumeError> {
-        let mut connect = self.connect.clone().map_err(ConsumeError::invalid)?;
-        connect.check().map_err(ConsumeError::invalid)?;
-        connect.name.get_or_insert_with(|| format!("look at {}", self.parking));
-        let forwarder = Forwarder::new(connect.name.clone().unwrap_or_default(), connect.clone());
-        let connection = amqp::ClosedOnDrop::new(connect.open().await?);
-        forwarder.negotiated(connection.configuration().frame_max());
-        let looked = match timeout(connect.timeout, connection.create_channel()).await {
-            Ok(Ok(channel)) => {
-                let looked = self.walk(&channel, &forwarder, choose).await;
-                // As in `Unpark`: what is nacked is not counted from RabbitMQ 4.3 on, what a closed
-                // channel gives back is.
-                let all = BasicNackOptions { multiple: true, requeue: true };
-                let _ = timeout(connect.timeout, channel.basic_nack(0, all)).await;
-                if let Ok(looked) = &looked {
-                    let _ = timeout(connect.timeout, self.returned(&channel, looked)).await;
-                }
-                // Answered only after all acks before it.
-                let closed = timeout(connect.timeout, channel.close(200, ShortString::from(""))).await;
-                match (looked, closed) {
-                    (Ok(looked), Ok(Err(error))) if looked.discarded > 0 => Err(error.into()),
-                    (Ok(looked), Err(elapsed)) if looked.discarded > 0 => Err(elapsed.into()),
-                    (looked, _) => looked,
-                }
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(elapsed) => Err(elapsed.into()),
+        let parking = ParkingChannel::open(&self.connect, "look at", &self.parking).await?;
+        let looked = self.walk(&parking, choose).await;
+        parking.give_back().await;
+        if let Ok(looked) = &looked {
+            let _ = timeout(parking.limit, returned(&parking, looked)).await;
+        }
+        // Answered only after all acks before it.
+        let closed = timeout(parking.limit, parking.channel.close(200, ShortString::from(""))).await;
+        let looked = match (looked, closed) {
+            (Ok(looked), Ok(Err(error))) if looked.discarded > 0 => Err(error.into()),
+            (Ok(looked), Err(elapsed)) if looked.discarded > 0 => Err(elapsed.into()),
+            (looked, _) => looked,
         };
-        forwarder.close(connect.timeout).await;
-        amqp::close(&connection).await;
+        parking.close().await;
         looked.map_err(ConsumeError::of_channel)
     }
 
     async fn walk(
         &self,
-        channel: &Channel,
-        forwarder: &Forwarder,
+        parking: &ParkingChannel,
         mut choose: impl FnMut(&IncomingMessage) -> ParkedChoice + Send,
     ) -> Result<LookedAt, BoxError> {
-        let parking = ShortString::try_new(self.parking.as_str())?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let found = channel.queue_declare(parking.clone(), passive, FieldTable::default()).await?;
-        let mut looked = LookedAt { there: found.message_count().into(), ..LookedAt::default() };
+        let mut looked = LookedAt { there: parking.ready().await?.into(), ..LookedAt::default() };
         let limit = DeliveryLimit::new(self.delivery_limit, 0, false);
         while looked.seen < looked.there.min(self.limit) {
-            let Some(got) = channel.basic_get(parking.clone(), BasicGetOptions::default()).await? else {
-                break;
-            };
+            let Some(got) = parking.get().await? else { break };
             let message = IncomingMessage::from(&got.delivery);
             looked.seen += 1;
             let choice = choose(&message);
@@ -192,7 +166,7 @@ impl Parked {
                 looked.discarded += 1;
                 tracing::warn!(queue = %self.parking, message_id = ?message.raw_message_id(), "parked message discarded on request");
             } else if !limit.allows_return(&message) {
-                looked.renewed += self.renewed(&got.delivery, forwarder).await;
+                looked.renewed += u64::from(parking.publish_anew(&got.delivery).await);
             }
             if choice == ParkedChoice::LeaveAndStop {
                 break;
@@ -200,25 +174,18 @@ impl Parked {
         }
         Ok(looked)
     }
+}
 
-    /// A quorum queue takes its time to give back. Who looks next, or unparks, would miss what is
-    /// not there yet.
-    async fn returned(&self, channel: &Channel, looked: &LookedAt) -> Result<(), BoxError> {
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        for _ in 0..RETURNED {
-            let parking = ShortString::try_new(self.parking.as_str())?;
-            let found = channel.queue_declare(parking, passive, FieldTable::default()).await?;
-            if u64::from(found.message_count()) >= looked.there - looked.discarded {
-                break;
-            }
-            sleep(PAUSE).await;
+/// A quorum queue takes its time to give back. Who looks next, or unparks, would miss what is not
+/// there yet.
+async fn returned(parking: &ParkingChannel, looked: &LookedAt) -> Result<(), BoxError> {
+    for _ in 0..RETURNED {
+        if u64::from(parking.ready().await?) >= looked.there - looked.discarded {
+            break;
         }
-        Ok(())
+        sleep(PAUSE).await;
     }
-
-    async fn renewed(&self, delivery: &Delivery, forwarder: &Forwarder) -> u64 {
-        u64::from(publish_anew(&self.parking, delivery, forwarder).await)
-    }
+    Ok(())
 }
 
 impl fmt::Debug for Parked {

@@ -3,18 +3,13 @@
 use std::{fmt, sync::Arc, time::SystemTime};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use lapin::{
-    Channel,
-    message::Delivery,
-    options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
-};
-use tokio::time::timeout;
+use lapin::{message::Delivery, options::BasicAckOptions};
 
 use super::{
     delivery_limit::DeliveryLimit,
     error::ConsumeError,
     forwarder::{ForwardedCopy, Forwarder},
+    parking_channel::ParkingChannel,
     settlement::ParkReason,
 };
 use crate::{
@@ -163,42 +158,23 @@ impl Unpark {
     ///
     /// Outside of a tokio runtime.
     pub async fn run(self) -> Result<Unparked, ConsumeError> {
-        let mut connect = self.connect.clone().map_err(ConsumeError::invalid)?;
-        connect.check().map_err(ConsumeError::invalid)?;
-        connect.name.get_or_insert_with(|| format!("unpark {}", self.parking));
-        let forwarder = Forwarder::new(connect.name.clone().unwrap_or_default(), connect.clone());
-        let connection = amqp::ClosedOnDrop::new(connect.open().await?);
-        forwarder.negotiated(connection.configuration().frame_max());
-        let moved = match timeout(connect.timeout, connection.create_channel()).await {
-            Ok(Ok(channel)) => {
-                let moved = self.all(&channel, &forwarder).await;
-                // Closing does the same to what is not acked, but is counted also from RabbitMQ 4.3
-                // on. Tag 0 is all that is outstanding (AMQP 0-9-1, basic.nack).
-                let all = BasicNackOptions { multiple: true, requeue: true };
-                let _ = timeout(connect.timeout, channel.basic_nack(0, all)).await;
-                moved
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(elapsed) => Err(elapsed.into()),
-        };
-        forwarder.close(connect.timeout).await;
-        amqp::close(&connection).await;
+        let parking = ParkingChannel::open(&self.connect, "unpark", &self.parking).await?;
+        let moved = self.all(&parking).await;
+        parking.give_back().await;
+        parking.close().await;
         moved.map_err(ConsumeError::of_channel)
     }
 
-    async fn all(&self, channel: &Channel, forwarder: &Forwarder) -> Result<Unparked, BoxError> {
+    async fn all(&self, parking: &ParkingChannel) -> Result<Unparked, BoxError> {
         let mut unparked = Unparked::default();
-        let parking = ShortString::try_new(self.parking.as_str())?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let found = channel.queue_declare(parking.clone(), passive, FieldTable::default()).await?;
-        let mut unseen = found.message_count();
+        let mut unseen = parking.ready().await?;
         let mut chosen = 0;
         let limit = DeliveryLimit::new(self.delivery_limit, 0, false);
         let mut moving = FuturesUnordered::new();
         loop {
             if moving.len() < IN_FLIGHT && unseen > 0 && chosen < self.limit {
                 unseen -= 1;
-                let Some(got) = channel.basic_get(parking.clone(), BasicGetOptions::default()).await? else {
+                let Some(got) = parking.get().await? else {
                     unseen = 0;
                     continue;
                 };
@@ -217,10 +193,13 @@ impl Unpark {
                     if self.assume_unprocessed { SystemTime::now() } else { unprocessed(&message) };
                 let delivery = got.delivery;
                 moving.push(async move {
-                    let moved =
-                        if chooses { Some(self.one(&delivery, unprocessed, forwarder).await) } else { None };
+                    let moved = if chooses {
+                        Some(self.one(&delivery, unprocessed, &parking.forwarder).await)
+                    } else {
+                        None
+                    };
                     if renew && !matches!(moved, Some(Ok(()))) {
-                        publish_anew(&self.parking, &delivery, forwarder).await;
+                        parking.publish_anew(&delivery).await;
                     }
                     moved
                 });
@@ -259,23 +238,6 @@ impl Unpark {
         forwarder.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
-    }
-}
-
-/// Publishes a message that stays parked anew to its queue, so that the broker counts its
-/// deliveries from 0. Whether it did.
-pub(super) async fn publish_anew(parking: &str, delivery: &Delivery, forwarder: &Forwarder) -> bool {
-    let copy = amqp::renewed_properties(&delivery.properties, parking);
-    let copy = ForwardedCopy::new(copy, delivery.data.clone().into());
-    match forwarder.publish("", parking, &copy).await {
-        Ok(()) => {
-            drop(delivery.acker.ack(BasicAckOptions::default()).await);
-            true
-        }
-        Err(error) => {
-            tracing::warn!(queue = %parking, error = Chain(&error).to_string(), "message not published anew; the broker counts that it was looked at");
-            false
-        }
     }
 }
 
