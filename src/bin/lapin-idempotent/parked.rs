@@ -145,18 +145,8 @@ async fn show(amqp: &str, queue: &Queue, id: &str, shown: &Body, printer: Printe
                 return ParkedChoice::Leave;
             }
             let mut record = record(message);
-            record.extend([
-                ("exchange", message.exchange().into()),
-                ("routing_key", message.routing_key().into()),
-                ("timestamp", message.timestamp().map(utc).into()),
-                ("app_id", message.app_id().into()),
-                ("type", message.kind().into()),
-                ("content_type", message.content_type().into()),
-                ("content_encoding", message.content_encoding().into()),
-                ("correlation_id", message.correlation_id().into()),
-                ("reply_to", message.reply_to().into()),
-                ("headers", headers(message, Some(HEADER))),
-            ]);
+            record.extend(sent(message));
+            record.push(("headers", headers(message, Some(HEADER))));
             if shown.body {
                 record.extend(body(message.body(), shown.bytes));
             }
@@ -272,13 +262,11 @@ fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
     Value::Object(fields.collect())
 }
 
-/// Everything that there is.
-fn exported(message: &IncomingMessage) -> Map<String, Value> {
-    let record: Record = vec![
-        ("id", message.raw_message_id().into()),
+/// How it was sent: its route and properties.
+fn sent(message: &IncomingMessage) -> Record {
+    vec![
         ("exchange", message.exchange().into()),
         ("routing_key", message.routing_key().into()),
-        ("redelivered", message.redelivered().into()),
         ("timestamp", message.timestamp().map(utc).into()),
         ("app_id", message.app_id().into()),
         ("type", message.kind().into()),
@@ -286,10 +274,18 @@ fn exported(message: &IncomingMessage) -> Map<String, Value> {
         ("content_encoding", message.content_encoding().into()),
         ("correlation_id", message.correlation_id().into()),
         ("reply_to", message.reply_to().into()),
+    ]
+}
+
+/// Everything that there is.
+fn exported(message: &IncomingMessage) -> Map<String, Value> {
+    let own: Record = vec![
+        ("id", message.raw_message_id().into()),
+        ("redelivered", message.redelivered().into()),
         ("user_id", message.user_id().into()),
         ("priority", message.priority().into()),
         ("headers", headers(message, None)),
         ("body_base64", base64(message.body()).into()),
     ];
-    record.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    sent(message).into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect()
 }
