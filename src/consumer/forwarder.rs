@@ -23,14 +23,17 @@ use tokio::{
 #[cfg(feature = "testing")]
 use std::sync::Arc;
 
-#[cfg(feature = "testing")]
-use crate::amqp::{Answer, Kept, MemoryBroker};
 use crate::{
     amqp::{self, COUNTS, ConnectError, ConnectOptions, declare_durable, ensure_queue, fitted},
     error::{BoxError, Chain},
     publisher::{
         Failure, Forwarded, IdempotentPublisher, PublishErrorKind, PublisherBuilder, PublisherState,
     },
+};
+#[cfg(feature = "testing")]
+use crate::{
+    amqp::{Kept, MemoryBroker},
+    publisher::verdict,
 };
 
 /// How long a queue that could not be declared is not asked for again: each time costs a
@@ -269,13 +272,6 @@ impl Forwarder {
 #[cfg(feature = "testing")]
 async fn in_memory(broker: &MemoryBroker, forwarded: Forwarded) -> Result<(), ForwardError> {
     let Forwarded { exchange, routing_key, properties, body } = forwarded;
-    let (exchange, routing_key) = (exchange.to_string(), routing_key.to_string());
-    let kept = Kept { exchange, routing_key, properties, body, redelivered: false };
-    let kind = match broker.copy(kept).await {
-        Answer::Confirmed => return Ok(()),
-        Answer::Nacked => PublishErrorKind::Nacked,
-        Answer::Returned => PublishErrorKind::Unroutable,
-        Answer::Unheard => PublishErrorKind::TimedOut,
-    };
-    Err(ForwardError::Unconfirmed(Failure::unsent(kind, Duration::ZERO)))
+    let answer = broker.copy(Kept::new(&exchange, &routing_key, properties, body)).await;
+    verdict(answer).map_err(|kind| ForwardError::Unconfirmed(Failure::unsent(kind, Duration::ZERO)))
 }

@@ -94,7 +94,6 @@ impl Settler {
         if !attempts.is_empty() && matches!(settlement, Settlement::Ack | Settlement::Park(_)) {
             attempts.forget(&telemetry::name(&unsettled.message));
         }
-        let error = error_text(outcome);
         match settlement {
             Settlement::Ack => Decision::Ack(unsettled.delivery.tag),
             Settlement::Hold { after } => {
@@ -111,7 +110,7 @@ impl Settler {
                 Decision::Begun
             }
             Settlement::Retry { after, failures } => {
-                let failed = self.failed(&unsettled, failures);
+                let (failed, error) = (self.failed(&unsettled, failures), outcome.error_text());
                 let name = telemetry::name(&unsettled.message);
                 if self.exhausted(&unsettled, failed) {
                     attempts.forget(&name);
@@ -130,7 +129,8 @@ impl Settler {
             }
             Settlement::Park(reason) => {
                 let attempts = unsettled.message.failures().saturating_add(1);
-                self.park(unsettled, Parking::new(reason, error, attempts, self.options.now.get()), settling);
+                let parking = Parking::new(reason, outcome.error_text(), attempts, self.options.now.get());
+                self.park(unsettled, parking, settling);
                 Decision::Begun
             }
         }
@@ -342,19 +342,5 @@ impl Settler {
         let error = Chain(error).to_string();
         tracing::error!(queue = %self.options.queue, error, "{what}");
         self.monitor.failed(&error);
-    }
-}
-
-/// What a parked message says of its failure.
-fn error_text(outcome: &Outcome) -> Option<String> {
-    match outcome {
-        Outcome::Retry { error, .. } | Outcome::Reject { error } | Outcome::InvalidId { error } => {
-            Some(Chain(&**error).to_string())
-        }
-        Outcome::Refused { error } => Some(Chain(error).to_string()),
-        Outcome::FingerprintMismatch { stored, found } => {
-            Some(format!("the ID was completed with body {stored}, this body is {found}"))
-        }
-        _ => None,
     }
 }

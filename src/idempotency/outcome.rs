@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::store::StoreError;
 use crate::{
-    error::BoxError,
+    error::{BoxError, Chain},
     message::{Fingerprint, IncomingMessage},
 };
 
@@ -131,6 +131,22 @@ impl Outcome {
             Self::StoreUnavailable { .. } => "store_unavailable",
             Self::DependencyUnavailable { .. } => "dependency_unavailable",
             Self::LeaseLost => "lease_lost",
+        }
+    }
+
+    /// What the handler or the store said, or what is wrong with the message, for people.
+    pub(crate) fn error_text(&self) -> Option<String> {
+        match self {
+            Self::Retry { error, .. }
+            | Self::Reject { error }
+            | Self::InvalidId { error }
+            | Self::Conflict { error }
+            | Self::DependencyUnavailable { error } => Some(Chain(&**error).to_string()),
+            Self::Refused { error } | Self::StoreUnavailable { error } => Some(Chain(error).to_string()),
+            Self::FingerprintMismatch { stored, found } => {
+                Some(format!("the ID was completed with body {stored}, this body is {found}"))
+            }
+            _ => None,
         }
     }
 

@@ -36,6 +36,16 @@ impl MemoryPublish {
     }
 }
 
+/// What an answer of a broker in memory means for what was sent.
+pub(crate) fn verdict(answer: Answer) -> Result<(), PublishErrorKind> {
+    match answer {
+        Answer::Confirmed => Ok(()),
+        Answer::Nacked => Err(PublishErrorKind::Nacked),
+        Answer::Returned => Err(PublishErrorKind::Unroutable),
+        Answer::Unheard => Err(PublishErrorKind::TimedOut),
+    }
+}
+
 impl Unanswered {
     /// Sends it to a broker in memory: again after a nack or a lost confirm, so often at most.
     pub(crate) async fn sent_to(self, broker: &MemoryBroker, attempts: u32) -> Result<Receipt, PublishError> {
@@ -48,16 +58,14 @@ impl Unanswered {
                 // It was validated.
                 break PublishErrorKind::Invalid;
             };
-            let (exchange, routing_key) = (exchange.to_string(), routing_key.to_string());
-            let kept = Kept { exchange, routing_key, properties, body, redelivered: false };
-            let kind = match broker.publish(kept, mandatory.unwrap_or(true)).await {
-                Answer::Confirmed => {
-                    return Ok(Receipt::new(self.0.id().clone(), sent, started.elapsed()));
-                }
-                Answer::Returned => break PublishErrorKind::Unroutable,
-                Answer::Nacked => PublishErrorKind::Nacked,
-                Answer::Unheard => PublishErrorKind::TimedOut,
+            let kept = Kept::new(&exchange, &routing_key, properties, body);
+            let kind = match verdict(broker.publish(kept, mandatory.unwrap_or(true)).await) {
+                Ok(()) => return Ok(Receipt::new(self.0.id().clone(), sent, started.elapsed())),
+                Err(kind) => kind,
             };
+            if kind == PublishErrorKind::Unroutable {
+                break kind;
+            }
             uncertain = true;
             if sent >= attempts {
                 break kind;

@@ -49,7 +49,7 @@ pub use telemetry::Attempt;
 pub(crate) use builder::{FRAME_MAX, MAX_BODY};
 pub(crate) use error::Failure;
 #[cfg(feature = "testing")]
-pub(crate) use in_memory::MemoryPublish;
+pub(crate) use in_memory::{MemoryPublish, verdict};
 pub(crate) use payload::Forwarded;
 pub(crate) use stamp::{Limits, Stamper};
 pub(crate) use telemetry::ContextSource;

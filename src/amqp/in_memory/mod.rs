@@ -12,7 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use lapin::{BasicProperties, message::Delivery, types::FieldTable};
+use lapin::{
+    BasicProperties,
+    message::Delivery,
+    types::{FieldTable, ShortString},
+};
 
 use super::convert::incoming;
 use crate::{message::IncomingMessage, now::Now};
@@ -252,6 +256,16 @@ impl fmt::Debug for MemoryBroker {
 }
 
 impl Kept {
+    pub(crate) fn new(
+        exchange: &ShortString,
+        routing_key: &ShortString,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Self {
+        let (exchange, routing_key) = (exchange.to_string(), routing_key.to_string());
+        Self { exchange, routing_key, properties, body, redelivered: false }
+    }
+
     /// As a consumer would see it.
     pub(crate) fn incoming(self) -> IncomingMessage {
         incoming(queue::delivery(0, self)).0

@@ -14,7 +14,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 pub(crate) use faults::Faults;
 pub use publisher::BedPublisher;
-use wiring::{Wiring, drained, error_of, publisher};
+use wiring::{Wiring, drained, publisher, wiring_settings};
 
 use super::ManualClock;
 use crate::{
@@ -105,23 +105,7 @@ impl<S: IdempotencyStore> TestBed<S, ()> {
 }
 
 impl<S: IdempotencyStore> TestBedBuilder<S> {
-    /// Sets the scope of the consumer. Default: `test`.
-    pub fn scope(mut self, scope: impl Into<String>) -> Self {
-        self.wiring.scope = scope.into();
-        self
-    }
-
-    /// Sets the name of the queue, by which the default exchange knows it. Default: `test`.
-    pub fn queue(mut self, name: impl Into<String>) -> Self {
-        self.wiring.queue = name.into();
-        self
-    }
-
-    /// Lets what is published to a direct exchange with a routing key come to the queue.
-    pub fn bind(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
-        self.wiring.bound.push((exchange.into(), routing_key.into()));
-        self
-    }
+    wiring_settings!();
 
     /// Lets what is published so go somewhere else, where nobody handles it: see
     /// [`published`](TestBed::published). What goes nowhere is returned to its publisher.
@@ -133,13 +117,6 @@ impl<S: IdempotencyStore> TestBedBuilder<S> {
     /// As [`batch`](crate::consumer::ConsumerBuilder::batch) of a consumer. Default: 64.
     pub fn batch(mut self, messages: usize) -> Self {
         self.wiring.batch = messages;
-        self
-    }
-
-    /// As [`max_attempts`](crate::consumer::ConsumerBuilder::max_attempts) of a consumer. Default:
-    /// 36.
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.wiring.max_attempts = attempts;
         self
     }
 
@@ -208,7 +185,7 @@ impl<S: IdempotencyStore> TestBedBuilder<S> {
                     Outcome::Duplicate(duplicate) => Some(duplicate.cause),
                     _ => None,
                 };
-                let (message, error) = (message.clone(), error_of(outcome));
+                let (message, error) = (message.clone(), outcome.error_text());
                 let decision = Decided { message, outcome: outcome.name(), cause, error };
                 decided.lock().unwrap_or_else(PoisonError::into_inner).push(decision);
             }

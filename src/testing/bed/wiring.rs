@@ -6,7 +6,7 @@ use super::{faults::Faults, publisher::BedPublisher};
 use crate::{
     amqp::{Kept, MemoryBroker},
     consumer::{MemoryConsumer, MemorySettings, Turn},
-    error::{BoxError, Chain},
+    error::BoxError,
     idempotency::{Guard, IdempotencyStore, IdempotentHandler, Outcome, Scope},
     message::IncomingMessage,
     now::Now,
@@ -22,6 +22,39 @@ const MOST: u32 = 100_000;
 
 /// How long a store that may come back is left alone, in the time that passes by itself.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// The settings that a bed and a crash test share, of a builder with a field `wiring`.
+macro_rules! wiring_settings {
+    () => {
+        /// Sets the scope of the consumer. Default: `test`.
+        pub fn scope(mut self, scope: impl Into<String>) -> Self {
+            self.wiring.scope = scope.into();
+            self
+        }
+
+        /// Sets the name of the queue, by which the default exchange knows it. Default: `test`.
+        pub fn queue(mut self, name: impl Into<String>) -> Self {
+            self.wiring.queue = name.into();
+            self
+        }
+
+        /// Lets what is published to a direct exchange with a routing key come to the queue.
+        pub fn bind(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+            self.wiring.bound.push((exchange.into(), routing_key.into()));
+            self
+        }
+
+        /// Sets after how many failures a message is parked, as
+        /// [`max_attempts`](crate::consumer::ConsumerBuilder::max_attempts) of a consumer. Default:
+        /// 36.
+        pub fn max_attempts(mut self, attempts: u32) -> Self {
+            self.wiring.max_attempts = attempts;
+            self
+        }
+    };
+}
+
+pub(crate) use wiring_settings;
 
 /// What is wired up, apart from store and handler.
 #[derive(Debug, Clone)]
@@ -105,22 +138,9 @@ fn now(clock: &ManualClock) -> Now {
 
 /// An outcome with what was said, for people.
 pub(crate) fn told(outcome: &Outcome) -> String {
-    match error_of(outcome) {
+    match outcome.error_text() {
         Some(error) => format!("{} ({error})", outcome.name()),
         None => outcome.name().to_owned(),
-    }
-}
-
-/// What the handler or the store said.
-pub(crate) fn error_of(outcome: &Outcome) -> Option<String> {
-    match outcome {
-        Outcome::Retry { error, .. }
-        | Outcome::Reject { error }
-        | Outcome::InvalidId { error }
-        | Outcome::Conflict { error }
-        | Outcome::DependencyUnavailable { error } => Some(Chain(&**error).to_string()),
-        Outcome::Refused { error } | Outcome::StoreUnavailable { error } => Some(Chain(error).to_string()),
-        _ => None,
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     BedPublisher,
-    bed::wiring::Wiring,
+    bed::wiring::{Wiring, wiring_settings},
     points::{Passage, Point},
 };
 use crate::{
@@ -125,30 +125,14 @@ pub struct CrashTest<F> {
 
 /// # Settings
 impl<F> CrashTest<F> {
+    wiring_settings!();
+
     /// Publishes these messages, one after the other, and each again until its publish succeeds: as
     /// an application does that was not told. Give them an ID, or a key that makes one, or each try
     /// is another message. One that fails once is handled after the next ones: several that only
     /// come out right in their order are found.
     pub fn messages(mut self, messages: impl IntoIterator<Item = OutgoingMessage>) -> Self {
         self.messages.extend(messages);
-        self
-    }
-
-    /// Sets the scope of the consumer. Default: `test`.
-    pub fn scope(mut self, scope: impl Into<String>) -> Self {
-        self.wiring.scope = scope.into();
-        self
-    }
-
-    /// Sets the name of the queue, by which the default exchange knows it. Default: `test`.
-    pub fn queue(mut self, name: impl Into<String>) -> Self {
-        self.wiring.queue = name.into();
-        self
-    }
-
-    /// Lets what is published to a direct exchange with a routing key come to the queue.
-    pub fn bind(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
-        self.wiring.bound.push((exchange.into(), routing_key.into()));
         self
     }
 
@@ -162,14 +146,6 @@ impl<F> CrashTest<F> {
     /// Handles so many messages in one session. Default: 1.
     pub fn batch(mut self, messages: usize) -> Self {
         self.wiring.batch = messages;
-        self
-    }
-
-    /// Sets after how many failures a message is parked, as
-    /// [`ConsumerBuilder::max_attempts`](crate::consumer::ConsumerBuilder::max_attempts). Default:
-    /// 36.
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.wiring.max_attempts = attempts;
         self
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use crate::{
-    amqp::MemoryBroker,
+    amqp::{Kept, MemoryBroker},
     testing::{bed::wiring::Wiring, points::Point},
 };
 
@@ -49,17 +49,13 @@ impl Observed {
         });
         // What becomes of the queue's own messages, the state says. Copies under one ID are one.
         let others = broker.published().into_iter().filter(|kept| !wiring.leads_here(kept));
-        let published = others.map(|kept| {
+        let name = |kept: Kept| {
             let message = kept.incoming();
             let id = message.raw_message_id().unwrap_or("without an ID");
             format!("{}/{} {id}", message.exchange(), message.routing_key())
-        });
-        let unrouted = broker.unrouted().into_iter().map(|kept| {
-            let message = kept.incoming();
-            let id = message.raw_message_id().unwrap_or("without an ID");
-            format!("{}/{} {id}, to nowhere", message.exchange(), message.routing_key())
-        });
-        let published = published.chain(unrouted);
+        };
+        let unrouted = broker.unrouted().into_iter().map(|kept| format!("{}, to nowhere", name(kept)));
+        let published = others.map(name).chain(unrouted);
         Self { state: state.to_owned(), parked: parked.collect(), published: published.collect() }
     }
 
