@@ -100,9 +100,10 @@ pub(super) fn published_anew(scope: &str) {
 /// A delivery was answered, or is acked without that.
 pub(super) fn answered(scope: &str, request: &IncomingMessage, how: &'static str) {
     let id = name(request);
-    match how {
-        "lost" => tracing::warn!(message_id = %id, scope, "request took effect, and its reply is not there"),
-        _ => tracing::debug!(message_id = %id, scope, how, "request answered"),
+    if how == "lost" {
+        tracing::warn!(message_id = %id, scope, "request took effect, and its reply is not there");
+    } else {
+        tracing::debug!(message_id = %id, scope, how, "request answered");
     }
     #[cfg(feature = "metrics")]
     {
