@@ -24,8 +24,8 @@ impl<S: ReplyStore> ConsumerBuilder<S> {
         self
     }
 
-    /// Sets what happens to a request that took effect before the store kept replies. Default: it is
-    /// parked.
+    /// Sets what happens to a request that took effect before the store kept replies. Default: it
+    /// is parked.
     pub fn lost_replies(mut self, policy: LostReply) -> Self {
         self.options.lost = policy;
         self
@@ -52,8 +52,8 @@ impl<S: ReplyStore> ConsumerBuilder<S> {
 
 /// # Replies
 impl<S: ReplyStore> IdempotentConsumer<S> {
-    /// Consumes requests and answers them until it is
-    /// [stopped](super::ConsumerControl::stop); as [`run_rpc_until`](Self::run_rpc_until) otherwise.
+    /// Consumes requests and answers them until it is [stopped](super::ConsumerControl::stop); as
+    /// [`run_rpc_until`](Self::run_rpc_until) otherwise.
     ///
     /// # Errors
     ///
@@ -62,15 +62,15 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
         self.run_rpc_until(handler, std::future::pending()).await
     }
 
-    /// Consumes requests until `shutdown` completes, as [`run_until`](Self::run_until) does messages,
-    /// and answers each delivery of them.
+    /// Consumes requests until `shutdown` completes, as [`run_until`](Self::run_until) does
+    /// messages, and answers each delivery of them.
     ///
     /// The reply is committed with the effect and the identity of the request. Then it is sent, to
-    /// the `reply_to` of this delivery, with its `correlation_id` (without one, its message ID), and
-    /// the delivery is acked when the broker has confirmed it. A copy of the request is answered
-    /// with the same reply at its own address, and the handler does not run again. Copies of a reply
-    /// have one message ID: the [effect key](crate::idempotency::effect_key) of the request's
-    /// identity and `"reply"`, a step that the handler should not use itself.
+    /// the `reply_to` of this delivery, with its `correlation_id` (without one, its message ID),
+    /// and the delivery is acked when the broker has confirmed it. A copy of the request is
+    /// answered with the same reply at its own address, and the handler does not run again. Copies
+    /// of a reply have one message ID: the [effect key](crate::idempotency::effect_key) of the
+    /// request's identity and `"reply"`, a step that the handler should not use itself.
     ///
     /// # What is guaranteed, and where it stops
     ///
@@ -84,9 +84,9 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
     ///   delivery, and what the requester does not get is confirmed all the same. Let it ask again
     ///   under the same message ID.
     /// * Without `reply_to` nothing is sent; the reply is kept for a copy that has one.
-    /// * Nobody is answered whose request is rejected, parked, or has another body than the one that
-    ///   took effect, unless
-    ///   [`fingerprint_mismatch`](ConsumerBuilder::fingerprint_mismatch) lets that pass.
+    /// * Nobody is answered whose request is rejected, parked, or has another body than the one
+    ///   that took effect, unless [`fingerprint_mismatch`](ConsumerBuilder::fingerprint_mismatch)
+    ///   lets that pass.
     /// * If no queue takes a reply: [`UnclaimedReply`]. If there is none: [`LostReply`].
     ///
     /// The consumer's user needs the right to write to the default exchange.
@@ -101,7 +101,8 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
     ///
     /// # Cancellation
     ///
-    /// As of [`run_until`](Self::run_until); what was not answered comes again, and is answered then.
+    /// As of [`run_until`](Self::run_until); what was not answered comes again, and is answered
+    /// then.
     ///
     /// # Panics
     ///

@@ -42,8 +42,8 @@ impl IncomingMessage {
     /// claimed, also where the [`KeySource`](super::KeySource) is not the message ID or the ID was
     /// derived from the content.
     ///
-    /// `None` before a guard looked at the message; never in a handler that a guard calls, whatever the
-    /// store, alone or in a batch. With
+    /// `None` before a guard looked at the message; never in a handler that a guard calls, whatever
+    /// the store, alone or in a batch. With
     /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a
     /// random one, another at each delivery.
     ///

@@ -13,8 +13,8 @@ use crate::message::{IncomingMessage, Reply};
 
 /// Handles one request, once per scope, and answers it.
 ///
-/// The reply is committed in the session's transaction, together with the effect and the identity of
-/// the request. It is sent after the commit, to the `reply_to` of the delivery; a copy of the
+/// The reply is committed in the session's transaction, together with the effect and the identity
+/// of the request. It is sent after the commit, to the `reply_to` of the delivery; a copy of the
 /// request is answered with the same reply, and the handler does not run again.
 ///
 /// What is wrong with a request in the eyes of the application is a reply, such as one of another
@@ -39,8 +39,8 @@ pub trait RpcHandler<S: IdempotencyStore>: Send + Sync {
     ///
     /// # Errors
     ///
-    /// A [`HandlerError`], as of [`IdempotentHandler::handle`]: nothing is committed, and nothing is
-    /// sent.
+    /// A [`HandlerError`], as of [`IdempotentHandler::handle`]: nothing is committed, and nothing
+    /// is sent.
     fn handle(
         &self,
         request: &IncomingMessage,

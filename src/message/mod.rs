@@ -1,5 +1,5 @@
-//! What travels: [`OutgoingMessage`], [`IncomingMessage`] and [`Reply`], their [`MessageId`] and how
-//! it is made ([`IdStrategy`]), their [`Headers`], and the [`Fingerprint`] of a body.
+//! What travels: [`OutgoingMessage`], [`IncomingMessage`] and [`Reply`], their [`MessageId`] and
+//! how it is made ([`IdStrategy`]), their [`Headers`], and the [`Fingerprint`] of a body.
 
 mod fingerprint;
 mod headers;

@@ -2,7 +2,8 @@
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
 //! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
-//! the handler), `schema`, `inspect`, `replies`, `outbox`. `dialect` is what a database has to say for itself.
+//! the handler), `schema`, `inspect`, `replies`, `outbox`. `dialect` is what a database has to say
+//! for itself.
 
 mod claim;
 mod dialect;

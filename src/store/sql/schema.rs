@@ -5,13 +5,10 @@ use super::{
     SqlDatabase, SqlStore,
     dialect::Value,
     error::failed,
-    replies::{ReplyStatements, ReplyTable},
     statements::{COLUMNS, Statements},
     table::TableName,
 };
 use crate::idempotency::{StoreError, StoreErrorKind};
-
-const REPLY_COLUMNS: [&str; 5] = ["scope", "message_id", "properties", "body", "replied_at"];
 
 /// What a store's table lacks, and the statements that create it: the source of an error of kind
 /// [`StoreErrorKind::Schema`].
@@ -39,8 +36,8 @@ impl SchemaMismatch {
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
-    /// The statements that create the table, and that of the [replies](Self::with_replies), for those who run their own migrations. They can be
-    /// run again, and do nothing then.
+    /// The statements that create the table, and that of the [replies](Self::with_replies), for
+    /// those who run their own migrations. They can be run again, and do nothing then.
     pub fn schema_sql(&self) -> String {
         match &self.replies {
             None => self.statements.schema.clone(),
@@ -70,7 +67,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
                 DB::create(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)?;
             }
             match &self.replies {
-                Some(replies) if !self.look(&answers(replies)).await?.is_complete() => {
+                Some(replies) if !self.look(&replies.wanted()).await?.is_complete() => {
                     let created = DB::create_replies(&self.pool, &replies.statements, &self.limits).await;
                     created.map_err(failed::<DB>)
                 }
@@ -114,7 +111,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         self.answered(StoreErrorKind::Unavailable, asking).await?;
         self.check_table(&self.identities()).await?;
         match &self.replies {
-            Some(replies) => self.check_table(&answers(replies)).await,
+            Some(replies) => self.check_table(&replies.wanted()).await,
             None => Ok(()),
         }
     }
@@ -139,17 +136,13 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 }
 
 /// What a table is to have.
-struct Wanted<'a> {
-    table: &'a TableName,
-    columns: &'static [&'static str],
-    /// What a purge goes by, and makes the index on it.
-    time: &'static str,
-    index: &'a str,
-}
-
-fn answers(replies: &ReplyTable) -> Wanted<'_> {
-    let ReplyStatements { table, index, .. } = &replies.statements;
-    Wanted { table, columns: &REPLY_COLUMNS, time: "replied_at", index }
+pub(super) struct Wanted<'a> {
+    pub(super) table: &'a TableName,
+    pub(super) columns: &'static [&'static str],
+    /// The column that a purge goes by.
+    pub(super) time: &'static str,
+    /// Makes the index on it.
+    pub(super) index: &'a str,
 }
 
 /// What the catalog says of a table.

@@ -75,7 +75,7 @@ pub async fn client_without_correlation_id_goes_by_its_message_id() {
 }
 
 pub async fn replies_of_a_batch<K: Kind>() {
-    const REQUESTS: usize = 40;
+    const REQUESTS: u32 = 40;
     let desk = Desk::<K>::open().await;
     let (all, copy) = (desk.mailbox().await, desk.mailbox().await);
     for n in 0..REQUESTS {
@@ -88,7 +88,7 @@ pub async fn replies_of_a_batch<K: Kind>() {
     }
     let quote = Quote::new(&desk.table);
     let serving = Serving::start(desk.consumer().batch(64), quote.clone());
-    serving.answered("sent", REQUESTS as u64 + 4).await;
+    serving.answered("sent", u64::from(REQUESTS) + 4).await;
     serving.stop().await;
     let mut bodies = std::collections::BTreeMap::new();
     for _ in 0..REQUESTS {
@@ -103,8 +103,8 @@ pub async fn replies_of_a_batch<K: Kind>() {
         assert_eq!((id, Some(&body)), (reply_id(&request), bodies.get(&request)));
     }
     assert!(quote.batches.lock().unwrap().iter().any(|requests| *requests > 4), "{:?}", quote.batches);
-    assert_eq!(desk.table.effects().await, (REQUESTS as i64, REQUESTS as i64));
-    assert_eq!(desk.kept().await, REQUESTS as i64);
+    assert_eq!(desk.table.effects().await, (i64::from(REQUESTS), i64::from(REQUESTS)));
+    assert_eq!(desk.kept().await, i64::from(REQUESTS));
     desk.all_settled().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use lapin_idempotent::IdempotentConsumer;
+use lapin_idempotent::{IdempotentConsumer, store::Replies};
 
 use super::{Answer, DELAY, Desk, Kind, Quote, SCOPE, Serving, reply_id, to};
 use crate::databases::{
@@ -44,7 +44,7 @@ pub async fn commit_that_is_cut_off_is_answered_by_the_next_run<K: Kind>() {
     let mailbox = desk.mailbox().await;
     let wire = Wire::start(&desk.table.url, Cut::Before, Arc::new(AtomicBool::new(true))).await;
     let table = Table::<K>::open(&wire.through(&desk.table.url), &desk.table.name, &desk.table.effects).await;
-    let store = table.store.clone().with_replies(Default::default()).expect("name");
+    let store = table.store.clone().with_replies(Replies::new()).expect("name");
     let consumer = IdempotentConsumer::builder(broker(), &desk.queue, store).scope(SCOPE);
     desk.ask("order-42", "q", to(&mailbox)).await;
     let serving = Serving::start(consumer.retry_delays(DELAY, DELAY), Quote::new(&table));

@@ -43,14 +43,14 @@ async fn bare<K: Kind>(table: &Table<K>) -> i64 {
     K::number(table.store.pool(), &bare).await.expect("count")
 }
 
-async fn asked<K: Kind>(requests: usize) -> Desk<K> {
+async fn asked<K: Kind>(requests: u32) -> Desk<K> {
     let desk = Desk::<K>::open().await;
     for n in 0..requests {
         desk.ask(&format!("order-{n}"), "q", lapin::BasicProperties::default()).await;
     }
     let (serving, _) = desk.serve();
     crate::databases::support::eventually("all take effect", async || {
-        (desk.kept().await == requests as i64).then_some(())
+        (desk.kept().await == i64::from(requests)).then_some(())
     })
     .await;
     serving.stop().await;

@@ -12,6 +12,7 @@ use super::{
     Cells, SqlDatabase, SqlStore,
     dialect::Value,
     error::failed,
+    schema::Wanted,
     statements::Statements,
     table::{InvalidTableName, TableName},
 };
@@ -25,6 +26,9 @@ use crate::{
 /// servers bound what they take at once (`max_allowed_packet`: 16 MiB by default in MariaDB).
 const ROWS: usize = 256;
 const BYTES: usize = 4 << 20;
+
+/// As the check of the schema wants them.
+const COLUMNS: [&str; 5] = ["scope", "message_id", "properties", "body", "replied_at"];
 
 /// Where a [`SqlStore`] keeps the replies of an RPC consumer, and how large they may be; see
 /// [`SqlStore::with_replies`].
@@ -89,6 +93,11 @@ impl ReplyTable {
         Ok(Self { replies, statements: DB::replies(table, &beside.quoted) })
     }
 
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        let ReplyStatements { table, index, .. } = &self.statements;
+        Wanted { table, columns: &COLUMNS, time: "replied_at", index }
+    }
+
     /// The same beside another table of identities.
     pub(super) fn beside<DB: SqlDatabase>(&self, identities: &Statements) -> Self {
         let table = match &self.replies.table {
@@ -109,10 +118,10 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     /// Keeps what requests are answered with in a table beside the identities, for
     /// [`run_rpc_until`](crate::IdempotentConsumer::run_rpc_until).
     ///
-    /// A reply is committed with the effect and the identity of its request, and is there as long as
-    /// the identity: [`purge`](crate::IdempotencyStore::purge) forgets a reply only after its
-    /// identity, and counts identities only. In a
-    /// [partitioned](crate::PostgresStore::partitioned) store it does so a partition later.
+    /// A reply is committed with the effect and the identity of its request, and is there as long
+    /// as the identity: [`purge`](crate::IdempotencyStore::purge) forgets a reply only after its
+    /// identity, and counts identities only. In a [partitioned](crate::PostgresStore::partitioned)
+    /// store it does so a partition later.
     ///
     /// [`create_schema`](Self::create_schema), [`check_schema`](Self::check_schema) and
     /// [`schema_sql`](Self::schema_sql) are about both tables from here on, so that no consumer of
