@@ -79,8 +79,9 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has ten pages: quick start, how it works, message IDs, stores, failures, production,
-//! reference, the outbox, a loop or a store of your own, and testing your handler.
+//! [`guide`] has eleven pages: quick start, how it works, message IDs, stores, failures,
+//! production, reference, the outbox, requests and replies, a loop or a store of your own, and
+//! testing your handler.
 //!
 //! # The tree
 //!

@@ -11,7 +11,7 @@ use super::{
     origin,
     values::{field_table, header_value, headers},
 };
-use crate::message::{IncomingMessage, Properties, Stamped, reserved, seconds_since_1970 as seconds};
+use crate::message::{AtHand, IncomingMessage, Properties, Stamped, reserved, seconds_since_1970 as seconds};
 
 const TRANSIENT: u8 = 1;
 pub(super) const PERSISTENT: u8 = 2;
@@ -109,6 +109,7 @@ fn message(delivery: &Delivery, properties: &BasicProperties, body: Bytes) -> In
         routing_key,
         redelivered: delivery.redelivered,
         identity: std::sync::OnceLock::new(),
+        at_hand: AtHand::default(),
         properties: Properties {
             message_id: text(properties.message_id()),
             timestamp: *properties.timestamp(),

@@ -10,6 +10,7 @@ use super::{
     control::ConsumerControl,
     forwarder::Forwarder,
     options::Options,
+    replies::Answers,
     settler::Settler,
     status::ConsumerMonitor,
     telemetry,
@@ -55,6 +56,11 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         let forwarder = Forwarder::new(format!("{scope} (parking)"), connect.clone());
         let settler = Settler::new(options.clone(), scope, forwarder, monitor.clone());
         Self { guard: guard.coalesced(), handler, connect, options, settler, monitor, control }
+    }
+
+    /// Answers what has taken effect.
+    pub(super) fn answering(self, answers: Answers) -> Self {
+        Self { settler: self.settler.answering(answers), ..self }
     }
 
     /// Tells that the store could not be asked, and how long it is left alone.

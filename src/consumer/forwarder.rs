@@ -71,11 +71,13 @@ pub(crate) struct ForwardedCopy {
     pub(crate) needed: &'static [&'static str],
     /// How many bytes of headers it gets on its way.
     pub(crate) growth: usize,
+    /// Whether it must reach a queue, where that is not the rule.
+    pub(crate) mandatory: Option<bool>,
 }
 
 impl ForwardedCopy {
     pub(crate) fn new(properties: BasicProperties, body: Bytes) -> Self {
-        Self { properties, body, needed: &[], growth: COUNTS }
+        Self { properties, body, needed: &[], growth: COUNTS, mandatory: None }
     }
 }
 
@@ -153,6 +155,7 @@ impl Forwarder {
             routing_key: ShortString::try_new(routing_key)?,
             properties,
             body: copied.body.clone(),
+            mandatory: copied.mandatory,
         };
         #[cfg(feature = "testing")]
         if let Some(broker) = &self.memory {
@@ -271,7 +274,7 @@ impl Forwarder {
 /// The verdict of a broker in memory.
 #[cfg(feature = "testing")]
 async fn in_memory(broker: &MemoryBroker, forwarded: Forwarded) -> Result<(), ForwardError> {
-    let Forwarded { exchange, routing_key, properties, body } = forwarded;
+    let Forwarded { exchange, routing_key, properties, body, .. } = forwarded;
     let answer = broker.copy(Kept::new(&exchange, &routing_key, properties, body)).await;
     verdict(answer).map_err(|kind| ForwardError::Unconfirmed(Failure::unsent(kind, Duration::ZERO)))
 }

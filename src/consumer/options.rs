@@ -7,6 +7,7 @@ use super::{
     delivery_limit::DeliveryLimit,
     error::ConsumeError,
     parking::ParkingTarget,
+    replies::{LostReply, UnclaimedReply},
 };
 use crate::{
     amqp::{ConnectOptions, InvalidUri, Topology},
@@ -38,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) first_delay: Duration,
     pub(crate) longest_delay: Duration,
     pub(crate) drain_timeout: Duration,
+    pub(crate) unclaimed: UnclaimedReply,
+    pub(crate) lost: LostReply,
     pub(crate) on_outcome: Hook,
     pub(crate) now: Now,
 }
@@ -89,6 +92,8 @@ impl Options {
             first_delay: Duration::from_secs(1),
             longest_delay: Duration::from_secs(3600),
             drain_timeout: Duration::from_secs(20),
+            unclaimed: UnclaimedReply::default(),
+            lost: LostReply::default(),
             on_outcome: Hook::default(),
             now: Now::default(),
         }

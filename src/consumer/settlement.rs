@@ -63,6 +63,10 @@ pub enum ParkReason {
     Indeterminate,
     /// Its consumers died with it, again and again, the last times with nothing else in hand.
     ConsumerDied,
+    /// It took effect, and no queue took its reply: see [`UnclaimedReply`](super::UnclaimedReply).
+    ReplyUnclaimed,
+    /// It took effect, and its reply is not there: see [`LostReply`](super::LostReply).
+    ReplyLost,
 }
 
 impl ParkReason {
@@ -77,6 +81,8 @@ impl ParkReason {
             Self::FingerprintMismatch => "fingerprint-mismatch",
             Self::Indeterminate => "indeterminate",
             Self::ConsumerDied => "consumer-died",
+            Self::ReplyUnclaimed => "reply-unclaimed",
+            Self::ReplyLost => "reply-lost",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What follows from an outcome, and from the broker's count of a delivery.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use tokio::time::Instant;
 
@@ -10,10 +10,11 @@ use super::{
     delay_queues::{self, Delays, Redelivery, Wait},
     delivery_limit::DeliveryLimit,
     failure_counts::FailureCounts,
-    forwarder::{ForwardError, ForwardedCopy, Forwarder, Wanted},
+    forwarder::{ForwardedCopy, Forwarder, Wanted},
     options::Options,
     parking::ParkingTarget,
     pending::{PendingSettlements, Settled, ack, reject},
+    replies::{Answered, Answers},
     settlement::{ParkReason, Settlement, settle},
     status::ConsumerMonitor,
     telemetry,
@@ -54,12 +55,19 @@ pub(crate) struct Settler {
     limit: DeliveryLimit,
     forwarder: Forwarder,
     monitor: ConsumerMonitor,
+    /// Of a consumer that answers.
+    answers: Option<Answers>,
 }
 
 impl Settler {
     pub(crate) fn new(options: Options, scope: &str, forwarder: Forwarder, monitor: ConsumerMonitor) -> Self {
         let (delays, limit) = (options.delays(), options.watched());
-        Self { options, scope: scope.to_owned(), delays, limit, forwarder, monitor }
+        Self { options, scope: scope.to_owned(), delays, limit, forwarder, monitor, answers: None }
+    }
+
+    /// The same, of a consumer that answers what has taken effect.
+    pub(super) fn answering(self, answers: Answers) -> Self {
+        Self { answers: Some(answers), ..self }
     }
 
     /// Waits a while for what was lost with a connection: what a subscription delivers near the
@@ -95,7 +103,7 @@ impl Settler {
             attempts.forget(&telemetry::name(&unsettled.message));
         }
         match settlement {
-            Settlement::Ack => Decision::Ack(unsettled.delivery.tag),
+            Settlement::Ack => self.answer(unsettled, outcome, settling),
             Settlement::Hold { after } => {
                 let after = after.max(holding(unsettled.delivery.holds));
                 unsettled.delivery.holds += 1;
@@ -134,6 +142,45 @@ impl Settler {
                 Decision::Begun
             }
         }
+    }
+
+    /// Acks what is not to be answered; the rest after its reply was confirmed. What cannot be
+    /// answered now comes to it again: then it is a duplicate.
+    fn answer<'a>(
+        &'a self,
+        unsettled: Unsettled,
+        outcome: &Outcome,
+        settling: &mut PendingSettlements<'a>,
+    ) -> Decision {
+        let tag = unsettled.delivery.tag;
+        let Some(answers) = &self.answers else { return Decision::Ack(tag) };
+        // Of a run that was not committed, unless this one was.
+        let at_hand = unsettled.message.at_hand.take().filter(|_| matches!(outcome, Outcome::Processed));
+        let Some(to) = unsettled.message.reply_to().filter(|to| !to.is_empty()).map(str::to_owned) else {
+            return Decision::Ack(tag);
+        };
+        settling.begin(async move {
+            let mut unsettled = unsettled;
+            match answers.answer(&self.forwarder, &unsettled.message, &to, at_hand).await {
+                Ok(Answered::Ack(how)) => {
+                    telemetry::answered(&self.scope, &unsettled.message, how);
+                    self.monitor.answered(how);
+                    ack(&unsettled.delivery.acker).await;
+                    Settled::Away(tag)
+                }
+                Ok(Answered::Park(reason)) => {
+                    let parking = Parking::new(reason, None, 1, self.options.now.get());
+                    self.parked(unsettled, parking).await
+                }
+                Err(error) => {
+                    self.not_passed_on(&error, "request not answered; it stays here until it is");
+                    let after = holding(unsettled.delivery.holds.max(2));
+                    unsettled.delivery.holds += 1;
+                    Settled::Held { unsettled, after, next: Next::Handle }
+                }
+            }
+        });
+        Decision::Begun
     }
 
     /// How often a message has failed, in all.
@@ -296,41 +343,42 @@ impl Settler {
     /// Publishes a message to the parking queue, then acks the delivery. Where that cannot be, it
     /// stays here until it can.
     fn park<'a>(&'a self, unsettled: Unsettled, parking: Parking, settling: &mut PendingSettlements<'a>) {
-        settling.begin(async move {
-            let mut unsettled = unsettled;
-            let (queue, message) = (&self.options.queue, &unsettled.message);
-            let note = Note {
-                reason: parking.reason.name(),
-                error: parking.error.as_deref().map(bounded),
-                attempts: parking.attempts,
-                at: parking.at,
-                scope: &self.scope,
-                route: self.route(message),
-            };
-            let copy = parked_properties(&unsettled.delivery.properties, &note);
-            let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
-            let (reason, copied) = (parking.reason.name(), ForwardedCopy::new(copy, message.body().clone()));
-            let parked = match self.options.parking.queue_to_declare() {
-                Some(queue) => self.forwarder.publish_to(queue, &Wanted::Any, &copied).await,
-                None => self.forwarder.publish(exchange, routing_key, &copied).await,
-            };
-            match parked {
-                Ok(()) => {
-                    tracing::warn!(queue, reason, "message parked");
-                    self.monitor.parked(reason);
-                    #[cfg(feature = "metrics")]
-                    telemetry::passed_on(&self.scope, Some(reason));
-                    ack(&unsettled.delivery.acker).await;
-                    Settled::Away(unsettled.delivery.tag)
-                }
-                Err(error) => {
-                    self.not_passed_on(&error, "message not parked; it stays here until it can be");
-                    let after = holding(unsettled.delivery.holds.max(2));
-                    unsettled.delivery.holds += 1;
-                    Settled::Held { unsettled, after, next: Next::Park(parking) }
-                }
+        settling.begin(self.parked(unsettled, parking));
+    }
+
+    async fn parked(&self, mut unsettled: Unsettled, parking: Parking) -> Settled {
+        let (queue, message) = (&self.options.queue, &unsettled.message);
+        let note = Note {
+            reason: parking.reason.name(),
+            error: parking.error.as_deref().map(bounded),
+            attempts: parking.attempts,
+            at: parking.at,
+            scope: &self.scope,
+            route: self.route(message),
+        };
+        let copy = parked_properties(&unsettled.delivery.properties, &note);
+        let ParkingTarget { exchange, routing_key, .. } = &self.options.parking;
+        let (reason, copied) = (parking.reason.name(), ForwardedCopy::new(copy, message.body().clone()));
+        let parked = match self.options.parking.queue_to_declare() {
+            Some(queue) => self.forwarder.publish_to(queue, &Wanted::Any, &copied).await,
+            None => self.forwarder.publish(exchange, routing_key, &copied).await,
+        };
+        match parked {
+            Ok(()) => {
+                tracing::warn!(queue, reason, "message parked");
+                self.monitor.parked(reason);
+                #[cfg(feature = "metrics")]
+                telemetry::passed_on(&self.scope, Some(reason));
+                ack(&unsettled.delivery.acker).await;
+                Settled::Away(unsettled.delivery.tag)
             }
-        });
+            Err(error) => {
+                self.not_passed_on(&error, "message not parked; it stays here until it can be");
+                let after = holding(unsettled.delivery.holds.max(2));
+                unsettled.delivery.holds += 1;
+                Settled::Held { unsettled, after, next: Next::Park(parking) }
+            }
+        }
     }
 
     /// The way that a message came, of which each copy of it tells.
@@ -338,7 +386,7 @@ impl Settler {
         Route { queue: &self.options.queue, exchange: message.exchange(), routing_key: message.routing_key() }
     }
 
-    fn not_passed_on(&self, error: &ForwardError, what: &str) {
+    fn not_passed_on(&self, error: &(dyn Error + 'static), what: &str) {
         let error = Chain(error).to_string();
         tracing::error!(queue = %self.options.queue, error, "{what}");
         self.monitor.failed(&error);

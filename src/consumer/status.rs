@@ -29,6 +29,10 @@ pub struct ConsumerStatus {
     pub moved: u64,
     /// How many were parked, by [`ParkReason::name`](super::ParkReason::name).
     pub parked: BTreeMap<&'static str, u64>,
+    /// How deliveries were answered, by a consumer that answers: `sent` replies, `unclaimed` ones,
+    /// which no queue took, and `lost` ones, which were not there; see
+    /// [`UnclaimedReply`](super::UnclaimedReply) and [`LostReply`](super::LostReply).
+    pub replies: BTreeMap<&'static str, u64>,
     /// How often it subscribed anew.
     pub reconnects: u64,
     /// What went wrong last with the broker, the store or what the handler depends on; holds no
@@ -114,6 +118,7 @@ impl ConsumerMonitor {
             delayed: 0,
             moved: 0,
             parked: BTreeMap::new(),
+            replies: BTreeMap::new(),
             reconnects: 0,
             last_error: None,
         };
@@ -168,6 +173,10 @@ impl ConsumerMonitor {
 
     pub(super) fn parked(&self, reason: &'static str) {
         self.change(|status| *status.parked.entry(reason).or_default() += 1);
+    }
+
+    pub(super) fn answered(&self, how: &'static str) {
+        self.change(|status| *status.replies.entry(how).or_default() += 1);
     }
 
     pub(super) fn in_hand(&self, deliveries: usize) {

@@ -97,6 +97,21 @@ pub(super) fn published_anew(scope: &str) {
     metrics::counter!("idempotent_consumer_moved_total", "scope" => scope.to_owned()).increment(1);
 }
 
+/// A delivery was answered, or is acked without that.
+pub(super) fn answered(scope: &str, request: &IncomingMessage, how: &'static str) {
+    let id = name(request);
+    if how == "lost" {
+        tracing::warn!(message_id = %id, scope, "request took effect, and its reply is not there");
+    } else {
+        tracing::debug!(message_id = %id, scope, how, "request answered");
+    }
+    #[cfg(feature = "metrics")]
+    {
+        let labels = [("scope", scope.to_owned()), ("result", how.to_owned())];
+        metrics::counter!("idempotent_consumer_replies_total", &labels).increment(1);
+    }
+}
+
 /// Counters and a histogram through the `metrics` facade, once for each batch.
 #[cfg(feature = "metrics")]
 pub(super) fn record(scope: &str, outcomes: &[Outcome], took: std::time::Duration) {
@@ -149,6 +164,7 @@ mod tests {
             published_anew("ledger");
             passed_on("ledger", Some("rejected"));
             passed_on("ledger", Some("rejected"));
+            answered("ledger", &IncomingMessage::new(""), "sent");
         });
         let expected = [
             ("idempotent_consumer_batch_messages ledger", 6.0),
@@ -160,6 +176,7 @@ mod tests {
             ("idempotent_consumer_deliveries_total ledger processed ", 3.0),
             ("idempotent_consumer_moved_total ledger", 1.0),
             ("idempotent_consumer_parked_total ledger rejected", 2.0),
+            ("idempotent_consumer_replies_total ledger sent", 1.0),
         ];
         assert_eq!(recorded.values(), expected.map(|(name, value)| (name.to_owned(), value)).into());
     }

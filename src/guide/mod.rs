@@ -8,8 +8,9 @@
 //! 6. [`production`]: settings, limits, retention, probes
 //! 7. [`reference`](mod@reference): headers, queues, metrics, spans, outcomes
 //! 8. [`outbox`]: publish if, and only after, a transaction commits
-//! 9. [`own_loop_and_store`]: the guard in a loop of your own, and a store of your own
-//! 10. [`testing`]: whether a handler is idempotent, without a broker
+//! 9. [`rpc`]: requests that are answered, with the same reply to each copy
+//! 10. [`own_loop_and_store`]: the guard in a loop of your own, and a store of your own
+//! 11. [`testing`]: whether a handler is idempotent, without a broker
 
 // The first definition of a link counts. Here it is one of these: rustdoc copies no files, so they
 // hold the pictures. Where a page is read as a file it is the page's own, which names a file.
@@ -31,5 +32,6 @@ page!(failures, "failures.md");
 page!(production, "production.md");
 page!(reference, "reference.md");
 page!(outbox, "outbox.md");
+page!(rpc, "rpc.md");
 page!(own_loop_and_store, "own_loop_and_store.md");
 page!(testing, "testing.md");

@@ -11,7 +11,7 @@ use super::{
     claim::{ClaimRequest, Claims},
     coalesce::Coalescer,
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
-    identity::identified,
+    identity::{identified, known_as},
     key::{KeySource, Scope},
     outcome::{Inconclusive, Outcome},
     policy::{MismatchPolicy, MissingIdPolicy, StalePolicy},
@@ -326,6 +326,8 @@ impl<S: IdempotencyStore> Guard<S> {
             return Err(Outcome::TooEarly { remaining });
         }
         let message_id = self.identify(message)?;
+        // Also of what is known already: whoever answers a copy asks for it.
+        known_as(message, &self.scope, &message_id);
         Ok(ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: message.fingerprint() })
     }
 

@@ -42,8 +42,8 @@ impl IncomingMessage {
     /// claimed, also where the [`KeySource`](super::KeySource) is not the message ID or the ID was
     /// derived from the content.
     ///
-    /// `None` before a guard took the message; never in a handler that a guard calls, whatever the
-    /// store, alone or in a batch. With
+    /// `None` before a guard looked at the message; never in a handler that a guard calls, whatever
+    /// the store, alone or in a batch. With
     /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a
     /// random one, another at each delivery.
     ///
@@ -118,12 +118,23 @@ impl Deref for Identified<'_> {
     }
 }
 
+/// The identity that a message is known by, which is that of the first guard.
+pub(super) fn known_as<'m>(
+    message: &'m IncomingMessage,
+    scope: &Scope,
+    message_id: &MessageId,
+) -> &'m (Arc<str>, MessageId) {
+    message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone()))
+}
+
 pub(super) fn identified<'m>(message: &'m IncomingMessage, request: &ClaimRequest) -> Identified<'m> {
     let ClaimRequest { scope, message_id, .. } = request;
-    let (known, id) = message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone()));
+    let (known, id) = known_as(message, scope, message_id);
     if *known == scope.0 && id == message_id {
         Identified::Itself(message)
     } else {
+        // What its handler answers is looked for at the message itself.
+        message.at_hand.share();
         Identified::Clone(Box::new(message.clone().with_identity(scope.clone(), message_id.clone())))
     }
 }

@@ -42,6 +42,7 @@ mod key;
 mod outcome;
 mod policy;
 mod purge;
+mod rpc;
 mod store;
 
 pub(crate) use batch::Batch;
@@ -55,4 +56,6 @@ pub use key::{InvalidScope, KeySource, Scope, effect_key};
 pub use outcome::{Duplicate, DuplicateCause, Outcome};
 pub use policy::{MismatchPolicy, MissingIdPolicy, StalePolicy};
 pub use purge::{Sweeper, SweeperHandle};
+pub(crate) use rpc::{Answering, KeptReply, Sealed};
+pub use rpc::{ReplyStore, RpcHandler, RpcHandlerFn, RpcResult, rpc_handler_fn};
 pub use store::{IdempotencyStore, Inspect, StoreError, StoreErrorKind};

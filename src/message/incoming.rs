@@ -14,6 +14,7 @@ use super::{
     fingerprint::Fingerprint,
     headers::{HeaderValue, Headers},
     id::{InvalidMessageId, MessageId},
+    reply::AtHand,
     trace::{TRACEPARENT, TRACESTATE, TraceContext},
 };
 
@@ -42,6 +43,8 @@ pub struct IncomingMessage {
     /// The scope and the effective ID, of the first guard that took it. Another guard gives its
     /// handler a clone with its own.
     pub(crate) identity: OnceLock<(Arc<str>, MessageId)>,
+    /// Of an RPC handler.
+    pub(crate) at_hand: AtHand,
 }
 
 /// The AMQP properties of a delivery.

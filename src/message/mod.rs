@@ -1,5 +1,5 @@
-//! What travels: [`OutgoingMessage`] and [`IncomingMessage`], their [`MessageId`] and how it is
-//! made ([`IdStrategy`]), their [`Headers`], and the [`Fingerprint`] of a body.
+//! What travels: [`OutgoingMessage`], [`IncomingMessage`] and [`Reply`], their [`MessageId`] and
+//! how it is made ([`IdStrategy`]), their [`Headers`], and the [`Fingerprint`] of a body.
 
 mod fingerprint;
 mod headers;
@@ -8,6 +8,7 @@ mod incoming;
 mod json;
 mod outgoing;
 mod properties;
+mod reply;
 mod stamped;
 mod stored;
 mod strategy;
@@ -23,10 +24,12 @@ pub use incoming::{DecodeError, IncomingMessage};
 pub use outgoing::OutgoingMessage;
 pub(crate) use outgoing::seconds_since_1970;
 pub use properties::OutgoingProperties;
+pub use reply::{InvalidReply, Reply};
 pub use strategy::{IdError, IdStrategy};
 pub use trace::{InvalidTraceParent, TraceContext};
 pub use validate::InvalidMessage;
 
 pub(crate) use headers::reserved;
+pub(crate) use reply::AtHand;
 pub(crate) use stamped::Stamped;
 pub(crate) use trail::LONGEST_DELAY;

@@ -43,6 +43,7 @@ pub(crate) struct Forwarded {
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
+    pub(crate) mandatory: Option<bool>,
 }
 
 impl Payload {
@@ -62,7 +63,7 @@ impl Payload {
                 routing_key: forwarded.routing_key.clone(),
                 properties: forwarded.properties.clone(),
                 body: forwarded.body.clone(),
-                mandatory: None,
+                mandatory: forwarded.mandatory,
             },
         })
     }

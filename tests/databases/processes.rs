@@ -25,7 +25,7 @@ trials! {
     zombie_whose_transaction_was_ended_cannot_commit,
 }
 
-const TASK: &str = "LAPIN_IDEMPOTENT_CHILD";
+pub const TASK: &str = "LAPIN_IDEMPOTENT_CHILD";
 const LEASE: Duration = Duration::from_millis(700);
 
 /// What this process is to do if it was started by a test.
@@ -70,6 +70,7 @@ async fn work<K: Kind>(task: &str) {
             line();
             println!("{:?}", store.complete(session).await.map_err(|error| error.kind()));
         }
+        "rpc" => super::replies::serve(table).await,
         other => unreachable!("{other}"),
     }
 }

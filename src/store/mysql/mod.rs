@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod outbox;
+mod replies;
 
 pub use self::outbox::MySqlOutbox;
 

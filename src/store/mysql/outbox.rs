@@ -150,7 +150,7 @@ impl OutboxDialect for MySql {
 }
 
 /// How many of so many rows go into one statement.
-fn kept_rows(rows: usize) -> usize {
+pub(super) fn kept_rows(rows: usize) -> usize {
     if rows <= EACH { rows } else { 1 << rows.ilog2() }
 }
 

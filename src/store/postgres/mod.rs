@@ -24,6 +24,7 @@ mod codes;
 mod listen;
 mod outbox;
 mod partitions;
+mod replies;
 
 pub use self::outbox::PostgresOutbox;
 

@@ -2,7 +2,8 @@
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
 //! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
-//! the handler), `schema`, `inspect`, `outbox`. `dialect` is what a database has to say for itself.
+//! the handler), `schema`, `inspect`, `replies`, `outbox`. `dialect` is what a database has to say
+//! for itself.
 
 mod claim;
 mod dialect;
@@ -14,6 +15,7 @@ mod optimistic;
 mod options;
 mod outbox;
 mod pool;
+mod replies;
 mod schema;
 mod session;
 mod statements;
@@ -34,20 +36,24 @@ pub(super) use self::{
     driver_macros::{found, runs_statements},
     options::{Limits, micros, millis},
     outbox::{Cells, OutboxDialect, OutboxStatements, OutboxSyntax, cells},
+    replies::{KeptRow, ReplyDialect, ReplyStatements, orphans},
     session::begun,
     statements::{Statements, Syntax},
     table::TableName,
 };
-pub use self::{leased::LeasedStore, outbox::SqlOutbox, schema::SchemaMismatch, table::InvalidTableName};
+pub use self::{
+    leased::LeasedStore, outbox::SqlOutbox, replies::Replies, schema::SchemaMismatch, table::InvalidTableName,
+};
 use self::{
     optimistic::OptimisticInsert,
     pool::{connected, lazy},
+    replies::ReplyTable,
 };
 use crate::idempotency::StoreError;
 
 /// A database that a [`SqlStore`] and a [`SqlOutbox`] can work with: `Postgres`, `MySql` or
 /// `Sqlite` of sqlx, each behind its feature.
-pub trait SqlDatabase: OutboxDialect {
+pub trait SqlDatabase: ReplyDialect {
     #[doc(hidden)]
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;
 }
@@ -85,6 +91,7 @@ pub struct SqlStore<DB: SqlDatabase> {
     limits: Limits,
     begin: Arc<str>,
     optimistic: Arc<OptimisticInsert>,
+    replies: Option<Arc<ReplyTable>>,
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
@@ -160,7 +167,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 
     pub(super) fn with_statements(self, statements: Statements) -> Self {
-        Self { statements: Arc::new(statements), ..self }
+        let replies = self.replies.map(|table| Arc::new(table.beside::<DB>(&statements)));
+        Self { statements: Arc::new(statements), replies, ..self }
     }
 
     #[cfg(feature = "postgres")]
@@ -170,7 +178,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 
     fn over(pool: Pool<DB>, statements: Statements, limits: Limits) -> Self {
         let begin = DB::begin(&limits).into();
-        Self { pool, statements: Arc::new(statements), limits, begin, optimistic: Arc::default() }
+        let statements = Arc::new(statements);
+        Self { pool, statements, limits, begin, optimistic: Arc::default(), replies: None }
     }
 
     /// Keeps the identities in another table than `processed_messages`: `table` or `schema.table`.
@@ -237,6 +246,7 @@ impl<DB: SqlDatabase> Clone for SqlStore<DB> {
             limits: self.limits,
             begin: Arc::clone(&self.begin),
             optimistic: Arc::clone(&self.optimistic),
+            replies: self.replies.clone(),
         }
     }
 }
@@ -246,6 +256,7 @@ impl<DB: SqlDatabase> fmt::Debug for SqlStore<DB> {
         f.debug_struct("SqlStore")
             .field("database", &DB::NAME)
             .field("table", &self.statements.table)
+            .field("replies", &self.replies.as_ref().map(|table| &table.statements.table))
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

@@ -1,7 +1,13 @@
 //! The table: created on request, printed for those who run their own migrations, checked at
 //! start-up.
 
-use super::{SqlDatabase, SqlStore, dialect::Value, error::failed, statements::COLUMNS};
+use super::{
+    SqlDatabase, SqlStore,
+    dialect::Value,
+    error::failed,
+    statements::{COLUMNS, Statements},
+    table::TableName,
+};
 use crate::idempotency::{StoreError, StoreErrorKind};
 
 /// What a store's table lacks, and the statements that create it: the source of an error of kind
@@ -30,10 +36,13 @@ impl SchemaMismatch {
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
-    /// The statements that create the table, for those who run their own migrations. They can be
-    /// run again, and do nothing then.
+    /// The statements that create the table, and that of the [replies](Self::with_replies), for
+    /// those who run their own migrations. They can be run again, and do nothing then.
     pub fn schema_sql(&self) -> String {
-        self.statements.schema.clone()
+        match &self.replies {
+            None => self.statements.schema.clone(),
+            Some(replies) => format!("{}{}", self.statements.schema, replies.statements.schema),
+        }
     }
 
     /// Creates the table if it is missing. Safe to run again, and by several processes together:
@@ -52,25 +61,40 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         let creating = async {
             // Even CREATE INDEX IF NOT EXISTS waits for every transaction that has the table open,
             // and all claims behind it.
-            if self.look().await?.is_complete() {
-                DB::tend(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)
+            if self.look(&self.identities()).await?.is_complete() {
+                DB::tend(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)?;
             } else {
-                DB::create(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)
+                DB::create(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)?;
+            }
+            match &self.replies {
+                Some(replies) if !self.look(&replies.wanted()).await?.is_complete() => {
+                    let created = DB::create_replies(&self.pool, &replies.statements, &self.limits).await;
+                    created.map_err(failed::<DB>)
+                }
+                _ => Ok(()),
             }
         };
         self.answered(StoreErrorKind::Unavailable, creating).await?;
         self.check_schema().await
     }
 
-    async fn look(&self) -> Result<Seen, StoreError> {
+    fn identities(&self) -> Wanted<'_> {
+        let Statements { table, index, .. } = &*self.statements;
+        Wanted { table, columns: &COLUMNS, time: "processed_at", index }
+    }
+
+    async fn look(&self, wanted: &Wanted<'_>) -> Result<Seen, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
-        let table = &self.statements.table;
+        let table = wanted.table;
+        let indexes = DB::INDEXES.replace("processed_at", wanted.time);
         let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
-        let mut ask = async |sql| DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>);
+        let mut ask =
+            async |sql: &str| DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>);
         Ok(Seen {
             columns: ask(DB::COLUMNS).await?,
             key: ask(DB::KEY).await?,
-            indexes: ask(DB::INDEXES).await?,
+            indexes: ask(&indexes).await?,
+            wanted: wanted.columns,
         })
     }
 
@@ -83,12 +107,18 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     /// [`StoreErrorKind::Schema`], whose source is a [`SchemaMismatch`] that names what is missing
     /// and the SQL to run.
     pub async fn check_schema(&self) -> Result<(), StoreError> {
-        let asking = async {
-            DB::keeps_prepared(&self.pool).await.map_err(failed::<DB>)?;
-            self.look().await
-        };
-        let seen = self.answered(StoreErrorKind::Unavailable, asking).await?;
-        let (absent, table) = (seen.absent(), &self.statements.table);
+        let asking = async { DB::keeps_prepared(&self.pool).await.map_err(failed::<DB>) };
+        self.answered(StoreErrorKind::Unavailable, asking).await?;
+        self.check_table(&self.identities()).await?;
+        match &self.replies {
+            Some(replies) => self.check_table(&replies.wanted()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn check_table(&self, wanted: &Wanted<'_>) -> Result<(), StoreError> {
+        let seen = self.answered(StoreErrorKind::Unavailable, self.look(wanted)).await?;
+        let (absent, Wanted { table, time, index, .. }) = (seen.absent(), wanted);
         let missing = if seen.columns.is_empty() {
             format!("the table {table} is missing")
         } else if !absent.is_empty() {
@@ -97,7 +127,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             format!("the table {table} has no unique key on exactly (scope, message_id)")
         } else {
             if !seen.indexes.iter().any(|method| method == "btree") {
-                tracing::warn!(%table, sql = self.statements.index, "no B-tree index on processed_at: each purge reads the whole table");
+                tracing::warn!(%table, sql = index, "no B-tree index on {time}: each purge reads the whole table");
             }
             return Ok(());
         };
@@ -105,8 +135,19 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 }
 
-/// What the catalog says of the table.
+/// What a table is to have.
+pub(super) struct Wanted<'a> {
+    pub(super) table: &'a TableName,
+    pub(super) columns: &'static [&'static str],
+    /// The column that a purge goes by.
+    pub(super) time: &'static str,
+    /// Makes the index on it.
+    pub(super) index: &'a str,
+}
+
+/// What the catalog says of a table.
 struct Seen {
+    wanted: &'static [&'static str],
     columns: Vec<String>,
     key: Vec<String>,
     indexes: Vec<String>,
@@ -114,7 +155,11 @@ struct Seen {
 
 impl Seen {
     fn absent(&self) -> Vec<&'static str> {
-        COLUMNS.into_iter().filter(|column| !self.columns.iter().any(|found| found == column)).collect()
+        self.wanted
+            .iter()
+            .copied()
+            .filter(|column| !self.columns.iter().any(|found| found == column))
+            .collect()
     }
 
     /// Whether there is nothing to be created.

@@ -226,7 +226,11 @@ impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
                 .await
                 .map_err(failed::<DB>)
         };
-        self.answered(StoreErrorKind::Unavailable, purging).await
+        let forgotten = self.answered(StoreErrorKind::Unavailable, purging).await?;
+        // A reply goes after its identity. With the last identities go all replies: nobody asks
+        // again when none was forgotten.
+        self.forget_replies(retention, limit, forgotten < u64::from(limit)).await?;
+        Ok(forgotten)
     }
 
     fn sessions(&self) -> Option<usize> {

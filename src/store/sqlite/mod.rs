@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod outbox;
+mod replies;
 mod watch;
 
 pub use self::outbox::SqliteOutbox;
