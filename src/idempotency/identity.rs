@@ -6,7 +6,7 @@ use super::{
     claim::ClaimRequest,
     key::{Scope, effect_key},
 };
-use crate::message::{IncomingMessage, MessageId};
+use crate::message::{Epoch, IncomingMessage, MessageId};
 
 /// The identity under which a message takes effect once: the guard's scope, and the message's
 /// effective ID.
@@ -45,7 +45,7 @@ impl IncomingMessage {
     /// `None` before a guard took the message; never in a handler that a guard calls, whatever the
     /// store, alone or in a batch. With
     /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a
-    /// random one, another at each delivery.
+    /// random one, another at each delivery. In a [replay](super::ReplayPolicy) it is the original's.
     ///
     /// ```
     /// # use lapin_idempotent::{Guard, HandlerResult, IdempotentHandler, IncomingMessage, MemoryStore, Outcome};
@@ -71,7 +71,7 @@ impl IncomingMessage {
     /// # }
     /// ```
     pub fn identity(&self) -> Option<Identity> {
-        let (scope, message_id) = self.identity.get()?;
+        let (scope, message_id, _) = self.identity.get()?;
         Some(Identity { scope: Scope(Arc::clone(scope)), message_id: message_id.clone() })
     }
 
@@ -95,7 +95,7 @@ impl IncomingMessage {
     /// without one. A guard that takes the message gives its handler its own.
     #[must_use]
     pub fn with_identity(mut self, scope: Scope, message_id: MessageId) -> Self {
-        self.identity = (scope.0, message_id).into();
+        self.identity = (scope.0, message_id, None).into();
         self
     }
 }
@@ -118,12 +118,19 @@ impl Deref for Identified<'_> {
     }
 }
 
-pub(super) fn identified<'m>(message: &'m IncomingMessage, request: &ClaimRequest) -> Identified<'m> {
-    let ClaimRequest { scope, message_id, .. } = request;
-    let (known, id) = message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone()));
-    if *known == scope.0 && id == message_id {
+/// The message with the identity of a request, and in the epoch of a replay.
+pub(super) fn identified<'m>(
+    message: &'m IncomingMessage,
+    request: &ClaimRequest,
+    epoch: Option<&Epoch>,
+) -> Identified<'m> {
+    let taken = || (Arc::clone(&request.scope.0), request.message_id.clone(), epoch.cloned());
+    let (scope, id, known) = message.identity.get_or_init(taken);
+    if *scope == request.scope.0 && *id == request.message_id && known.as_ref() == epoch {
         Identified::Itself(message)
     } else {
-        Identified::Clone(Box::new(message.clone().with_identity(scope.clone(), message_id.clone())))
+        let mut clone = message.clone();
+        clone.identity = taken().into();
+        Identified::Clone(Box::new(clone))
     }
 }

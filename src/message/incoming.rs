@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{
+    epoch::Epoch,
     fingerprint::Fingerprint,
     headers::{HeaderValue, Headers},
     id::{InvalidMessageId, MessageId},
@@ -39,9 +40,9 @@ pub struct IncomingMessage {
     pub(crate) routing_key: String,
     pub(crate) redelivered: bool,
     pub(crate) properties: Properties,
-    /// The scope and the effective ID, of the first guard that took it. Another guard gives its
-    /// handler a clone with its own.
-    pub(crate) identity: OnceLock<(Arc<str>, MessageId)>,
+    /// The scope and the effective ID, of the first guard that took it, and the epoch if it is of a
+    /// replay. Another guard gives its handler a clone with its own.
+    pub(crate) identity: OnceLock<(Arc<str>, MessageId, Option<Epoch>)>,
 }
 
 /// The AMQP properties of a delivery.
