@@ -50,6 +50,7 @@ mod databases {
     mod processes;
     mod reconnects;
     mod refusals;
+    mod replays;
     mod retention;
     mod schema;
     mod seeds;
@@ -84,6 +85,7 @@ mod databases {
                 processes::trials,
                 reconnects::trials,
                 refusals::trials,
+                replays::trials,
                 retention::trials,
                 schema::trials,
                 seeds::trials,

@@ -2,7 +2,8 @@
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
 //! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
-//! the handler), `schema`, `inspect`, `outbox`. `dialect` is what a database has to say for itself.
+//! the handler), `schema`, `inspect`, `replays`, `outbox`. `dialect` is what a database has to say for
+//! itself.
 
 mod claim;
 mod dialect;
@@ -14,6 +15,7 @@ mod optimistic;
 mod options;
 mod outbox;
 mod pool;
+mod replays;
 mod schema;
 mod session;
 mod statements;
@@ -34,20 +36,31 @@ pub(super) use self::{
     driver_macros::{found, runs_statements},
     options::{Limits, micros, millis},
     outbox::{Cells, OutboxDialect, OutboxStatements, OutboxSyntax, cells},
+    replays::ReplaySyntax,
     session::begun,
     statements::{Statements, Syntax},
     table::TableName,
 };
-pub use self::{leased::LeasedStore, outbox::SqlOutbox, schema::SchemaMismatch, table::InvalidTableName};
+pub use self::{
+    leased::LeasedStore,
+    outbox::SqlOutbox,
+    replays::{ReplayOpening, ReplayOutlook, ReplayedMessage, Replays},
+    schema::SchemaMismatch,
+    table::InvalidTableName,
+};
 use self::{
     optimistic::OptimisticInsert,
     pool::{connected, lazy},
+    replays::ReplayStatements,
 };
 use crate::idempotency::StoreError;
 
 /// A database that a [`SqlStore`] and a [`SqlOutbox`] can work with: `Postgres`, `MySql` or
 /// `Sqlite` of sqlx, each behind its feature.
 pub trait SqlDatabase: OutboxDialect {
+    #[doc(hidden)]
+    const REPLAYS: ReplaySyntax;
+
     #[doc(hidden)]
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;
 }
@@ -85,6 +98,7 @@ pub struct SqlStore<DB: SqlDatabase> {
     limits: Limits,
     begin: Arc<str>,
     optimistic: Arc<OptimisticInsert>,
+    replays: Arc<ReplayStatements>,
 }
 
 impl<DB: SqlDatabase> SqlStore<DB> {
@@ -160,7 +174,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 
     pub(super) fn with_statements(self, statements: Statements) -> Self {
-        Self { statements: Arc::new(statements), ..self }
+        let replays = Arc::new(ReplayStatements::new::<DB>(&statements.table, &DB::REPLAYS));
+        Self { statements: Arc::new(statements), replays, ..self }
     }
 
     #[cfg(feature = "postgres")]
@@ -170,7 +185,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 
     fn over(pool: Pool<DB>, statements: Statements, limits: Limits) -> Self {
         let begin = DB::begin(&limits).into();
-        Self { pool, statements: Arc::new(statements), limits, begin, optimistic: Arc::default() }
+        let replays = Arc::new(ReplayStatements::new::<DB>(&statements.table, &DB::REPLAYS));
+        Self { pool, statements: Arc::new(statements), limits, begin, optimistic: Arc::default(), replays }
     }
 
     /// Keeps the identities in another table than `processed_messages`: `table` or `schema.table`.
@@ -237,6 +253,7 @@ impl<DB: SqlDatabase> Clone for SqlStore<DB> {
             limits: self.limits,
             begin: Arc::clone(&self.begin),
             optimistic: Arc::clone(&self.optimistic),
+            replays: Arc::clone(&self.replays),
         }
     }
 }
