@@ -38,41 +38,41 @@ pub async fn closed_or_unknown_epoch_is_parked<K: Kind>() {
     let parking = format!("{queue}.parked");
     let publisher = IdempotentPublisher::builder(broker()).connect().await.expect("publisher");
     let start = || {
-        let consumer = consumer(&books.table, &broker(), &queue).replays(ReplayPolicy::Opened);
+        let consumer = consumer(&books.table, &broker(), &queue).workers(1).replays(ReplayPolicy::Opened);
         Running::start(consumer, books.table.insert())
     };
-    let parked = async || {
-        let parked = async || (client.ready(&parking).await == 1).then_some(());
+    let parked = async |running: &Running| {
+        let parked = async || running.monitor.status().parked.get("replay-refused").map(|_| ());
         eventually("it is parked", parked).await;
+        assert_eq!(client.ready(&parking).await, 1);
     };
     let again = |id| debit(&queue, id).replay(EPOCH).expect("epoch");
 
-    publisher.publish(debit(&queue, "order-42")).await.expect("publish");
-    publisher.publish(again("order-42")).await.expect("publish");
+    publisher.publish_idempotent(debit(&queue, "order-42")).await.expect("publish");
+    publisher.publish_idempotent(again("order-42")).await.expect("publish");
     let running = start();
-    parked().await;
+    parked(&running).await;
     assert_eq!(running.decided(2).await, ["processed", "replay_refused"], "nobody opened it");
-    assert_eq!(running.monitor.status().parked.get("replay-refused"), Some(&1));
     running.stop().await;
     books.replays.open(&scope("test"), &epoch(EPOCH), "ops", "VAT was 16 %").await.expect("open");
     assert_eq!(Unpark::new(broker(), &parking).run().await.expect("unpark").moved, 1);
-    publisher.publish(again("order-42")).await.expect("publish");
+    publisher.publish_idempotent(again("order-42")).await.expect("publish");
     let running = start();
     assert_eq!(running.decided(2).await, ["processed", "duplicate"]);
     running.stop().await;
     assert_eq!(books.table.effects().await, (2, 1));
 
     assert!(books.replays.close(&scope("test"), &epoch(EPOCH)).await.expect("close"));
-    publisher.publish(again("order-43")).await.expect("publish");
+    publisher.publish_idempotent(again("order-43")).await.expect("publish");
     let running = start();
-    parked().await;
+    parked(&running).await;
     running.stop().await;
     let left = client.get(&parking).await.expect("parked");
     assert_eq!(header(&left, "x-idempotency-parked-reason").as_deref(), Some("replay-refused"));
     assert_eq!(header(&left, "x-idempotency-replay").as_deref(), Some(EPOCH));
     assert!(header(&left, "x-idempotency-parked-error").is_some_and(|error| error.contains(EPOCH)));
     assert_eq!(books.table.effects().await, (2, 1));
-    publisher.close().await.expect("close");
+    publisher.close(std::time::Duration::from_secs(10)).await.expect("close");
     delete(&queue).await;
 }
 
@@ -87,18 +87,18 @@ pub async fn parked_message_is_put_back_as_a_replay<K: Kind>() {
     let copy = OutgoingMessage::to("", &*parking)
         .message_id(MessageId::new("order-42").expect("ID"))
         .body("order-42");
-    publisher.publish(copy).await.expect("publish");
+    publisher.publish_idempotent(copy).await.expect("publish");
     let unpark = Unpark::new(broker(), &parking).to(&*queue).replay(epoch(EPOCH));
     assert_eq!(unpark.run().await.expect("unpark").moved, 1);
     let mut insert = books.table.insert();
     insert.fail_first = 1;
-    let consumer = consumer(&books.table, &broker(), &queue).replays(ReplayPolicy::Opened);
+    let consumer = consumer(&books.table, &broker(), &queue).workers(1).replays(ReplayPolicy::Opened);
     let running = Running::start(consumer.immediate_retries(0), insert);
     assert_eq!(running.decided(2).await, ["retry", "processed"]);
     running.stop().await;
     assert_eq!(books.table.effects().await, (2, 1));
     assert_eq!(books.recorded().await.len(), 1);
-    publisher.close().await.expect("close");
+    publisher.close(std::time::Duration::from_secs(10)).await.expect("close");
     client.delete(&parking).await;
     delete(&queue).await;
 }

@@ -64,5 +64,5 @@ pub async fn listed_replay_takes_effect_once<K: Kind>() {
 pub async fn listed_replay_takes_effect_once_in_redis_and_in_memory() {
     takes_effect_once(MemoryStore::new(100)).await;
     let url = std::env::var("REDIS_URL").expect("REDIS_URL");
-    takes_effect_once(RedisStore::connect(&url).await.expect("connect").prefix(short("replays"))).await;
+    takes_effect_once(RedisStore::connect(&url).await.expect("connect").prefix(&short("replays"))).await;
 }
