@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin_idempotent::consumer::Redelivery;
 use tokio::time::{Instant, sleep};
@@ -43,29 +44,32 @@ async fn powerless(node: &Node) -> String {
 pub async fn consumer_that_may_not_declare_loses_nothing() {
     let node = Node::start().await;
     let url = powerless(&node).await;
+    // Together: each waits until a refusal to declare is not taken to hold any more.
+    join_all(LIMITS.map(|limit| may_not_declare(&node, &url, limit))).await;
+}
+
+async fn may_not_declare(node: &Node, url: &str, limit: i64) {
     let client = Client::connect(node.url()).await;
-    for limit in LIMITS {
-        let queue = client.queue_with("powerless", limited(limit)).await;
-        for (id, amount) in [("bad", "-1"), ("a", "500"), ("b", "500")] {
-            client.publish(&queue, amount.as_bytes(), with_id(id)).await;
-        }
-        let ledger = Ledger::create().await;
-        // More failures than the limit would take, were they given back.
-        let handler = Debit { fail_first: 60, ..Debit::default() };
-        let consumer = ledger.consume_with(&url, &queue, handler, |b| {
-            let b = b.batch(1).delivery_limit(told(limit)).immediate_retries(0).max_attempts(1000);
-            b.retry_delays(millis(10), millis(10))
-        });
-        let monitor = consumer.monitor.clone();
-        eventually("the effects", async || (ledger.rows().await == (2, 2)).then_some(())).await;
-        let status = monitor.status();
-        assert_eq!((status.reconnects, status.parked.len(), status.held), (0, 0, 1), "{status:?}");
-        assert!(status.last_error.is_some_and(|error| error.contains("ACCESS_REFUSED")));
-        client.declare(&format!("{queue}.parked")).await;
-        wait_for_parked(&client, &queue, 1).await;
-        consumer.stop().await;
-        client.delete(&queue).await;
+    let queue = client.queue_with("powerless", limited(limit)).await;
+    for (id, amount) in [("bad", "-1"), ("a", "500"), ("b", "500")] {
+        client.publish(&queue, amount.as_bytes(), with_id(id)).await;
     }
+    let ledger = Ledger::create().await;
+    // More failures than the limit would take, were they given back.
+    let handler = Debit { fail_first: 60, ..Debit::default() };
+    let consumer = ledger.consume_with(url, &queue, handler, |b| {
+        let b = b.batch(1).delivery_limit(told(limit)).immediate_retries(0).max_attempts(1000);
+        b.retry_delays(millis(10), millis(10))
+    });
+    let monitor = consumer.monitor.clone();
+    eventually("the effects", async || (ledger.rows().await == (2, 2)).then_some(())).await;
+    let status = monitor.status();
+    assert_eq!((status.reconnects, status.parked.len(), status.held), (0, 0, 1), "{status:?}");
+    assert!(status.last_error.is_some_and(|error| error.contains("ACCESS_REFUSED")));
+    client.declare(&format!("{queue}.parked")).await;
+    wait_for_parked(&client, &queue, 1).await;
+    consumer.stop().await;
+    client.delete(&queue).await;
 }
 
 /// Under a memory alarm nothing can be published: neither delayed nor parked.
