@@ -15,7 +15,7 @@ use super::{
 use crate::{
     amqp::{self, ConnectOptions, InvalidUri, connection_settings},
     error::{BoxError, Chain},
-    message::{IncomingMessage, reserved},
+    message::{Epoch, IncomingMessage, reserved},
 };
 
 /// How many messages are on their way together.
@@ -55,6 +55,7 @@ pub struct Unpark {
     limit: u64,
     delivery_limit: Option<u32>,
     assume_unprocessed: bool,
+    replay: Option<Epoch>,
     only: Arc<dyn Fn(&IncomingMessage) -> bool + Send + Sync>,
 }
 
@@ -94,6 +95,7 @@ impl Unpark {
             limit: u64::MAX,
             delivery_limit: Some(20),
             assume_unprocessed: false,
+            replay: None,
             only: Arc::new(|_| true),
         }
     }
@@ -138,6 +140,15 @@ impl Unpark {
     /// statement is wrong**. Find out first, and choose with [`only`](Self::only).
     pub fn assume_unprocessed(mut self) -> Self {
         self.assume_unprocessed = true;
+        self
+    }
+
+    /// Puts them back as messages of a replay: those that took effect do so **once more**, if the
+    /// consumer was set up for it and the epoch is open in its scope
+    /// ([`ReplayPolicy`](crate::idempotency::ReplayPolicy)). What was parked in another epoch is in
+    /// this one then.
+    pub fn replay(mut self, epoch: Epoch) -> Self {
+        self.replay = Some(epoch);
         self
     }
 
@@ -234,7 +245,7 @@ impl Unpark {
             Some(queue) => queue.clone(),
             None => from().ok_or("it does not say which queue it is from")?,
         };
-        let copy = amqp::unparked_properties(properties, &queue, unprocessed);
+        let copy = amqp::unparked_properties(properties, &queue, unprocessed, self.replay.as_ref());
         forwarder.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
@@ -258,6 +269,7 @@ impl fmt::Debug for Unpark {
             .field("limit", &self.limit)
             .field("delivery_limit", &self.delivery_limit)
             .field("assume_unprocessed", &self.assume_unprocessed)
+            .field("replay", &self.replay)
             .finish_non_exhaustive()
     }
 }

@@ -6,10 +6,12 @@
 
 mod ask;
 mod doctor;
+mod exported;
 mod options;
 mod outbox;
 mod parked;
 mod print;
+mod replay;
 mod schema;
 mod servers;
 mod store;
@@ -69,6 +71,7 @@ async fn run(options: &Options, servers: &Servers) -> Result<Done, Failure> {
         Command::Store(command) => store::run(command, servers, printer).await,
         Command::Outbox(command) => outbox::run(command, servers, printer).await,
         Command::Parked(command) => parked::run(command, servers, printer).await,
+        Command::Replay(command) => replay::run(command, servers, printer).await,
         Command::Doctor(command) => doctor::run(command, servers, printer).await,
     }
 }

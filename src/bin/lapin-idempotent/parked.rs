@@ -211,7 +211,7 @@ async fn unpark(
     Ok(Done::Well)
 }
 
-fn is_wanted(filter: &Filter, message: &IncomingMessage) -> bool {
+pub(crate) fn is_wanted(filter: &Filter, message: &IncomingMessage) -> bool {
     filter.id.as_deref().is_none_or(|id| message.raw_message_id().unwrap_or_default() == id)
         && filter.reason.as_deref().is_none_or(|reason| self::reason(message) == Some(reason))
 }

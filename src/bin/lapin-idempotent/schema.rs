@@ -4,13 +4,14 @@ use std::{error::Error, num::NonZeroU16};
 
 use lapin_idempotent::{
     idempotency::{StoreError, StoreErrorKind},
-    store::SchemaMismatch,
+    store::{Replays, SchemaMismatch},
 };
 
 use crate::{
     ask::{Done, Failure, chain, may},
     options::{Database, Schema, Tables},
     print::{Printer, Record, verbatim},
+    replay::with_replays,
     servers::{AnyOutbox, AnyStore, Kind, Servers, with_outbox},
 };
 
@@ -20,12 +21,16 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
         Schema::Apply { tables, consent } => {
             // Redis has no tables, and says so before it is asked whether to make some.
             let (store, outbox) = both(tables, servers)?;
-            let what = match (&store, &outbox) {
-                (Some(_), Some(_)) => "make the tables of the identities and of the outbox",
-                (Some(_), None) => "make the table of the identities",
-                _ => "make the tables of the outbox",
-            };
-            if !may(consent, &format!("{what}, where they are missing"))? {
+            let replays = if tables.replays { Some(servers.store_that_may_be_made()?) } else { None };
+            let named = [
+                ("identities", store.is_some()),
+                ("outbox", outbox.is_some()),
+                ("replays", replays.is_some()),
+            ];
+            let named: Vec<&str> =
+                named.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect();
+            let what = format!("make the tables of: {}; where they are missing", named.join(", "));
+            if !may(consent, &what)? {
                 return Ok(Done::Well);
             }
             let mut made = Vec::new();
@@ -42,6 +47,10 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
                 with_outbox!(&outbox, outbox => outbox.create_schema().await)?;
                 made.push(row("outbox", None));
             }
+            if let Some(store) = replays {
+                with_replays!(&store, replays => replays.create_schema().await)?;
+                made.push(row("replays", None));
+            }
             printer.list(&made)?;
             Ok(Done::Well)
         }
@@ -49,9 +58,9 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
     }
 }
 
-/// Identities, unless only the outbox was named.
+/// Identities, unless only others were named.
 fn identities(tables: &Tables) -> bool {
-    tables.identities || tables.partitioned.is_some() || !tables.outbox
+    tables.identities || tables.partitioned.is_some() || !(tables.outbox || tables.replays)
 }
 
 fn both(tables: &Tables, servers: &Servers) -> Result<(Option<AnyStore>, Option<AnyOutbox>), Failure> {
@@ -90,7 +99,8 @@ fn print(
             Kind::Redis => return Err(Failure::usage("Redis has no tables")),
         },
     };
-    let (store, outbox) = both(tables, &servers.with_store_url(url))?;
+    let servers = servers.with_store_url(url);
+    let (store, outbox) = both(tables, &servers)?;
     let mut texts = Vec::new();
     match &store {
         Some(AnyStore::Postgres(store)) => texts.push(("identities", store.schema_sql())),
@@ -100,6 +110,10 @@ fn print(
     }
     if let Some(outbox) = &outbox {
         texts.push(("outbox", with_outbox!(outbox, outbox => outbox.schema_sql())));
+    }
+    if tables.replays {
+        let store = servers.store_that_may_be_made()?;
+        texts.push(("replays", with_replays!(&store, replays => replays.schema_sql())));
     }
     for (tables, sql) in texts {
         if printer.json {
@@ -114,7 +128,7 @@ fn print(
 async fn check(tables: &Tables, servers: &Servers, printer: Printer) -> Result<Done, Failure> {
     let mut rows = Vec::new();
     if servers.kind()? == Kind::Redis {
-        if tables.outbox || tables.partitioned.is_some() {
+        if tables.outbox || tables.replays || tables.partitioned.is_some() {
             return Err(Failure::usage("Redis has no tables, and there is no outbox on it"));
         }
         let missing = lacking(servers.store()?.check().await)?;
@@ -129,6 +143,10 @@ async fn check(tables: &Tables, servers: &Servers, printer: Printer) -> Result<D
             let outbox = servers.outbox()?;
             let checked = with_outbox!(&outbox, outbox => outbox.check_schema().await);
             rows.push(row("outbox", lacking(checked)?));
+        }
+        if tables.replays {
+            let checked = with_replays!(&servers.store()?, replays => replays.check_schema().await);
+            rows.push(row("replays", lacking(checked)?));
         }
     }
     let lacks = rows.iter().any(|row| !row[2].1.is_null());

@@ -5,6 +5,7 @@
 mod doctor;
 mod outbox;
 mod parked;
+mod replay;
 mod schema;
 mod store;
 
@@ -16,6 +17,7 @@ pub(crate) use self::{
     doctor::Doctor,
     outbox::{Outbox, Rows},
     parked::{Choice, Filter, Parked, Queue},
+    replay::Replay,
     schema::{Database, Schema, Tables},
     store::Store,
 };
@@ -98,6 +100,9 @@ pub(crate) enum Command {
     /// Look into a parking queue, put messages back, discard them
     #[command(subcommand)]
     Parked(Parked),
+    /// Have messages that took effect do so once more, on purpose and once
+    #[command(subcommand)]
+    Replay(Replay),
     /// Say what will bite: versions, schema, settings, queues, rights, clocks
     Doctor(Doctor),
 }

@@ -17,6 +17,9 @@ pub(crate) struct Tables {
     /// The tables of the outbox
     #[arg(long)]
     pub(crate) outbox: bool,
+    /// The tables of the replays
+    #[arg(long)]
+    pub(crate) replays: bool,
     /// Partition the table of the identities, each so many hours (PostgreSQL)
     #[arg(long, value_name = "HOURS")]
     pub(crate) partitioned: Option<NonZeroU16>,
