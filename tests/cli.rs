@@ -40,6 +40,7 @@ mod cli {
     mod outbox;
     mod parked;
     mod program;
+    mod replay;
     mod secrets;
 
     trials! {
@@ -64,6 +65,7 @@ mod cli {
                 hostile::trials,
                 outbox::trials,
                 parked::trials,
+                replay::trials,
             ],
         )
     }
@@ -167,7 +169,9 @@ mod cli {
         let refused = program.run("store purge --older-than 900d --yes").await;
         assert!(refused.code == 1 && refused.err.contains("forgets"), "{refused:?}");
         program.run("doctor").await.ok();
-        for not_there in ["schema print", "schema apply --yes", "outbox status", "schema check --outbox"] {
+        for not_there in
+            ["schema print", "schema apply --yes", "outbox status", "schema check --outbox", "replay list"]
+        {
             let ran = program.run(not_there).await;
             assert!(ran.code == 2 && ran.err.contains("Redis"), "{not_there}: {ran:?}");
         }
