@@ -98,8 +98,8 @@ impl ParkingChannel {
         let _ = timeout(self.limit, self.channel.basic_nack(0, all)).await;
     }
 
-    /// Waits until so many are there again, for a while. A quorum queue takes its time to give back,
-    /// and who looks next, or unparks, would miss what is not there yet.
+    /// Waits until so many are there again, for a while. A quorum queue takes its time to give
+    /// back, and who looks next, or unparks, would miss what is not there yet.
     pub(super) async fn returned(&self, messages: u64) {
         let are_there = async {
             for _ in 0..RETURNED {

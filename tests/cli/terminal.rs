@@ -79,10 +79,8 @@ impl Terminal {
             let screen = self.screen();
             if screen.contains(text) { Some(screen) } else { None }
         };
-        match timeout(SOON / 3, eventually(text, seen)).await {
-            Ok(screen) => screen,
-            Err(_) => panic!("{text:?} is not on the screen:\n{}", self.screen()),
-        }
+        let seen = timeout(SOON / 3, eventually(text, seen)).await.ok();
+        seen.unwrap_or_else(|| panic!("{text:?} is not on the screen:\n{}", self.screen()))
     }
 
     pub async fn press(&mut self, keys: &str) {

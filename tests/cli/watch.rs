@@ -108,7 +108,7 @@ pub async fn machines_get_a_line_a_look() {
     let program = program.env("STORE_URL", &way.url);
     let mut child = program.start(&[&STATUS[..], &["--json"]].concat());
     let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
-    let mut until = async |what: &str, is_it: &dyn Fn(&serde_json::Value) -> bool| {
+    let mut until = async |what: &str, is_it: fn(&serde_json::Value) -> bool| {
         let found = async {
             loop {
                 let line = lines.next_line().await.expect("read").expect("it goes on");
@@ -120,13 +120,13 @@ pub async fn machines_get_a_line_a_look() {
         };
         timeout(SOON, found).await.unwrap_or_else(|_| panic!("{what}"));
     };
-    until("empty", &|look| look["waiting"] == 0 && look["growth_per_second"].is_null()).await;
+    until("empty", |look| look["waiting"] == 0 && look["growth_per_second"].is_null()).await;
     filled.enqueue("key", message(0)).await;
-    until("grown", &|look| look["waiting"] == 1 && look["growth_per_second"].as_f64() > Some(0.0)).await;
+    until("grown", |look| look["waiting"] == 1 && look["growth_per_second"].as_f64() > Some(0.0)).await;
     way.is_open.store(false, Ordering::SeqCst);
-    until("away", &|look| look["error"].is_string()).await;
+    until("away", |look| look["error"].is_string()).await;
     way.is_open.store(true, Ordering::SeqCst);
-    until("back", &|look| look["waiting"] == 1).await;
+    until("back", |look| look["waiting"] == 1).await;
     let pid = child.id().expect("it runs").to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
     assert_eq!(Program::ended(child).await.code, 0);

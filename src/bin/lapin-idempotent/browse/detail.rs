@@ -152,7 +152,7 @@ mod tests {
                 .with_content_type(hostile)
                 .with_header(hostile, hostile)
                 .with_header("x-idempotency-parked-error", hostile);
-            for width in [38, 78] {
+            for width in [40, 80] {
                 let lines = lines(&message, width);
                 assert!(lines.len() < 10_000, "{}", lines.len());
                 for line in lines {
