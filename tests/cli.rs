@@ -33,6 +33,7 @@ mod cli {
     };
     use super::support::{self, amqp::Client, broker};
 
+    mod browse;
     mod consent;
     mod doctor;
     mod help;
@@ -42,6 +43,8 @@ mod cli {
     mod program;
     mod replay;
     mod secrets;
+    mod terminal;
+    mod watch;
 
     trials! {
         every_command_on_every_store<Postgres, MySql, Sqlite>,
@@ -59,6 +62,7 @@ mod cli {
             &["AMQP_URL", "POSTGRES_URL", "MYSQL_URL", "REDIS_URL"],
             &[
                 trials,
+                browse::trials,
                 consent::trials,
                 doctor::trials,
                 help::trials,
@@ -66,6 +70,7 @@ mod cli {
                 outbox::trials,
                 parked::trials,
                 replay::trials,
+                watch::trials,
             ],
         )
     }

@@ -172,6 +172,9 @@ impl Unpark {
         let parking = ParkingChannel::open(&self.connect, "unpark", &self.parking).await?;
         let moved = self.all(&parking).await;
         parking.give_back().await;
+        if let Ok(Unparked { left, failed, .. }) = &moved {
+            parking.returned(left + failed).await;
+        }
         parking.close().await;
         moved.map_err(ConsumeError::of_channel)
     }

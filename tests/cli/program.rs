@@ -76,7 +76,16 @@ impl Program {
         ran
     }
 
-    fn command(&self, program: &OsStr) -> Command {
+    /// What it is started with, for a shell.
+    pub fn line(&self, words: &[&str]) -> String {
+        let words = words.iter().map(|word| (*word).to_owned());
+        let own = self.arguments.iter().map(|argument| argument.to_str().expect("plain").to_owned());
+        let program = env!("CARGO_BIN_EXE_lapin-idempotent").to_owned();
+        let quoted = |word: String| format!("'{word}'");
+        std::iter::once(program).chain(words).chain(own).map(quoted).collect::<Vec<_>>().join(" ")
+    }
+
+    pub fn command(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
         for name in ["STORE_URL", "AMQP_URL", "COLUMNS"] {
             command.env_remove(name);
