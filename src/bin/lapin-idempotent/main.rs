@@ -2,7 +2,7 @@
 //! library, which has whatever the command line has.
 //!
 //! Reads: `options` (what can be asked), `servers` (URLs, and who answers there), `print` (what is
-//! shown, and how it is made harmless), and a file for each command.
+//! shown, and how it is made harmless), and a file for each command, of which `serve` is a folder.
 
 mod ask;
 mod doctor;
@@ -11,7 +11,9 @@ mod outbox;
 mod parked;
 mod print;
 mod schema;
+mod serve;
 mod servers;
+mod snapshot;
 mod store;
 
 use std::process::ExitCode;
@@ -70,6 +72,7 @@ async fn run(options: &Options, servers: &Servers) -> Result<Done, Failure> {
         Command::Outbox(command) => outbox::run(command, servers, printer).await,
         Command::Parked(command) => parked::run(command, servers, printer).await,
         Command::Doctor(command) => doctor::run(command, servers, printer).await,
+        Command::Serve(command) => serve::run(command, servers).await,
     }
 }
 

@@ -277,7 +277,8 @@ async fn emptied<O: Contract>(outbox: &O, monitor: &RelayMonitor) {
     }
 }
 
-async fn interrupted() {
+/// Until SIGINT or SIGTERM.
+pub(crate) async fn interrupted() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};

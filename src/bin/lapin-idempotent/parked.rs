@@ -231,11 +231,11 @@ fn text<'a>(message: &'a IncomingMessage, header: &str) -> Option<&'a str> {
 }
 
 /// Why it is there: parked by a consumer, or dead-lettered by the broker.
-fn reason(message: &IncomingMessage) -> Option<&str> {
+pub(crate) fn reason(message: &IncomingMessage) -> Option<&str> {
     message.parked_reason().or_else(|| text(message, "x-first-death-reason"))
 }
 
-fn record(message: &IncomingMessage) -> Record {
+pub(crate) fn record(message: &IncomingMessage) -> Record {
     let from = text(message, "x-idempotency-original-queue").or_else(|| text(message, "x-first-death-queue"));
     let ago = message.parked_at().map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
     vec![
@@ -250,7 +250,7 @@ fn record(message: &IncomingMessage) -> Record {
 }
 
 /// Plain values for people, bounded; with their types, and whole, for an export.
-fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
+pub(crate) fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
     let value = |value: &HeaderValue| match (most, value) {
         (Some(most), HeaderValue::String(text)) => escaped(text, most).into(),
         (Some(_), HeaderValue::Int(number)) => (*number).into(),
@@ -263,7 +263,7 @@ fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
 }
 
 /// How it was sent: its route and properties.
-fn sent(message: &IncomingMessage) -> Record {
+pub(crate) fn sent(message: &IncomingMessage) -> Record {
     vec![
         ("exchange", message.exchange().into()),
         ("routing_key", message.routing_key().into()),

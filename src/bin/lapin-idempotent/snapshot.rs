@@ -101,8 +101,8 @@ impl ParkingQueue {
 
     /// Deletes those that are still there, for good.
     pub(crate) async fn discard(&self, keys: &HashSet<Key>, because: &str) -> Result<LookedAt, ConsumeError> {
-        let looked = self
-            .look(|message| {
+        let looked =
+            self.look(|message| {
                 if keys.contains(&Key::of(message)) { ParkedChoice::Discard } else { ParkedChoice::Leave }
             })
             .await?;

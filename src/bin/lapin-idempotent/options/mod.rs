@@ -6,6 +6,7 @@ mod doctor;
 mod outbox;
 mod parked;
 mod schema;
+mod serve;
 mod store;
 
 use std::{path::PathBuf, time::Duration};
@@ -17,6 +18,7 @@ pub(crate) use self::{
     outbox::{Outbox, Rows},
     parked::{Choice, Filter, Parked, Queue},
     schema::{Database, Schema, Tables},
+    serve::Serve,
     store::Store,
 };
 
@@ -100,6 +102,8 @@ pub(crate) enum Command {
     Parked(Parked),
     /// Say what will bite: versions, schema, settings, queues, rights, clocks
     Doctor(Doctor),
+    /// Show parking queues in a browser, put messages back, discard them; until SIGINT or SIGTERM
+    Serve(Serve),
 }
 
 /// May what changes data be changed?
