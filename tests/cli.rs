@@ -33,6 +33,7 @@ mod cli {
     };
     use super::support::{self, amqp::Client, broker};
 
+    mod browser;
     mod consent;
     mod doctor;
     mod help;
@@ -41,6 +42,9 @@ mod cli {
     mod parked;
     mod program;
     mod secrets;
+    mod serve;
+    mod served;
+    mod webdriver;
 
     trials! {
         every_command_on_every_store<Postgres, MySql, Sqlite>,
@@ -58,12 +62,14 @@ mod cli {
             &["AMQP_URL", "POSTGRES_URL", "MYSQL_URL", "REDIS_URL"],
             &[
                 trials,
+                browser::trials,
                 consent::trials,
                 doctor::trials,
                 help::trials,
                 hostile::trials,
                 outbox::trials,
                 parked::trials,
+                serve::trials,
             ],
         )
     }
