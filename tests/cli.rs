@@ -62,7 +62,7 @@ mod cli {
             &["AMQP_URL", "POSTGRES_URL", "MYSQL_URL", "REDIS_URL"],
             &[
                 trials,
-                browser::trials,
+                |there| browser::trials(there && browser::is_there()),
                 consent::trials,
                 doctor::trials,
                 help::trials,

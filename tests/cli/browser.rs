@@ -14,19 +14,16 @@ use super::{
     webdriver::Browser,
 };
 
-pub fn trials(there: bool) -> Vec<libtest_mimic::Trial> {
-    in_a_browser::trials(there && std::env::var_os("WITHOUT_BROWSER").is_none())
+trials! {
+    an_operator_reads_and_repairs,
+    it_fits_a_telephone,
+    what_messages_hold_is_harmless,
+    the_guide_has_pictures,
 }
 
-mod in_a_browser {
-    use super::*;
-
-    trials! {
-        an_operator_reads_and_repairs,
-        it_fits_a_telephone,
-        what_messages_hold_is_harmless,
-        the_guide_has_pictures,
-    }
+/// The roots of other suites have servers only, and what a browser does is the same on all.
+pub fn is_there() -> bool {
+    ["WITHOUT_BROWSER", "LAPIN_IDEMPOTENT_SUITE"].iter().all(|name| std::env::var_os(name).is_none())
 }
 
 async fn log_in(browser: &Browser, served: &Served) {
@@ -41,7 +38,7 @@ fn row(id: &str) -> String {
     format!("//tr[td/a[text()='{id}']]")
 }
 
-async fn an_operator_reads_and_repairs() {
+pub async fn an_operator_reads_and_repairs() {
     let client = Client::connect(&broker()).await;
     let filled = Filled::create(&client).await;
     let (queue, served) = (&filled.queue, Served::start(&filled.queue).await);
@@ -106,7 +103,7 @@ async fn an_operator_reads_and_repairs() {
     filled.delete(&client).await;
 }
 
-async fn it_fits_a_telephone() {
+pub async fn it_fits_a_telephone() {
     let client = Client::connect(&broker()).await;
     let filled = Filled::create(&client).await;
     let long = "long-".repeat(50);
@@ -130,7 +127,7 @@ async fn it_fits_a_telephone() {
 const MARKUP: &str = "</pre></title></textarea>\"'><script>window.owned=1;document.title='owned';alert(1)</script>\
                       <img src=x onerror=\"window.owned=1;alert(1)\"><svg onload=alert(1)><a href=javascript:alert(1)>x</a>";
 
-async fn what_messages_hold_is_harmless() {
+pub async fn what_messages_hold_is_harmless() {
     let client = Client::connect(&broker()).await;
     let queue = client.queue("cli-serve-hostile").await;
     let hostile = format!("{MARKUP}\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}txt.exe\r\n{{{{7*7}}}}");
@@ -212,14 +209,14 @@ async fn assert_harmless(browser: &Browser, place: &str) {
 }
 
 /// `UPDATE_SCREENSHOTS=1` makes them anew; `pngquant` makes them small.
-async fn the_guide_has_pictures() {
+pub async fn the_guide_has_pictures() {
     let client = Client::connect(&broker()).await;
-    let (queue, from) = ("payments.debit.parked", client.queue("cli-serve-pictures").await);
+    let queue = "payments.debit.parked";
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     if std::env::var_os("UPDATE_SCREENSHOTS").is_some() {
         client.delete(queue).await;
         client.declare(queue).await;
-        fill_for_pictures(&client, queue, &from).await;
+        fill_for_pictures(&client, queue).await;
         let served = Served::start(queue).await;
         let browser = Browser::start(1000, 560).await;
         log_in(&browser, &served).await;
@@ -227,10 +224,10 @@ async fn the_guide_has_pictures() {
         save(&browser.screenshot().await, &docs.join("serve-list.png"));
         browser.click("//a[text()='order-1042']").await;
         browser.page("Parked message").await;
+        browser.size(1000, 1010).await;
         save(&browser.screenshot().await, &docs.join("serve-message.png"));
         client.delete(queue).await;
     }
-    client.delete(&from).await;
     let guide = fs::read_to_string(docs.join("cli.md")).expect("the guide");
     for name in ["serve-list.png", "serve-message.png"] {
         let picture = fs::read(docs.join(name)).expect("a picture: UPDATE_SCREENSHOTS=1 makes it");
@@ -239,9 +236,9 @@ async fn the_guide_has_pictures() {
     }
 }
 
-async fn fill_for_pictures(client: &Client, queue: &str, from: &str) {
+async fn fill_for_pictures(client: &Client, queue: &str) {
     let text = |text: &str| AMQPValue::LongString(text.into());
-    for n in 0..7_u64 {
+    for n in (0..7_u64).rev() {
         let (reason, error, attempts) = match n % 3 {
             0 => ("attempts-exhausted", "the ledger did not answer in time", 8),
             1 => ("rejected", "no account 4711", 1),
@@ -251,9 +248,11 @@ async fn fill_for_pictures(client: &Client, queue: &str, from: &str) {
         headers.insert("x-idempotency-parked-reason".into(), text(reason));
         headers.insert("x-idempotency-parked-error".into(), text(error));
         headers.insert("x-idempotency-parked-attempts".into(), AMQPValue::LongLongInt(attempts));
-        headers.insert("x-idempotency-original-queue".into(), text(from));
+        headers.insert("x-idempotency-original-queue".into(), text("payments.debit"));
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+        headers.insert("x-idempotency-parked-at".into(), AMQPValue::Timestamp(at.as_secs() - 3600 * n - 240));
         headers.insert("tenant".into(), text("north"));
-        let order = 1040 + n;
+        let order = 1046 - n;
         let body =
             format!("{{\n  \"order\": {order},\n  \"account\": 4711,\n  \"cents\": {}\n}}\n", 1999 + 250 * n);
         let id = format!("order-{order}");

@@ -64,11 +64,15 @@ impl Browser {
         let wanted = json!({ "capabilities": { "alwaysMatch": capabilities } });
         let session = browser.ask(Method::POST, "/session", Some(wanted)).await.expect("a session");
         browser.session = format!("/session/{}", session["sessionId"].as_str().expect("its name"));
-        // The narrowest window is wider than a telephone.
+        browser.size(width, height).await;
+        browser
+    }
+
+    /// The narrowest window is wider than a telephone; what a page sees of it need not be.
+    pub async fn size(&self, width: u32, height: u32) {
         let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         let command = json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": metrics });
-        browser.tell("/goog/cdp/execute", command).await;
-        browser
+        self.tell("/goog/cdp/execute", command).await;
     }
 
     /// What it answers, or the name of the error.

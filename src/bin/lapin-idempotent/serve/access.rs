@@ -222,6 +222,10 @@ fn admitted(access: &Access, mut request: Request) -> Result<Request, Box<Respon
     let remote =
         request.extensions().get::<Remote>().map_or(SocketAddr::from(([0; 4], 0)), |remote| remote.0);
     let proof = access.proof(request.headers(), remote);
+    let needs_token = || refused(StatusCode::UNAUTHORIZED, "This needs the token: log in.");
+    if proof == Proof::Nothing && request.headers().contains_key(header::AUTHORIZATION) {
+        return needs_token();
+    }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     // A page cannot make a browser send a token, and other programs name no origin.
     if !reads && !is_of_own_page(request.headers()).unwrap_or(proof == Proof::Token) {
@@ -230,8 +234,8 @@ fn admitted(access: &Access, mut request: Request) -> Result<Request, Box<Respon
     }
     let is_open = matches!(request.uri().path(), "/login" | "/style.css");
     if proof == Proof::Nothing && !is_open {
-        if !reads || request.headers().contains_key(header::AUTHORIZATION) {
-            return refused(StatusCode::UNAUTHORIZED, "This needs the token: log in.");
+        if !reads {
+            return needs_token();
         }
         if access.is_closed {
             return Err(Box::new(Redirect::to("/login").into_response()));

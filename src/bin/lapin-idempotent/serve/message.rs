@@ -40,7 +40,9 @@ impl Action {
 pub(crate) fn message(queue: &str, row: &Row, snapshot: &Snapshot, may_change: bool) -> Html {
     let mut main = back(queue);
     main.part(&looked(snapshot)).raw("<dl>");
-    for (name, value) in record(&row.message).iter().chain(&sent(&row.message)) {
+    let fields = [record(&row.message), sent(&row.message)].concat();
+    let has_text = |value: &Value| !value.is_null() && value != "";
+    for (name, value) in fields.iter().filter(|(_, value)| has_text(value)) {
         field(&mut main, &name.replace('_', " "), value);
     }
     main.raw("<dt>redelivered<dd>").raw(if row.message.redelivered() { "yes" } else { "no" });
@@ -61,7 +63,6 @@ pub(crate) fn message(queue: &str, row: &Row, snapshot: &Snapshot, may_change: b
 fn field(html: &mut Html, name: &str, value: &Value) {
     html.raw("<dt>").text(&cut(name)).raw("<dd>");
     match value {
-        Value::Null => html.raw("<span class=\"dim\">-</span>"),
         Value::String(text) => html.text(text),
         other => html.text(&other.to_string()),
     };
