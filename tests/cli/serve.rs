@@ -298,7 +298,7 @@ pub async fn neither_password_nor_token_is_told() {
     node.ctl(&["set_permissions", "operator", ".*", ".*", ".*"]).await;
     let works = node.url().replace("guest:guest@", &format!("operator:{CANARY}@"));
     let away = format!("amqp://u:{CANARY}@127.0.0.1:1/%2f?unknown={CANARY}");
-    let client = Client::connect(&node.url()).await;
+    let client = Client::connect(node.url()).await;
     let filled = Filled::create(&client).await;
     let list = format!("/queues/{}", filled.queue);
     for url in [works.clone(), works.replace(CANARY, "wrong-canary-s3cr3t"), away] {

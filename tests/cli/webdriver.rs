@@ -1,4 +1,4 @@
-//! A real browser without a screen, by the W3C's WebDriver.
+//! A real browser without a screen, by the protocol of the W3C.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{program::short, support::eventually};
 
-/// How WebDriver names an element in JSON.
+/// How the protocol names an element in JSON.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 pub struct Browser {
@@ -100,7 +100,7 @@ impl Browser {
         self.tell("/execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// Waits for an element; XPath begins with a slash.
+    /// Waits for an element; a path in XML begins with a slash.
     async fn element(&self, selector: &str) -> String {
         let by = if selector.starts_with('/') { "xpath" } else { "css selector" };
         let found = eventually(selector, async || {
