@@ -34,6 +34,7 @@ mod cli {
     use super::support::{self, amqp::Client, broker};
 
     mod browse;
+    mod browser;
     mod consent;
     mod doctor;
     mod help;
@@ -43,8 +44,11 @@ mod cli {
     mod program;
     mod replay;
     mod secrets;
+    mod serve;
+    mod served;
     mod terminal;
     mod watch;
+    mod webdriver;
 
     trials! {
         every_command_on_every_store<Postgres, MySql, Sqlite>,
@@ -63,6 +67,7 @@ mod cli {
             &[
                 trials,
                 browse::trials,
+                |there| browser::trials(there && browser::is_there()),
                 consent::trials,
                 doctor::trials,
                 help::trials,
@@ -71,6 +76,7 @@ mod cli {
                 parked::trials,
                 replay::trials,
                 watch::trials,
+                serve::trials,
             ],
         )
     }

@@ -121,11 +121,15 @@ impl<S: IdempotencyStore> Guard<S> {
         let Some(replay) = &asked.replay else {
             return Ok(ReplayClaim::open(self.claim(&asked.request).await?, None));
         };
-        let request = ReplayRequest::new(asked.request.clone(), replay.epoch.clone());
-        if replay.opened {
-            return self.store.claim_replay(&request).await;
-        }
-        Ok(ReplayClaim::open(self.claim(&request.claim()).await?, None))
+        // On the heap: it is rare, and would be a part of every message's future.
+        Box::pin(async {
+            let request = ReplayRequest::new(asked.request.clone(), replay.epoch.clone());
+            if replay.opened {
+                return self.store.claim_replay(&request).await;
+            }
+            Ok(ReplayClaim::open(self.claim(&request.claim()).await?, None))
+        })
+        .await
     }
 
     pub(super) async fn claim(&self, request: &ClaimRequest) -> Result<Claims<S::Session>, StoreError> {

@@ -53,7 +53,7 @@ impl Filled {
         }
     }
 
-    async fn has(&self, client: &Client, messages: u32) {
+    pub async fn has(&self, client: &Client, messages: u32) {
         let is_there = async || (client.ready(&self.queue).await == messages).then_some(());
         eventually("what was looked at is back", is_there).await;
     }

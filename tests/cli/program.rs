@@ -40,6 +40,10 @@ impl Program {
         self
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.environment.iter().any(|(known, _)| *known == name)
+    }
+
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
@@ -87,7 +91,7 @@ impl Program {
 
     pub fn command(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
-        for name in ["STORE_URL", "AMQP_URL", "COLUMNS"] {
+        for name in ["STORE_URL", "AMQP_URL", "SERVE_TOKEN", "COLUMNS"] {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

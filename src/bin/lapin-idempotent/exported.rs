@@ -95,7 +95,7 @@ fn message(line: &str, to: Option<&str>, reason: Option<&str>) -> Result<Option<
     let HeaderValue::Bytes(body) = body else { return Err(BadLine::From) };
     let id = MessageId::new(exported.id.unwrap_or_default()).map_err(BadLine::Id)?;
     let mut message = OutgoingMessage::to("", queue).message_id(id).body(body);
-    let setters: [(_, fn(OutgoingMessage, String) -> OutgoingMessage); 5] = [
+    let setters: [(_, Set); 5] = [
         (exported.kind, OutgoingMessage::kind),
         (exported.content_type, OutgoingMessage::content_type),
         (exported.content_encoding, OutgoingMessage::content_encoding),
@@ -113,6 +113,9 @@ fn message(line: &str, to: Option<&str>, reason: Option<&str>) -> Result<Option<
     let own = headers.into_iter().filter(|(name, _)| is_own(name));
     Ok(Some(own.fold(message, |message, (name, value)| message.header(name, value))))
 }
+
+/// A setter of a property that is text.
+type Set = fn(OutgoingMessage, String) -> OutgoingMessage;
 
 /// Whether a header is the application's, and would not route copies.
 fn is_own(name: &str) -> bool {

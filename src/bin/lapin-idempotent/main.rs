@@ -3,7 +3,7 @@
 //!
 //! Reads: `options` (what can be asked), `servers` (URLs, and who answers there), `print` (what is
 //! shown, and how it is made harmless), `screen` (a terminal that is drawn on), and a file for each
-//! command.
+//! command, of which `browse` and `serve` are folders.
 
 mod ask;
 mod browse;
@@ -14,13 +14,13 @@ mod options;
 mod outbox;
 mod parked;
 mod print;
-mod replay;
 mod progress;
+mod replay;
 mod schema;
 mod screen;
+mod serve;
 mod servers;
 mod signals;
-#[allow(dead_code)]
 mod snapshot;
 mod store;
 mod watch;
@@ -82,6 +82,7 @@ async fn run(options: &Options, servers: &Servers) -> Result<Done, Failure> {
         Command::Parked(command) => parked::run(command, servers, printer).await,
         Command::Replay(command) => replay::run(command, servers, printer).await,
         Command::Doctor(command) => doctor::run(command, servers, printer).await,
+        Command::Serve(command) => serve::run(command, servers).await,
     }
 }
 

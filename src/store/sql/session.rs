@@ -51,9 +51,9 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 
     /// A claim, made again if its rows moved under it.
-    async fn tried<T, F>(&self, claim: impl Fn() -> F) -> Result<T, StoreError>
+    async fn tried<T, F>(&self, claim: impl Fn() -> F + Send + Sync) -> Result<T, StoreError>
     where
-        F: Future<Output = Result<T, NotClaimedError>>,
+        F: Future<Output = Result<T, NotClaimedError>> + Send,
     {
         let claiming = async {
             for _ in 0..TRIES {

@@ -7,6 +7,7 @@ mod outbox;
 mod parked;
 mod replay;
 mod schema;
+mod serve;
 mod store;
 
 use std::{path::PathBuf, time::Duration};
@@ -19,6 +20,7 @@ pub(crate) use self::{
     parked::{Choice, Filter, Parked, Queue},
     replay::Replay,
     schema::{Database, Schema, Tables},
+    serve::Serve,
     store::Store,
 };
 
@@ -105,6 +107,8 @@ pub(crate) enum Command {
     Replay(Replay),
     /// Say what will bite: versions, schema, settings, queues, rights, clocks
     Doctor(Doctor),
+    /// Show parking queues in a browser, put messages back, discard them; until SIGINT or SIGTERM
+    Serve(Serve),
 }
 
 /// May what changes data be changed?
