@@ -21,7 +21,7 @@ use crate::{
 
 /// How often, and after what pause, the queue is asked whether it has back what was looked at.
 /// Another one may have taken some.
-const RETURNED: u32 = 50;
+const RETURNED: u32 = 250;
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct ParkingChannel {

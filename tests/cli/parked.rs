@@ -79,6 +79,7 @@ pub async fn every_command(client: &Client, filled: &Filled) {
     assert_eq!(rejected[0]["error"], "no such account");
     let table = program.run(&format!("parked list {queue}")).await.ok();
     assert!(table.out.starts_with("ID") && table.out.contains("4 of 4 looked at"), "{table:?}");
+    filled.has(client, 4).await;
     let shown = program.run(&format!("parked show {queue} m1 --body")).await.ok();
     assert!(shown.out.contains("body 1") && shown.out.contains("x-idempotency-parked-reason"), "{shown:?}");
     assert_eq!(program.run(&format!("parked show {queue} m9")).await.code, 1);
