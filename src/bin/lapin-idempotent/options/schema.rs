@@ -17,9 +17,26 @@ pub(crate) struct Tables {
     /// The tables of the outbox
     #[arg(long)]
     pub(crate) outbox: bool,
+    /// The table of the replies of an RPC consumer, and that of the identities, beside which it is
+    #[arg(long)]
+    pub(crate) replies: bool,
+    /// The table of the replies, if it has a name of its own
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replies_table: Option<String>,
     /// Partition the table of the identities, each so many hours (PostgreSQL)
     #[arg(long, value_name = "HOURS")]
     pub(crate) partitioned: Option<NonZeroU16>,
+}
+
+impl Tables {
+    /// Identities and what is beside them, unless only the outbox was named.
+    pub(crate) fn of_store(&self) -> bool {
+        self.identities || self.partitioned.is_some() || self.with_replies() || !self.outbox
+    }
+
+    pub(crate) fn with_replies(&self) -> bool {
+        self.replies || self.replies_table.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
