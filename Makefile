@@ -24,7 +24,8 @@ demo: cargo ## 1,000 debits with duplicates and cut connections; every balance r
 	@scripts/services up rabbitmq
 	@$(WITH_SERVICES) cargo run --release --package lapin-idempotent-demo -- $(ARGS)
 
-test: up ## All tests, with real servers; none is left out
+test: up ## All tests, with real servers and a browser; none is left out
+	@scripts/services browser
 	@$(WITH_SERVICES) export REQUIRE_SERVICES=1 RUST_BACKTRACE=0; \
 	if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --all-features --no-fail-fast; \
@@ -41,6 +42,7 @@ IN_SUITES = failed=; for suite in $(1); do echo "== $$suite"; \
 
 test-matrix: cargo ## All tests among the servers of each Debian suite, or of one: SERVERS=debian13 (debian12, debian-sid)
 	@scripts/services prerequisites
+	@scripts/services browser
 	@$(call IN_SUITES,$(or $(SERVERS),$$(scripts/suite list)),$(if $(NEXTEST),nextest run,test --tests) --all-features --no-fail-fast)
 
 test-broker-versions: cargo ## The tests that depend on the broker's version, among the servers of the newer Debian suites

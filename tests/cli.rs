@@ -33,6 +33,8 @@ mod cli {
     };
     use super::support::{self, amqp::Client, broker};
 
+    mod browse;
+    mod browser;
     mod consent;
     mod doctor;
     mod help;
@@ -40,7 +42,13 @@ mod cli {
     mod outbox;
     mod parked;
     mod program;
+    mod replay;
     mod secrets;
+    mod serve;
+    mod served;
+    mod terminal;
+    mod watch;
+    mod webdriver;
 
     trials! {
         every_command_on_every_store<Postgres, MySql, Sqlite>,
@@ -58,12 +66,17 @@ mod cli {
             &["AMQP_URL", "POSTGRES_URL", "MYSQL_URL", "REDIS_URL"],
             &[
                 trials,
+                browse::trials,
+                |there| browser::trials(there && browser::is_there()),
                 consent::trials,
                 doctor::trials,
                 help::trials,
                 hostile::trials,
                 outbox::trials,
                 parked::trials,
+                replay::trials,
+                watch::trials,
+                serve::trials,
             ],
         )
     }
@@ -167,7 +180,9 @@ mod cli {
         let refused = program.run("store purge --older-than 900d --yes").await;
         assert!(refused.code == 1 && refused.err.contains("forgets"), "{refused:?}");
         program.run("doctor").await.ok();
-        for not_there in ["schema print", "schema apply --yes", "outbox status", "schema check --outbox"] {
+        for not_there in
+            ["schema print", "schema apply --yes", "outbox status", "schema check --outbox", "replay list"]
+        {
             let ran = program.run(not_there).await;
             assert!(ran.code == 2 && ran.err.contains("Redis"), "{not_there}: {ran:?}");
         }

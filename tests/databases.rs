@@ -50,6 +50,7 @@ mod databases {
     mod processes;
     mod reconnects;
     mod refusals;
+    mod replays;
     mod replies;
     mod retention;
     mod schema;
@@ -85,6 +86,7 @@ mod databases {
                 processes::trials,
                 reconnects::trials,
                 refusals::trials,
+                replays::trials,
                 replies::trials,
                 retention::trials,
                 schema::trials,

@@ -59,6 +59,9 @@ pub(crate) fn properties(stamped: &Stamped, attempt: u32) -> Result<BasicPropert
             properties = properties.with_expiration(ShortString::try_new(after.as_millis().to_string())?);
         }
         headers = field_table(extra.headers.iter())?;
+        if let Some(epoch) = &extra.replay {
+            headers.insert(ShortString::from(reserved::REPLAY), AMQPValue::LongString(epoch.as_str().into()));
+        }
     }
     if attempt > 1 {
         headers.insert(ShortString::from(reserved::ATTEMPT), AMQPValue::LongLongInt(attempt.into()));

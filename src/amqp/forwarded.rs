@@ -15,7 +15,7 @@ use super::{
     convert::PERSISTENT,
     deaths::{deaths_elsewhere, last_death},
 };
-use crate::message::{reserved, seconds_since_1970 as seconds};
+use crate::message::{Epoch, reserved, seconds_since_1970 as seconds};
 
 /// The way that a message came.
 #[derive(Debug, Clone, Copy)]
@@ -113,11 +113,12 @@ pub(crate) fn delayed_properties(original: &BasicProperties, delay: &Delay<'_>) 
 /// The properties of a parked message that goes back to `queue`: its failures are forgotten, its
 /// route is not.
 ///
-/// `unprocessed`: when it is known not to have taken effect.
+/// `unprocessed`: when it is known not to have taken effect. `replay`: what it is to be replayed in.
 pub(crate) fn unparked_properties(
     parked: &BasicProperties,
     queue: &str,
     unprocessed: SystemTime,
+    replay: Option<&Epoch>,
 ) -> BasicProperties {
     let mut headers = kept_headers(parked, queue);
     headers.remove(&[
@@ -136,6 +137,9 @@ pub(crate) fn unparked_properties(
         headers.text(reserved::ORIGINAL_ROUTING_KEY, &death.routing_key);
     }
     headers.text(reserved::ORIGINAL_QUEUE, queue);
+    if let Some(epoch) = replay {
+        headers.text(reserved::REPLAY, epoch.as_str());
+    }
     with(parked, headers)
 }
 
@@ -299,7 +303,7 @@ mod tests {
         let dead = BasicProperties::default()
             .with_headers(table(&[("x-death", deaths), (reserved::DELIVERIES, AMQPValue::LongLongInt(9))]));
         assert_eq!(last_death(&dead).unwrap().queue, "debits");
-        let unparked = unparked_properties(&dead, "debits", SystemTime::UNIX_EPOCH);
+        let unparked = unparked_properties(&dead, "debits", SystemTime::UNIX_EPOCH, None);
         let headers = unparked.headers().as_ref().unwrap().inner();
         assert_eq!(headers.get(reserved::ORIGINAL_EXCHANGE), Some(&text("payments")));
         assert_eq!(headers.get(reserved::ORIGINAL_ROUTING_KEY), Some(&text("debit.eu")));
@@ -363,7 +367,7 @@ mod tests {
         let parked = parked_properties(&again, &note);
         assert_eq!(header(&parked, reserved::FIRST_SEEN), Some(AMQPValue::Timestamp(0)));
         assert_eq!(header(&parked, reserved::FAILURES), None);
-        let unparked = unparked_properties(&parked, "debits", later);
+        let unparked = unparked_properties(&parked, "debits", later, None);
         assert_eq!(header(&unparked, reserved::PARKED_REASON), None);
         assert_eq!(header(&unparked, reserved::PARKED_ATTEMPTS), None);
         assert_eq!(header(&unparked, reserved::UNPARKED), Some(AMQPValue::Timestamp(500)));

@@ -14,6 +14,7 @@ mod forwarded;
 mod in_memory;
 mod origin;
 mod screen;
+mod server_clock;
 mod server_version;
 mod settings;
 mod socket;
@@ -39,6 +40,7 @@ pub(crate) use forwarded::{
 #[cfg(feature = "testing")]
 pub(crate) use in_memory::{Answer, Fate, Fates, Kept, MemoryBroker, Step};
 pub(crate) use origin::text_header;
+pub use server_clock::server_clock;
 pub use server_version::ServerVersion;
 pub(crate) use server_version::server_version;
 pub(crate) use settings::connection_settings;

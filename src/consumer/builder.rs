@@ -13,7 +13,8 @@ use super::{
 use crate::{
     amqp::{ConnectOptions, InvalidUri},
     idempotency::{
-        Guard, IdempotencyStore, IdempotentHandler, KeySource, MismatchPolicy, MissingIdPolicy, Scope,
+        Guard, IdempotencyStore, IdempotentHandler, KeySource, MismatchPolicy, MissingIdPolicy, ReplayPolicy,
+        Scope,
     },
 };
 
@@ -50,6 +51,7 @@ pub struct ConsumerBuilder<S> {
     pub(super) key: KeySource,
     pub(super) missing_id: MissingIdPolicy,
     pub(super) mismatch: MismatchPolicy,
+    pub(super) replays: ReplayPolicy,
     pub(super) retention: Retention,
     pub(super) monitor: ConsumerMonitor,
     pub(super) handler_timeout: Option<Duration>,
@@ -65,6 +67,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             key: KeySource::default(),
             missing_id: MissingIdPolicy::default(),
             mismatch: MismatchPolicy::default(),
+            replays: ReplayPolicy::default(),
             retention: Retention::default(),
             monitor: ConsumerMonitor::new(),
             handler_timeout: None,
@@ -99,6 +102,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
             .key(self.key)
             .missing_id(self.missing_id)
             .fingerprint_mismatch(self.mismatch)
+            .replays(self.replays)
             .immediate_retries(self.options.immediate_retries)
             .max_attempts(self.options.max_attempts);
         let remembered = guard.store().remembers();

@@ -185,7 +185,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> MemoryConsumer<S, H> {
                 ));
             }
             DuplicateCause::Replayed => {
-                passed_on(unparked_properties(properties, &self.queue, self.now.get()));
+                passed_on(unparked_properties(properties, &self.queue, self.now.get(), None));
             }
             DuplicateCause::Republished => {}
             DuplicateCause::IdReuse => copy.body = [&*copy.body, b" "].concat().into(),
@@ -198,7 +198,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> MemoryConsumer<S, H> {
         let parked = self.broker.take(&self.parking());
         for kept in &parked {
             let unprocessed = unprocessed(&kept.clone().incoming());
-            let properties = unparked_properties(&kept.properties, &self.queue, unprocessed);
+            let properties = unparked_properties(&kept.properties, &self.queue, unprocessed, None);
             let (exchange, routing_key) = (String::new(), self.queue.clone());
             self.broker.put(&self.queue, Kept { exchange, routing_key, properties, ..kept.clone() });
         }

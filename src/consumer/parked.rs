@@ -1,9 +1,9 @@
 //! Looking at parked messages, and deleting those that nobody wants any more.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use lapin::{options::BasicAckOptions, types::ShortString};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{delivery_limit::DeliveryLimit, error::ConsumeError, parking_channel::ParkingChannel};
 use crate::{
@@ -11,11 +11,6 @@ use crate::{
     error::BoxError,
     message::IncomingMessage,
 };
-
-/// How often, and after what pause, the queue is asked whether it has back what was looked at.
-/// Another one may have taken some.
-const RETURNED: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the messages of a parking queue, in its order, and leaves or deletes each.
 ///
@@ -136,7 +131,7 @@ impl Parked {
         let looked = self.walk(&parking, choose).await;
         parking.give_back().await;
         if let Ok(looked) = &looked {
-            let _ = timeout(parking.limit, returned(&parking, looked)).await;
+            parking.returned(looked.there - looked.discarded).await;
         }
         // Answered only after all acks before it.
         let closed = timeout(parking.limit, parking.channel.close(200, ShortString::from(""))).await;
@@ -174,18 +169,6 @@ impl Parked {
         }
         Ok(looked)
     }
-}
-
-/// A quorum queue takes its time to give back. Who looks next, or unparks, would miss what is not
-/// there yet.
-async fn returned(parking: &ParkingChannel, looked: &LookedAt) -> Result<(), BoxError> {
-    for _ in 0..RETURNED {
-        if u64::from(parking.ready().await?) >= looked.there - looked.discarded {
-            break;
-        }
-        sleep(PAUSE).await;
-    }
-    Ok(())
 }
 
 impl fmt::Debug for Parked {

@@ -8,7 +8,7 @@ use lapin::{
     options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     error::ConsumeError,
@@ -18,6 +18,11 @@ use crate::{
     amqp::{self, ClosedOnDrop, ConnectOptions, InvalidUri, within},
     error::{BoxError, Chain},
 };
+
+/// How often, and after what pause, the queue is asked whether it has back what was looked at.
+/// Another one may have taken some.
+const RETURNED: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct ParkingChannel {
     pub(super) forwarder: Forwarder,
@@ -91,6 +96,21 @@ impl ParkingChannel {
     pub(super) async fn give_back(&self) {
         let all = BasicNackOptions { multiple: true, requeue: true };
         let _ = timeout(self.limit, self.channel.basic_nack(0, all)).await;
+    }
+
+    /// Waits until so many are there again, for a while. A quorum queue takes its time to give
+    /// back, and who looks next, or unparks, would miss what is not there yet.
+    pub(super) async fn returned(&self, messages: u64) {
+        let are_there = async {
+            for _ in 0..RETURNED {
+                if self.ready().await.is_ok_and(|ready| u64::from(ready) < messages) {
+                    sleep(PAUSE).await;
+                } else {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(self.limit, are_there).await;
     }
 
     pub(super) async fn close(self) {

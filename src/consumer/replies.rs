@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     amqp,
-    idempotency::{Identity, ReplyStore, StoreError},
+    idempotency::{Identity, ReplyStore, StoreError, answered_as},
     message::{IncomingMessage, Reply, Stamped},
     publisher::PublishErrorKind,
 };
@@ -97,7 +97,7 @@ impl Answers {
         at_hand: Option<Reply>,
     ) -> Result<Answered, NotAnswered> {
         // Every message that has taken effect has one.
-        let Some(identity) = request.identity() else { return Ok(self.lost()) };
+        let Some(identity) = answered_as(request) else { return Ok(self.lost()) };
         let reply = match at_hand {
             Some(reply) => reply,
             None => match self.kept.find(&identity).await? {

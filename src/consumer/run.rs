@@ -125,7 +125,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
     async fn check_store(&self) -> Result<(), StoreError> {
         let mut health = Health::default();
         loop {
-            let error = match self.guard.store().check().await {
+            let error = match self.guard.check().await {
                 Err(error) if error.kind() == StoreErrorKind::Unavailable => error,
                 checked => {
                     self.monitor.enter(ConsumerState::Starting);

@@ -9,7 +9,9 @@ use super::{
 use crate::{
     amqp::{Topology, connection_settings},
     error::BoxError,
-    idempotency::{IdempotencyStore, KeySource, MismatchPolicy, MissingIdPolicy, Outcome, StalePolicy},
+    idempotency::{
+        IdempotencyStore, KeySource, MismatchPolicy, MissingIdPolicy, Outcome, ReplayPolicy, StalePolicy,
+    },
     message::{HeaderValue, IncomingMessage},
 };
 
@@ -47,6 +49,14 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     /// parked.
     pub fn fingerprint_mismatch(mut self, policy: MismatchPolicy) -> Self {
         self.mismatch = policy;
+        self
+    }
+
+    /// Sets what happens to a message of a replay. With
+    /// [`ReplayPolicy::Opened`] the consumer does not start if the store cannot tell which are open.
+    /// Default: the header means nothing.
+    pub fn replays(mut self, policy: ReplayPolicy) -> Self {
+        self.replays = policy;
         self
     }
 

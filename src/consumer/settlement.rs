@@ -61,6 +61,8 @@ pub enum ParkReason {
     FingerprintMismatch,
     /// It is older than the retention, and its ID is not known.
     Indeterminate,
+    /// It is of a replay that is not open in the consumer's scope.
+    ReplayRefused,
     /// Its consumers died with it, again and again, the last times with nothing else in hand.
     ConsumerDied,
     /// It took effect, and no queue took its reply: see [`UnclaimedReply`](super::UnclaimedReply).
@@ -80,6 +82,7 @@ impl ParkReason {
             Self::RefusedByStore => "refused-by-store",
             Self::FingerprintMismatch => "fingerprint-mismatch",
             Self::Indeterminate => "indeterminate",
+            Self::ReplayRefused => "replay-refused",
             Self::ConsumerDied => "consumer-died",
             Self::ReplyUnclaimed => "reply-unclaimed",
             Self::ReplyLost => "reply-lost",
@@ -116,6 +119,7 @@ pub fn settle(outcome: &Outcome) -> Settlement {
         Outcome::Reject { .. } => Settlement::Park(ParkReason::Rejected),
         Outcome::FingerprintMismatch { .. } => Settlement::Park(ParkReason::FingerprintMismatch),
         Outcome::Indeterminate { .. } => Settlement::Park(ParkReason::Indeterminate),
+        Outcome::ReplayRefused { .. } => Settlement::Park(ParkReason::ReplayRefused),
         Outcome::MissingId => Settlement::Park(ParkReason::MissingId),
         Outcome::InvalidId { .. } => Settlement::Park(ParkReason::InvalidId),
         Outcome::Refused { .. } => Settlement::Park(ParkReason::RefusedByStore),
@@ -158,6 +162,7 @@ mod tests {
                 Settlement::Park(ParkReason::FingerprintMismatch),
             ),
             (Outcome::Indeterminate { age: second }, Settlement::Park(ParkReason::Indeterminate)),
+            (Outcome::ReplayRefused { epoch: "vat".into() }, Settlement::Park(ParkReason::ReplayRefused)),
             (Outcome::MissingId, Settlement::Park(ParkReason::MissingId)),
             (Outcome::InvalidId { error: "e".into() }, Settlement::Park(ParkReason::InvalidId)),
             (

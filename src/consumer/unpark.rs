@@ -15,7 +15,7 @@ use super::{
 use crate::{
     amqp::{self, ConnectOptions, InvalidUri, connection_settings},
     error::{BoxError, Chain},
-    message::{IncomingMessage, reserved},
+    message::{Epoch, IncomingMessage, reserved},
 };
 
 /// How many messages are on their way together.
@@ -55,6 +55,7 @@ pub struct Unpark {
     limit: u64,
     delivery_limit: Option<u32>,
     assume_unprocessed: bool,
+    replay: Option<Epoch>,
     only: Arc<dyn Fn(&IncomingMessage) -> bool + Send + Sync>,
 }
 
@@ -94,6 +95,7 @@ impl Unpark {
             limit: u64::MAX,
             delivery_limit: Some(20),
             assume_unprocessed: false,
+            replay: None,
             only: Arc::new(|_| true),
         }
     }
@@ -141,6 +143,15 @@ impl Unpark {
         self
     }
 
+    /// Puts them back as messages of a replay: those that took effect do so **once more**, if the
+    /// consumer was set up for it and the epoch is open in its scope
+    /// ([`ReplayPolicy`](crate::idempotency::ReplayPolicy)). What was parked in another epoch is in
+    /// this one then.
+    pub fn replay(mut self, epoch: Epoch) -> Self {
+        self.replay = Some(epoch);
+        self
+    }
+
     /// Moves them. Looks at each message once, in the order of the queue; what is parked meanwhile
     /// stays.
     ///
@@ -161,6 +172,9 @@ impl Unpark {
         let parking = ParkingChannel::open(&self.connect, "unpark", &self.parking).await?;
         let moved = self.all(&parking).await;
         parking.give_back().await;
+        if let Ok(Unparked { left, failed, .. }) = &moved {
+            parking.returned(left + failed).await;
+        }
         parking.close().await;
         moved.map_err(ConsumeError::of_channel)
     }
@@ -234,7 +248,7 @@ impl Unpark {
             Some(queue) => queue.clone(),
             None => from().ok_or("it does not say which queue it is from")?,
         };
-        let copy = amqp::unparked_properties(properties, &queue, unprocessed);
+        let copy = amqp::unparked_properties(properties, &queue, unprocessed, self.replay.as_ref());
         forwarder.publish("", &queue, &ForwardedCopy::new(copy, data.clone().into())).await?;
         acker.ack(BasicAckOptions::default()).await?;
         Ok(())
@@ -258,6 +272,7 @@ impl fmt::Debug for Unpark {
             .field("limit", &self.limit)
             .field("delivery_limit", &self.delivery_limit)
             .field("assume_unprocessed", &self.assume_unprocessed)
+            .field("replay", &self.replay)
             .finish_non_exhaustive()
     }
 }

@@ -1,19 +1,26 @@
 //! What the guard asks its store: alone, or together with others that ask at the same moment.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures_util::future;
 
 use super::{
-    claim::{Claim, ClaimRequest, Claims},
+    asked::{Asked, NoSession, Replay},
+    claim::{Claim, ClaimRequest, Claims, Record},
     guard::Guard,
     outcome::Outcome,
+    policy::MismatchPolicy,
+    replay::{ReplayClaim, ReplayPolicy, ReplayRequest},
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
-    error::Chain,
-    message::{Fingerprint, IncomingMessage, MessageId},
+    error::{Chain, bounded},
+    message::{Epoch, Fingerprint, IncomingMessage, MessageId},
 };
+
+/// How long a message is left alone when a rival holds its identity and the store cannot say for
+/// how long.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// The identities that a store is asked for to find out whether it takes any: the second one, in
 /// the shape of a UUIDv7, if it refuses the first. They are released again: always the same, so
@@ -36,11 +43,106 @@ impl<S: IdempotencyStore> Guard<S> {
         }
     }
 
+    /// What to ask the store for a message, which may be of a replay; its outcome if there is nothing
+    /// to ask.
+    pub(super) fn asked(&self, message: &IncomingMessage) -> Result<Asked, Outcome> {
+        Ok(Asked { request: self.request(message)?, replay: self.replay(message)? })
+    }
+
+    /// Whether a message is to be judged by the replay that it says it is of.
+    pub(super) fn is_replay(&self, message: &IncomingMessage) -> bool {
+        self.replays != ReplayPolicy::Ignore && message.claimed_epoch().is_some()
+    }
+
+    fn replay(&self, message: &IncomingMessage) -> Result<Option<Replay>, Outcome> {
+        let Some(claimed) = message.claimed_epoch().filter(|_| self.is_replay(message)) else {
+            return Ok(None);
+        };
+        let name = claimed.as_str().unwrap_or_default();
+        match (Epoch::new(name), &self.replays) {
+            (Ok(epoch), ReplayPolicy::Opened) => Ok(Some(Replay { epoch, opened: true })),
+            (Ok(epoch), ReplayPolicy::Listed(listed)) if listed.contains(&epoch) => {
+                Ok(Some(Replay { epoch, opened: false }))
+            }
+            _ => Err(Outcome::ReplayRefused { epoch: bounded(name) }),
+        }
+    }
+
+    /// The session that a handler works in; or what became of the message without one.
+    pub(super) async fn session(
+        &self,
+        message: &IncomingMessage,
+        asked: &Asked,
+    ) -> Result<S::Session, NoSession> {
+        let mut claimed = self.claim_asked(asked).await;
+        if claimed.as_ref().is_err_and(|error| error.kind() == StoreErrorKind::Refused) {
+            // The message is to blame only if the store takes another one, before and after which
+            // it refuses this one.
+            self.probe().await.map_err(|error| Outcome::StoreUnavailable { error })?;
+            claimed = self.claim_asked(asked).await;
+        }
+        let found = asked.request.fingerprint;
+        let (claims, original) = match claimed {
+            Ok(ReplayClaim::Open { claims, original }) => (claims, original),
+            Ok(ReplayClaim::Refused) => {
+                let epoch = asked.epoch().map(ToString::to_string).unwrap_or_default();
+                return Err(Outcome::ReplayRefused { epoch }.into());
+            }
+            Err(error) => {
+                return Err(match error.kind() {
+                    StoreErrorKind::Conflict => NoSession::Conflict(error),
+                    StoreErrorKind::Busy => Outcome::InProgress { remaining: BUSY }.into(),
+                    StoreErrorKind::Refused => Outcome::Refused { error }.into(),
+                    _ => Outcome::StoreUnavailable { error }.into(),
+                });
+            }
+        };
+        let Some(session) = claims.session else {
+            return Err(self.decided(message, found, claims.claims.first()).into());
+        };
+        let outcome = match (&asked.replay, original) {
+            // Whoever opened the epoch vouches for its age.
+            (Some(_), Some(Record::Completed { fingerprint: stored, .. }))
+                if stored != found && self.mismatch == MismatchPolicy::Park =>
+            {
+                Outcome::FingerprintMismatch { stored, found }
+            }
+            (Some(_), _) => return Ok(session),
+            (None, _) => match self.too_old(message) {
+                Some(age) => Outcome::Indeterminate { age },
+                None => return Ok(session),
+            },
+        };
+        self.give_back(session).await;
+        Err(outcome.into())
+    }
+
+    async fn claim_asked(&self, asked: &Asked) -> Result<ReplayClaim<S::Session>, StoreError> {
+        let Some(replay) = &asked.replay else {
+            return Ok(ReplayClaim::open(self.claim(&asked.request).await?, None));
+        };
+        // On the heap: it is rare, and would be a part of every message's future.
+        Box::pin(async {
+            let request = ReplayRequest::new(asked.request.clone(), replay.epoch.clone());
+            if replay.opened {
+                return self.store.claim_replay(&request).await;
+            }
+            Ok(ReplayClaim::open(self.claim(&request.claim()).await?, None))
+        })
+        .await
+    }
+
     pub(super) async fn claim(&self, request: &ClaimRequest) -> Result<Claims<S::Session>, StoreError> {
         match &self.coalescer {
             Some(coalescer) => coalescer.claim(request.clone()).await,
             None => self.store.claim(std::slice::from_ref(request)).await,
         }
+    }
+
+    /// Whether the store can work, and tell which replays are open if it is asked.
+    pub(crate) async fn check(&self) -> Result<(), StoreError> {
+        self.store.check().await?;
+        if self.replays == ReplayPolicy::Opened { self.store.check_replays().await } else { Ok(()) }
     }
 
     /// Asks the store for something that concerns no message: whether it takes claims.

@@ -10,7 +10,7 @@ use super::{
     claim::{Claim, ClaimRequest, Claims},
     guard::Guard,
     handler::IdempotentHandler,
-    identity::{Identified, identified},
+    identity::{Identified, identified, known_as},
     outcome::Outcome,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
@@ -62,7 +62,8 @@ impl<S: IdempotencyStore> Guard<S> {
     /// is processed alone, so that a handler may run twice for a message whose neighbour fails;
     /// nothing of the first run was committed. If the store refuses one of the identities, halves
     /// of the batch are tried until it is alone. A copy of a message in the same batch is a
-    /// duplicate. When the store cannot be asked, it is not asked for the rest; nor is the handler
+    /// duplicate. Messages of a [replay](super::ReplayPolicy) are processed alone, in their place; those
+    /// between them together. When the store cannot be asked, it is not asked for the rest; nor is the handler
     /// when it has said that what it depends on is away.
     ///
     /// # Cancellation
@@ -80,8 +81,9 @@ impl<S: IdempotencyStore> Guard<S> {
         H: IdempotentHandler<S>,
     {
         let mut outcomes = Vec::with_capacity(messages.len());
-        // What is not decided, in order from the end.
-        let mut parts = vec![messages];
+        // What is not decided, in order from the end. A message of a replay is alone.
+        let alone = |message: &IncomingMessage| self.is_replay(message);
+        let mut parts: Vec<_> = messages.chunk_by(|a, b| !alone(a) && !alone(b)).rev().collect();
         let mut sessions = 0;
         while let Some(part) = parts.pop() {
             sessions += 1;
@@ -124,10 +126,13 @@ impl<S: IdempotencyStore> Guard<S> {
             let role = match self.request(message) {
                 Err(outcome) => Role::Decided(outcome),
                 Ok(request) => match known.entry(request.message_id.clone()) {
-                    Entry::Occupied(known) => Role::Copy(*known.get()),
+                    Entry::Occupied(known) => {
+                        known_as(message, &request, None);
+                        Role::Copy(*known.get())
+                    }
                     Entry::Vacant(new) => {
                         let index = *new.insert(all.requests.len());
-                        all.first.push(identified(message, &request));
+                        all.first.push(identified(message, &request, None));
                         all.requests.push(request);
                         Role::First(index)
                     }

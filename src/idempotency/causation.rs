@@ -56,6 +56,27 @@ impl OutgoingMessage {
         }
         Ok(message)
     }
+
+    /// Has what follows from a replay take effect once more, too: puts it into the epoch that its
+    /// cause is handled in ([`IncomingMessage::replay_epoch`]), if there is one, and changes nothing
+    /// else.
+    ///
+    /// Without it the messages that a replay sends have the IDs which they had the first time
+    /// ([`caused_by`](Self::caused_by)), and whoever gets them drops them. With it each scope that
+    /// gets them takes them for a replay, and parks them unless it has opened the same epoch.
+    ///
+    /// ```
+    /// # use lapin_idempotent::{IncomingMessage, OutgoingMessage, idempotency::NoIdentity};
+    /// fn shipped(order: &IncomingMessage) -> Result<OutgoingMessage, NoIdentity> {
+    ///     Ok(OutgoingMessage::to("mail", "shipped").caused_by(order, "shipped")?.cascade(order))
+    /// }
+    /// ```
+    pub fn cascade(self, cause: &IncomingMessage) -> Self {
+        match cause.taken_epoch() {
+            Some(epoch) => self.in_epoch(epoch.clone()),
+            None => self,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -63,7 +84,7 @@ mod tests {
     use super::*;
     use crate::{
         idempotency::Scope,
-        message::{MessageId, TraceContext},
+        message::{Epoch, MessageId, TraceContext},
     };
 
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -105,6 +126,19 @@ mod tests {
         let child = child().correlation_id("mine").trace_context(&own).idempotency_key("k");
         let caused = child.clone().caused_by(&cause("billing"), "done").unwrap();
         assert_eq!(caused, child);
+    }
+
+    #[test]
+    fn only_a_cascade_goes_on_in_the_epoch_of_its_cause() {
+        let replayed = cause("billing").with_replay_epoch(Epoch::new("vat").unwrap());
+        let caused = child().caused_by(&replayed, "done").unwrap();
+        assert_eq!(caused.properties().replay, None);
+        assert_eq!(id(&caused), id(&child().caused_by(&cause("billing"), "done").unwrap()));
+        let cascaded = caused.clone().cascade(&replayed);
+        assert_eq!((cascaded.properties().replay, cascaded.id()), (Some("vat"), caused.id()));
+        assert_eq!(caused.clone().cascade(&cause("billing")), caused);
+        let forged = cause("billing").with_header("x-idempotency-replay", "vat");
+        assert_eq!(caused.clone().cascade(&forged), caused, "no guard honoured it");
     }
 
     #[test]

@@ -8,13 +8,15 @@ use futures_util::{
 };
 
 use super::{
-    claim::{ClaimRequest, Claims},
+    asked::{Asked, NoSession},
+    claim::ClaimRequest,
     coalesce::Coalescer,
     handler::{Failure, HandlerError, HandlerResult, IdempotentHandler},
     identity::{identified, known_as},
     key::{KeySource, Scope},
     outcome::{Inconclusive, Outcome},
     policy::{MismatchPolicy, MissingIdPolicy, StalePolicy},
+    replay::ReplayPolicy,
     store::{IdempotencyStore, StoreError, StoreErrorKind},
 };
 use crate::{
@@ -22,10 +24,6 @@ use crate::{
     message::IncomingMessage,
     now::Now,
 };
-
-/// How long a message is left alone when a rival holds its identity and the store cannot say for
-/// how long.
-const BUSY: Duration = Duration::from_secs(1);
 
 /// How often a message is tried in place when a rival's transaction stood in the way each time.
 const CONFLICTS: u32 = 5;
@@ -67,6 +65,7 @@ pub struct Guard<S: IdempotencyStore> {
     pub(super) stale: StalePolicy,
     limit: Option<Duration>,
     pub(super) mismatch: MismatchPolicy,
+    pub(super) replays: ReplayPolicy,
     immediate_retries: u32,
     max_attempts: u32,
     pub(super) now: Now,
@@ -86,6 +85,7 @@ impl<S: IdempotencyStore> Guard<S> {
             stale: StalePolicy::default(),
             limit: None,
             mismatch: MismatchPolicy::default(),
+            replays: ReplayPolicy::default(),
             immediate_retries: 0,
             max_attempts: 36,
             now: Now::default(),
@@ -112,6 +112,13 @@ impl<S: IdempotencyStore> Guard<S> {
     #[must_use]
     pub fn fingerprint_mismatch(mut self, policy: MismatchPolicy) -> Self {
         self.mismatch = policy;
+        self
+    }
+
+    /// Sets what happens to a message of a replay. Default: the header means nothing.
+    #[must_use]
+    pub fn replays(mut self, policy: ReplayPolicy) -> Self {
+        self.replays = policy;
         self
     }
 
@@ -148,7 +155,7 @@ impl<S: IdempotencyStore> Guard<S> {
     /// The same over another store.
     #[cfg(feature = "testing")]
     pub(crate) fn over<T: IdempotencyStore>(self, store: T) -> Guard<T> {
-        let Self { scope, key, missing_id, retention, stale, limit, mismatch, .. } = self;
+        let Self { scope, key, missing_id, retention, stale, limit, mismatch, replays, .. } = self;
         let Self { immediate_retries, max_attempts, now, .. } = self;
         Guard {
             store,
@@ -159,6 +166,7 @@ impl<S: IdempotencyStore> Guard<S> {
             stale,
             limit,
             mismatch,
+            replays,
             immediate_retries,
             max_attempts,
             now,
@@ -248,14 +256,14 @@ impl<S: IdempotencyStore> Guard<S> {
     where
         H: IdempotentHandler<S>,
     {
-        let request = match self.request(message) {
-            Ok(request) => request,
+        let asked = match self.asked(message) {
+            Ok(asked) => asked,
             Err(outcome) => return outcome,
         };
         let mut conflicts = 0;
         let mut failed = 0;
         loop {
-            match self.attempt(message, handler, &request).await {
+            match self.attempt(message, handler, &asked).await {
                 Attempt::Failed { after: None, error } if self.again(message, failed + 1) => {
                     failed += 1;
                     tracing::debug!(failed, error = %Chain(&*error), "handler failed; once more");
@@ -287,36 +295,23 @@ impl<S: IdempotencyStore> Guard<S> {
     }
 
     /// Claims, handles and concludes once. After a conflict nothing of it was committed.
-    async fn attempt<H>(&self, message: &IncomingMessage, handler: &H, request: &ClaimRequest) -> Attempt
+    async fn attempt<H>(&self, message: &IncomingMessage, handler: &H, asked: &Asked) -> Attempt
     where
         H: IdempotentHandler<S>,
     {
-        let mut claimed = self.claim(request).await;
-        if claimed.as_ref().is_err_and(|error| error.kind() == StoreErrorKind::Refused) {
-            // The message is to blame only if the store takes another one, before and after which
-            // it refuses this one.
-            if let Err(error) = self.probe().await {
-                return Attempt::Decided(Outcome::StoreUnavailable { error });
+        match self.session(message, asked).await {
+            Ok(session) => {
+                let message = identified(message, &asked.request, asked.epoch());
+                self.handle(&message, handler, session).await
             }
-            claimed = self.claim(request).await;
-        }
-        match claimed {
-            Ok(Claims { session: Some(session), .. }) => match self.too_old(message) {
-                None => self.handle(&identified(message, request), handler, session).await,
-                Some(age) => {
-                    self.give_back(session).await;
-                    Attempt::Decided(Outcome::Indeterminate { age })
+            Err(NoSession::Decided(outcome)) => {
+                if outcome.is_handled() {
+                    // Whoever answers a copy asks for it.
+                    known_as(message, &asked.request, asked.epoch());
                 }
-            },
-            Ok(Claims { session: None, claims }) => {
-                Attempt::Decided(self.decided(message, request.fingerprint, claims.first()))
+                Attempt::Decided(outcome)
             }
-            Err(error) => match error.kind() {
-                StoreErrorKind::Conflict => Attempt::Conflict(error.into()),
-                StoreErrorKind::Busy => Attempt::Decided(Outcome::InProgress { remaining: BUSY }),
-                StoreErrorKind::Refused => Attempt::Decided(Outcome::Refused { error }),
-                _ => Attempt::Decided(Outcome::StoreUnavailable { error }),
-            },
+            Err(NoSession::Conflict(error)) => Attempt::Conflict(error.into()),
         }
     }
 
@@ -326,8 +321,6 @@ impl<S: IdempotencyStore> Guard<S> {
             return Err(Outcome::TooEarly { remaining });
         }
         let message_id = self.identify(message)?;
-        // Also of what is known already: whoever answers a copy asks for it.
-        known_as(message, &self.scope, &message_id);
         Ok(ClaimRequest { scope: self.scope.clone(), message_id, fingerprint: message.fingerprint() })
     }
 

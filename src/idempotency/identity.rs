@@ -5,8 +5,9 @@ use std::{ops::Deref, sync::Arc};
 use super::{
     claim::ClaimRequest,
     key::{Scope, effect_key},
+    replay::replay_id,
 };
-use crate::message::{IncomingMessage, MessageId};
+use crate::message::{Epoch, IncomingMessage, MessageId};
 
 /// The identity under which a message takes effect once: the guard's scope, and the message's
 /// effective ID.
@@ -34,6 +35,11 @@ impl Identity {
     pub fn effect_key(&self, step: &str) -> MessageId {
         effect_key(&self.scope, &self.message_id, step)
     }
+
+    /// What is claimed for it in a replay.
+    pub(crate) fn in_epoch(self, epoch: &Epoch) -> Self {
+        Self { message_id: replay_id(&self.scope, &self.message_id, epoch), ..self }
+    }
 }
 
 /// What the guard makes known to the handler.
@@ -45,7 +51,7 @@ impl IncomingMessage {
     /// `None` before a guard looked at the message; never in a handler that a guard calls, whatever
     /// the store, alone or in a batch. With
     /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a
-    /// random one, another at each delivery.
+    /// random one, another at each delivery. In a [replay](super::ReplayPolicy) it is the original's.
     ///
     /// ```
     /// # use lapin_idempotent::{Guard, HandlerResult, IdempotentHandler, IncomingMessage, MemoryStore, Outcome};
@@ -71,7 +77,7 @@ impl IncomingMessage {
     /// # }
     /// ```
     pub fn identity(&self) -> Option<Identity> {
-        let (scope, message_id) = self.identity.get()?;
+        let (scope, message_id, _) = self.identity.get()?;
         Some(Identity { scope: Scope(Arc::clone(scope)), message_id: message_id.clone() })
     }
 
@@ -95,7 +101,7 @@ impl IncomingMessage {
     /// without one. A guard that takes the message gives its handler its own.
     #[must_use]
     pub fn with_identity(mut self, scope: Scope, message_id: MessageId) -> Self {
-        self.identity = (scope.0, message_id).into();
+        self.identity = (scope.0, message_id, None).into();
         self
     }
 }
@@ -118,23 +124,30 @@ impl Deref for Identified<'_> {
     }
 }
 
-/// The identity that a message is known by, which is that of the first guard.
+/// Makes known what a message is claimed under, unless a guard did so before.
 pub(super) fn known_as<'m>(
     message: &'m IncomingMessage,
-    scope: &Scope,
-    message_id: &MessageId,
-) -> &'m (Arc<str>, MessageId) {
-    message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone()))
+    request: &ClaimRequest,
+    epoch: Option<&Epoch>,
+) -> &'m (Arc<str>, MessageId, Option<Epoch>) {
+    let ClaimRequest { scope, message_id, .. } = request;
+    message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone(), epoch.cloned()))
 }
 
-pub(super) fn identified<'m>(message: &'m IncomingMessage, request: &ClaimRequest) -> Identified<'m> {
-    let ClaimRequest { scope, message_id, .. } = request;
-    let (known, id) = known_as(message, scope, message_id);
-    if *known == scope.0 && id == message_id {
+/// The message with the identity of a request, and in the epoch of a replay.
+pub(super) fn identified<'m>(
+    message: &'m IncomingMessage,
+    request: &ClaimRequest,
+    epoch: Option<&Epoch>,
+) -> Identified<'m> {
+    let (scope, id, known) = known_as(message, request, epoch);
+    if *scope == request.scope.0 && *id == request.message_id && known.as_ref() == epoch {
         Identified::Itself(message)
     } else {
         // What its handler answers is looked for at the message itself.
         message.at_hand.share();
-        Identified::Clone(Box::new(message.clone().with_identity(scope.clone(), message_id.clone())))
+        let mut clone = message.clone();
+        clone.identity = (Arc::clone(&request.scope.0), request.message_id.clone(), epoch.cloned()).into();
+        Identified::Clone(Box::new(clone))
     }
 }

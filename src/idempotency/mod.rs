@@ -29,6 +29,7 @@
 //! again, and the claim of that delivery finds out what happened.
 
 mod ask;
+mod asked;
 mod batch;
 mod causation;
 mod claim;
@@ -42,6 +43,7 @@ mod key;
 mod outcome;
 mod policy;
 mod purge;
+mod replay;
 mod rpc;
 mod store;
 
@@ -56,6 +58,7 @@ pub use key::{InvalidScope, KeySource, Scope, effect_key};
 pub use outcome::{Duplicate, DuplicateCause, Outcome};
 pub use policy::{MismatchPolicy, MissingIdPolicy, StalePolicy};
 pub use purge::{Sweeper, SweeperHandle};
-pub(crate) use rpc::{Answering, KeptReply, Sealed};
+pub use replay::{ReplayClaim, ReplayPolicy, ReplayRequest, replay_id};
+pub(crate) use rpc::{Answering, KeptReply, Sealed, answered_as};
 pub use rpc::{ReplyStore, RpcHandler, RpcHandlerFn, RpcResult, rpc_handler_fn};
 pub use store::{IdempotencyStore, Inspect, StoreError, StoreErrorKind};

@@ -70,6 +70,12 @@ pub enum Outcome {
         /// How old it is, by its ID or timestamp.
         age: Duration,
     },
+    /// The message says that it is of a replay, which is not open in this scope, or that the guard was
+    /// not told of. The handler did not run.
+    ReplayRefused {
+        /// The epoch that it names; empty if that is no text.
+        epoch: String,
+    },
     /// The handler asked for a delay that has not passed. It did not run.
     TooEarly {
         /// How much of it is left.
@@ -124,6 +130,7 @@ impl Outcome {
             Self::Reject { .. } => "reject",
             Self::FingerprintMismatch { .. } => "fingerprint_mismatch",
             Self::Indeterminate { .. } => "indeterminate",
+            Self::ReplayRefused { .. } => "replay_refused",
             Self::TooEarly { .. } => "too_early",
             Self::MissingId => "missing_id",
             Self::InvalidId { .. } => "invalid_id",
@@ -146,6 +153,7 @@ impl Outcome {
             Self::FingerprintMismatch { stored, found } => {
                 Some(format!("the ID was completed with body {stored}, this body is {found}"))
             }
+            Self::ReplayRefused { epoch } => Some(format!("the replay {epoch:?} is not open here")),
             _ => None,
         }
     }
@@ -191,7 +199,7 @@ impl Duplicate {
     pub(crate) fn new(message: &IncomingMessage, processed_at: SystemTime) -> Self {
         let cause = if message.redelivered() {
             DuplicateCause::BrokerRedelivery
-        } else if message.is_replay() {
+        } else if message.is_replay() || message.claimed_epoch().is_some() {
             DuplicateCause::Replayed
         } else if message.failures() > 0 {
             DuplicateCause::DelayedRedelivery
@@ -220,7 +228,8 @@ pub enum DuplicateCause {
     /// At delivery: the consumer passed the message on to a delay queue, and the ack of the
     /// original did not arrive.
     DelayedRedelivery,
-    /// It was parked, and put back into its queue by an operator.
+    /// An operator put it back into its queue after it was parked, or it was sent again in a
+    /// [replay](super::ReplayPolicy).
     Replayed,
     /// The application published the same ID and body anew.
     Republished,

@@ -176,6 +176,16 @@ pub struct KeptReply {
     pub(crate) reply: Reply,
 }
 
+/// The identity that a reply is kept under: in a replay another one than the original's, whose
+/// copies are answered as they were.
+pub(crate) fn answered_as(request: &IncomingMessage) -> Option<Identity> {
+    let identity = request.identity()?;
+    match request.taken_epoch() {
+        Some(epoch) => Some(identity.in_epoch(epoch)),
+        None => Some(identity),
+    }
+}
+
 /// Runs a handler of requests as a handler of messages: its replies are kept in the session.
 #[derive(Debug)]
 pub(crate) struct Answering<S, H> {
@@ -214,7 +224,7 @@ impl<S: ReplyStore, H: RpcHandler<S>> Answering<S, H> {
         let mut kept = Vec::with_capacity(requests.len());
         for (request, reply) in requests.iter().zip(replies) {
             reply.check(self.max_bytes).map_err(HandlerError::reject)?;
-            let identity = request.identity().ok_or(Unidentified).map_err(HandlerError::reject)?;
+            let identity = answered_as(request).ok_or(Unidentified).map_err(HandlerError::reject)?;
             kept.push(KeptReply { identity, reply });
         }
         self.store.keep(session, &kept).await?;

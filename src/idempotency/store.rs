@@ -7,6 +7,7 @@ use futures_util::future::{BoxFuture, join_all};
 use super::{
     claim::{ClaimRequest, Claims, Record},
     key::Scope,
+    replay::{ReplayClaim, ReplayRequest},
 };
 use crate::{error::BoxError, message::MessageId};
 
@@ -62,6 +63,40 @@ pub trait IdempotencyStore: Send + Sync + 'static {
         requests: &[ClaimRequest],
     ) -> impl Future<Output = Vec<Result<Claims<Self::Session>, StoreError>>> + Send {
         join_all(requests.chunks(1).map(|request| self.claim(request)))
+    }
+
+    /// Claims what takes effect in a replay, if its epoch is open in the scope, for a guard with
+    /// [`ReplayPolicy::Opened`](super::ReplayPolicy::Opened). Until the session ends the epoch stays
+    /// open; what is recorded of the replay is durable with the effect or not at all. What the store
+    /// has no record of is claimed as well, as its first effect.
+    ///
+    /// By default no epoch is open.
+    ///
+    /// # Errors
+    ///
+    /// As [`claim`](Self::claim).
+    fn claim_replay(
+        &self,
+        request: &ReplayRequest,
+    ) -> impl Future<Output = Result<ReplayClaim<Self::Session>, StoreError>> + Send {
+        let _ = request;
+        async { Ok(ReplayClaim::Refused) }
+    }
+
+    /// Whether the store can tell which epochs are open: its tables. A consumer with
+    /// [`ReplayPolicy::Opened`](super::ReplayPolicy::Opened) asks before it takes messages.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Schema`], saying what is missing; [`StoreErrorKind::Configuration`] by
+    /// default, as no epoch can be opened.
+    fn check_replays(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async {
+            Err(StoreError::new(
+                StoreErrorKind::Configuration,
+                "this store keeps no list of replays that are open: list them in the policy",
+            ))
+        }
     }
 
     /// Makes the effect and the identities durable together, as far as the session can.
@@ -205,6 +240,14 @@ impl<S: IdempotencyStore> IdempotencyStore for Arc<S> {
 
     async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<S::Session>, StoreError>> {
         (**self).claim_each(requests).await
+    }
+
+    async fn claim_replay(&self, request: &ReplayRequest) -> Result<ReplayClaim<S::Session>, StoreError> {
+        (**self).claim_replay(request).await
+    }
+
+    async fn check_replays(&self) -> Result<(), StoreError> {
+        (**self).check_replays().await
     }
 
     async fn complete(&self, session: S::Session) -> Result<(), StoreError> {

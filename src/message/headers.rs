@@ -34,6 +34,8 @@ pub(crate) mod reserved {
     pub(crate) const NOT_BEFORE: &str = "x-idempotency-not-before";
     /// It was put back from parking; and when it was known last not to have taken effect.
     pub(crate) const UNPARKED: &str = "x-idempotency-unparked";
+    /// It is to take effect once more, in the replay of this name.
+    pub(crate) const REPLAY: &str = "x-idempotency-replay";
     /// Why a message was parked.
     pub(crate) const PARKED_REASON: &str = "x-idempotency-parked-reason";
     /// What the handler said.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{
+    epoch::Epoch,
     fingerprint::Fingerprint,
     headers::{HeaderValue, Headers},
     id::{InvalidMessageId, MessageId},
@@ -40,9 +41,9 @@ pub struct IncomingMessage {
     pub(crate) routing_key: String,
     pub(crate) redelivered: bool,
     pub(crate) properties: Properties,
-    /// The scope and the effective ID, of the first guard that took it. Another guard gives its
-    /// handler a clone with its own.
-    pub(crate) identity: OnceLock<(Arc<str>, MessageId)>,
+    /// The scope and the effective ID, of the first guard that took it, and the epoch if it is of a
+    /// replay. Another guard gives its handler a clone with its own.
+    pub(crate) identity: OnceLock<(Arc<str>, MessageId, Option<Epoch>)>,
     /// Of an RPC handler.
     pub(crate) at_hand: AtHand,
 }

@@ -1,6 +1,7 @@
 //! What travels: [`OutgoingMessage`], [`IncomingMessage`] and [`Reply`], their [`MessageId`] and
 //! how it is made ([`IdStrategy`]), their [`Headers`], and the [`Fingerprint`] of a body.
 
+mod epoch;
 mod fingerprint;
 mod headers;
 mod id;
@@ -8,6 +9,7 @@ mod incoming;
 mod json;
 mod outgoing;
 mod properties;
+mod replay;
 mod reply;
 mod stamped;
 mod stored;
@@ -16,6 +18,7 @@ mod trace;
 mod trail;
 mod validate;
 
+pub use epoch::{Epoch, InvalidEpoch};
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use headers::{HeaderValue, Headers};
 pub use id::{InvalidMessageId, MessageId};

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
+    epoch::Epoch,
     headers::{HeaderValue, Headers},
     id::MessageId,
     trace::{TRACEPARENT, TRACESTATE, TraceContext},
@@ -71,6 +72,7 @@ pub(crate) struct Extra {
     pub(crate) user_id: Option<String>,
     pub(crate) mandatory: Option<bool>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) replay: Option<Epoch>,
     pub(crate) headers: Headers,
 }
 
@@ -353,7 +355,7 @@ impl OutgoingMessage {
         self.persistent
     }
 
-    fn extra_mut(&mut self) -> &mut Extra {
+    pub(super) fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_with(Box::default)
     }
 }

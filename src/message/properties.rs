@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::outgoing::{Extra, OutgoingMessage};
+use super::{
+    epoch::Epoch,
+    outgoing::{Extra, OutgoingMessage},
+};
 
 /// What is set on an [`OutgoingMessage`], beside its route, body, ID and headers. `None` is what
 /// was not set.
@@ -36,6 +39,8 @@ pub struct OutgoingProperties<'a> {
     pub mandatory: Option<bool>,
     /// In place of the retry policy's limit.
     pub deadline: Option<Duration>,
+    /// The epoch of a replay.
+    pub replay: Option<&'a str>,
 }
 
 impl OutgoingMessage {
@@ -57,6 +62,7 @@ impl OutgoingMessage {
             idempotency_key: self.key(),
             mandatory: extra.and_then(|extra| extra.mandatory),
             deadline: extra.and_then(|extra| extra.deadline),
+            replay: extra.and_then(|extra| extra.replay.as_ref()).map(Epoch::as_str),
         }
     }
 }

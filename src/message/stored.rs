@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::{
+    epoch::Epoch,
     headers::Headers,
     id::MessageId,
     outgoing::{OutgoingMessage, seconds_since_1970},
@@ -62,6 +63,8 @@ struct V1 {
     mandatory: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     deadline: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replay: Option<Epoch>,
     #[serde(default, skip_serializing_if = "Headers::is_empty")]
     headers: Headers,
 }
@@ -104,6 +107,7 @@ impl V1 {
                 .map(|after| after.as_millis().try_into().unwrap_or(u64::MAX)),
             timestamp: properties.timestamp.map(seconds_since_1970),
             mandatory: properties.mandatory,
+            replay: message.extra().and_then(|extra| extra.replay.clone()),
             headers: message.headers().cloned().unwrap_or_default(),
             ..Self::default()
         }
@@ -168,6 +172,7 @@ impl V1 {
         message = set(message, timestamp, OutgoingMessage::timestamp);
         message = set(message, self.mandatory, OutgoingMessage::mandatory);
         message = set(message, self.deadline, OutgoingMessage::deadline);
+        message = set(message, self.replay, OutgoingMessage::in_epoch);
         message =
             self.headers.into_iter().fold(message, |message, (name, value)| message.header(name, value));
         Ok(if self.persistent == Some(false) { message.transient() } else { message })

@@ -34,7 +34,10 @@ pub use postgres::{PostgresOutbox, PostgresStore, PostgresTransaction};
 #[cfg(feature = "redis")]
 pub use redis::{InvalidRedisSetting, RedisConnection, RedisStore};
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-pub use sql::{InvalidTableName, LeasedStore, Replies, SchemaMismatch, SqlDatabase, SqlOutbox, SqlStore};
+pub use sql::{
+    InvalidTableName, LeasedStore, ReplayOpening, ReplayOutlook, ReplayedMessage, Replays, Replies,
+    SchemaMismatch, SqlDatabase, SqlOutbox, SqlStore,
+};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOutbox, SqliteStore, SqliteTransaction};
 

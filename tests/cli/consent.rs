@@ -25,6 +25,8 @@ pub async fn everything_that_changes_data_needs_yes() {
     program.run("schema apply --identities --outbox --yes").await.ok();
     for command in [
         "store purge --older-than 1d".to_owned(),
+        "replay open ledger vat --by ops --because test".to_owned(),
+        "replay close ledger vat".to_owned(),
         "outbox retry --all".to_owned(),
         "outbox discard --all --because test".to_owned(),
         format!("parked unpark {queue} --all"),

@@ -32,6 +32,7 @@ pub async fn a_queue_is_looked_at_and_never_declared() {
     }
     WorkQueue::new(broker(), &queue).declare().await.expect("declare");
     let ran = program.run(&doctor).await.ok();
+    assert!(ran.out.contains("broker's clock and this host's are in step"), "{ran:?}");
     assert!(ran.out.contains("as recommended") && ran.out.contains("RabbitMQ"), "{ran:?}");
     client.publish(&format!("{queue}.parked"), b"x", lapin::BasicProperties::default()).await;
     let ran = program.run(&doctor).await;
@@ -89,6 +90,7 @@ pub async fn missing_rights_are_told() {
         node.ctl(&["set_permissions", user, configure, write, ".*"]).await;
         let ran = program.run(&doctor).await;
         assert_eq!((ran.code, found(&ran)), (3, levels(parking, delays)), "{configure} {write}: {ran:?}");
+        assert!(ran.out.contains("broker's clock could not be read"), "{ran:?}");
     }
     // A queue that somebody else declares.
     WorkQueue::new(node.url(), &queue).declare().await.expect("declare");

@@ -28,6 +28,8 @@ pub async fn helps() -> Vec<(String, String)> {
 pub async fn help_says_what_is_dangerous() {
     for (command, word) in [
         ("store forget", "ONCE MORE"),
+        ("replay open", "ONCE MORE"),
+        ("replay send", "ONCE MORE"),
         ("outbox discard", "FOR GOOD"),
         ("parked discard", "FOR GOOD"),
         ("parked unpark", "TWICE"),

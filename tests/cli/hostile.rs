@@ -19,7 +19,7 @@ trials! {
     a_body_of_a_megabyte_is_bounded,
 }
 
-const HOSTILE: &str =
+pub const HOSTILE: &str =
     "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}<script>alert(1)</script>\r\nFAKE ok\u{0}é";
 
 /// Nothing that a terminal acts on, and no line more than there are fields.

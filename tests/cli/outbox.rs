@@ -18,6 +18,7 @@ use super::{
 trials! {
     parked_messages_are_retried_in_their_order,
     a_relay_ends_when_it_is_told_to,
+    the_oldest_of_all_lanes_are_listed,
 }
 
 /// An outbox that a test fills.
@@ -150,4 +151,26 @@ pub async fn a_relay_ends_when_it_is_told_to() {
     let status = &program.json("outbox status").await[0];
     assert_eq!((&status["relays"], &status["lanes_owned"]), (&0.into(), &0.into()), "{status}");
     client.delete(&queue).await;
+}
+
+/// Whichever lanes they are in.
+pub async fn the_oldest_of_all_lanes_are_listed() {
+    let (url, table) = (variable("POSTGRES_URL"), short("ob"));
+    let program = Program::new().env("STORE_URL", &url).arg("--outbox-table").arg(&table);
+    program.run("schema apply --outbox --yes").await.ok();
+    let filled = Filled::<Postgres>::open(&url, &table).await;
+    for n in 0..24 {
+        let message = OutgoingMessage::to("", "nowhere").idempotency_key(format!("m{n}")).body("x");
+        filled.enqueue(&format!("key-{}", n % 12), message).await;
+    }
+    let seqs = |rows: Vec<serde_json::Value>| {
+        rows.iter().map(|row| row["seq"].as_i64().expect("a number")).collect::<Vec<_>>()
+    };
+    let all = seqs(program.json("outbox list").await);
+    assert!(all.len() == 24 && all.is_sorted(), "{all:?}");
+    for most in [1, 5, 23] {
+        let listed = seqs(program.json(&format!("outbox list --limit {most}")).await);
+        assert_eq!(listed, all[..most]);
+    }
+    assert_eq!(seqs(program.json("outbox list --limit 1 --key key-3").await), [all[3]]);
 }

@@ -9,12 +9,14 @@ use super::{
         amqp::{Client, with_id},
         broker, eventually,
     },
+    terminal::Terminal,
 };
 
 trials! {
     looking_never_uses_messages_up,
     an_export_has_everything_and_takes_nothing,
     what_cannot_be_put_back_stays_and_is_a_failure,
+    long_work_has_a_bar,
 }
 
 pub const MESSAGES: usize = 4;
@@ -51,7 +53,7 @@ impl Filled {
         }
     }
 
-    async fn has(&self, client: &Client, messages: u32) {
+    pub async fn has(&self, client: &Client, messages: u32) {
         let is_there = async || (client.ready(&self.queue).await == messages).then_some(());
         eventually("what was looked at is back", is_there).await;
     }
@@ -154,5 +156,24 @@ pub async fn what_cannot_be_put_back_stays_and_is_a_failure() {
     filled.has(&client, 4).await;
     let none = program().run("parked list no.such.queue").await;
     super::assert_failed(&none);
+    filled.delete(&client).await;
+}
+
+/// On a terminal, for people, and gone when it is done.
+pub async fn long_work_has_a_bar() {
+    let client = Client::connect(&broker()).await;
+    let filled = Filled::create(&client).await;
+    let words = ["parked", "discard", &filled.queue, "--id", "m9", "--because", "test", "--yes"];
+    for (json, bars) in [(false, true), (true, false)] {
+        let words: Vec<&str> = words.into_iter().chain(json.then_some("--json")).collect();
+        let terminal = Terminal::start(&program(), (24, 80), &words);
+        let screen = terminal.shows("the same terminal, code 0").await;
+        assert!(screen.contains("discarded") && !screen.contains("deleting"), "{screen}");
+        let seen = String::from_utf8_lossy(&terminal.bytes()).into_owned();
+        assert_eq!(seen.contains("deleting"), bars, "{seen:?}");
+        filled.has(&client, 4).await;
+    }
+    let ran = program().run_with(&words).await.ok();
+    assert!(!ran.err.contains("deleting"), "{ran:?}");
     filled.delete(&client).await;
 }

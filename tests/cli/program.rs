@@ -40,6 +40,10 @@ impl Program {
         self
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.environment.iter().any(|(known, _)| *known == name)
+    }
+
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
@@ -76,9 +80,18 @@ impl Program {
         ran
     }
 
-    fn command(&self, program: &OsStr) -> Command {
+    /// What it is started with, for a shell.
+    pub fn line(&self, words: &[&str]) -> String {
+        let words = words.iter().map(|word| (*word).to_owned());
+        let own = self.arguments.iter().map(|argument| argument.to_str().expect("plain").to_owned());
+        let program = env!("CARGO_BIN_EXE_lapin-idempotent").to_owned();
+        let quoted = |word: String| format!("'{word}'");
+        std::iter::once(program).chain(words).chain(own).map(quoted).collect::<Vec<_>>().join(" ")
+    }
+
+    pub fn command(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
-        for name in ["STORE_URL", "AMQP_URL", "COLUMNS"] {
+        for name in ["STORE_URL", "AMQP_URL", "SERVE_TOKEN", "COLUMNS"] {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

@@ -5,7 +5,7 @@ use super::{program::variable, support::broker};
 pub const CANARY: &str = "canary-s3cr3t";
 
 /// What is run with each pair of URLs.
-pub const COMMANDS: [&str; 12] = [
+pub const COMMANDS: [&str; 13] = [
     "--help",
     "schema check --help",
     "schema print",
@@ -13,6 +13,7 @@ pub const COMMANDS: [&str; 12] = [
     "schema apply --yes",
     "store find ledger order-1",
     "store count ledger --json",
+    "replay list",
     "outbox status",
     "outbox relay --until-empty",
     "parked list no.such.queue",

@@ -4,11 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use lapin_idempotent::{
     IdempotencyStore, IdempotentPublisher,
-    amqp::ServerVersion,
+    amqp::{ServerVersion, server_clock},
     consumer::{CheckedQueue, Parked, WorkQueue},
     idempotency::StoreError,
     outbox::Outbox,
-    store::ServerFacts,
 };
 
 use crate::{
@@ -105,6 +104,7 @@ async fn broker(command: &Doctor, amqp: &str, findings: &mut Findings<'_>) {
         }
         Err(error) => return findings.fail("login", chain(&error)),
     }
+    broker_clock(amqp, findings).await;
     if let Some(queue) = &command.queue {
         let checked = WorkQueue::new(amqp, queue).check().await;
         if let Some(checked) = findings.told("queue", checked) {
@@ -177,7 +177,7 @@ async fn store(command: &Doctor, servers: &Servers, findings: &mut Findings<'_>)
     let server = with_store!(&store, store => store.server().await);
     let Some(server) = findings.told("store", server) else { return Ok(()) };
     findings.ok("store", format!("{} {}", name(&store), server.version));
-    clock(&server, before, SystemTime::now(), findings);
+    clock("store", server.clock, Duration::ZERO, before, findings);
     let is_fit = checked("identities", store.check().await, findings);
     let kept = with_store!(&store, store => store.remembers());
     if let (true, None, Some(retention)) = (is_fit, kept, command.retention) {
@@ -225,15 +225,27 @@ fn checked(what: &'static str, result: Result<(), StoreError>, findings: &mut Fi
     false
 }
 
-fn clock(server: &ServerFacts, before: SystemTime, after: SystemTime, findings: &mut Findings<'_>) {
-    let ahead = server.clock.duration_since(after).unwrap_or_default();
-    let behind = before.duration_since(server.clock).unwrap_or_default();
+async fn broker_clock(amqp: &str, findings: &mut Findings<'_>) {
+    let before = SystemTime::now();
+    match server_clock(amqp).await {
+        // It tells whole seconds.
+        Ok(told) => clock("broker", told, Duration::from_secs(1), before, findings),
+        Err(error) => findings.ok(
+            "clock",
+            format!("the broker's clock could not be read, for which the user needs the rights to amq.gen-.* and amq.default: {}", findings.servers.without_secrets(&chain(&error))),
+        ),
+    }
+}
+
+/// `whose` clock was read between `before` and now, to so much.
+fn clock(whose: &str, told: SystemTime, exact_to: Duration, before: SystemTime, findings: &mut Findings<'_>) {
+    let ahead = told.duration_since(SystemTime::now()).unwrap_or_default();
+    let behind = before.duration_since(told + exact_to).unwrap_or_default();
     let (differs, how) = if ahead > behind { (ahead, "ahead of") } else { (behind, "behind") };
     if differs > CLOCKS {
-        findings.warn("clock", format!("the store's clock is {} {how} this host's", span(differs)));
+        findings.warn("clock", format!("the {whose}'s clock is {} {how} this host's", span(differs)));
     } else {
-        findings
-            .ok("clock", "the store's clock and this host's are in step; the broker's is not told by AMQP");
+        findings.ok("clock", format!("the {whose}'s clock and this host's are in step"));
     }
 }
 

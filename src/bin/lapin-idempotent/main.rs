@@ -2,17 +2,28 @@
 //! library, which has whatever the command line has.
 //!
 //! Reads: `options` (what can be asked), `servers` (URLs, and who answers there), `print` (what is
-//! shown, and how it is made harmless), and a file for each command.
+//! shown, and how it is made harmless), `screen` (a terminal that is drawn on), and a file for each
+//! command, of which `browse` and `serve` are folders.
 
 mod ask;
+mod browse;
 mod doctor;
+mod exported;
+mod log;
 mod options;
 mod outbox;
 mod parked;
 mod print;
+mod progress;
+mod replay;
 mod schema;
+mod screen;
+mod serve;
 mod servers;
+mod signals;
+mod snapshot;
 mod store;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -36,7 +47,7 @@ fn main() -> ExitCode {
         Err(error) => return refused(&error),
     };
     // What the library warns of: a lost index, what was forgotten on request, by this program too.
-    let written = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let written = tracing_subscriber::fmt::layer().with_writer(|| log::Log).with_ansi(false);
     let named = Targets::new().with_target("lapin_idempotent", LevelFilter::WARN);
     tracing_subscriber::registry().with(written.without_time().with_target(false)).with(named).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -69,7 +80,9 @@ async fn run(options: &Options, servers: &Servers) -> Result<Done, Failure> {
         Command::Store(command) => store::run(command, servers, printer).await,
         Command::Outbox(command) => outbox::run(command, servers, printer).await,
         Command::Parked(command) => parked::run(command, servers, printer).await,
+        Command::Replay(command) => replay::run(command, servers, printer).await,
         Command::Doctor(command) => doctor::run(command, servers, printer).await,
+        Command::Serve(command) => serve::run(command, servers).await,
     }
 }
 

@@ -11,12 +11,13 @@ use serde_json::{Value, from_str};
 use crate::{
     ask::{Done, Failure, may},
     options::{Body, Outbox, Rows},
-    print::{Printer, Record, body, escaped, span},
+    print::{Printer, Record, body, escaped},
+    progress::Progress,
     servers::{Servers, with_outbox},
+    signals::interrupted,
+    watch::{self, Look},
 };
 
-/// A relay whose last beat is older is taken for dead.
-const LEASE: Duration = Duration::from_secs(15);
 /// Rows of a page.
 const PAGE: u32 = 500;
 /// Bytes of bodies of a page of a lane.
@@ -38,7 +39,8 @@ async fn on<O: Contract + Clone>(
     printer: Printer,
 ) -> Result<Done, Failure> {
     match command {
-        Outbox::Status => status(&outbox, printer).await?,
+        Outbox::Status { watch: true, every } => watch::run(&outbox, *every, servers, printer).await?,
+        Outbox::Status { .. } => status(&outbox, printer).await?,
         Outbox::List { parked, key, limit } => {
             let rows = if *parked {
                 let select = key.clone().map_or(Select::All, Select::Key);
@@ -58,6 +60,7 @@ async fn on<O: Contract + Clone>(
             if !may(consent, &format!("put back {}", named(rows)))? {
                 return Ok(Done::Well);
             }
+            let _progress = Progress::new(printer, "putting back", None);
             let mut put_back = 0;
             for select in &selects {
                 put_back += outbox.unpark(select).await?;
@@ -70,6 +73,7 @@ async fn on<O: Contract + Clone>(
             if !may(consent, &format!("delete, unpublished and for good, {}", named(rows)))? {
                 return Ok(Done::Well);
             }
+            let _progress = Progress::new(printer, "deleting", None);
             let mut discarded = 0;
             for select in &selects {
                 discarded += outbox.discard(select).await?;
@@ -86,13 +90,7 @@ async fn on<O: Contract + Clone>(
 
 async fn status<O: Contract>(outbox: &O, printer: Printer) -> Result<(), Failure> {
     outbox.check().await?;
-    let table = outbox.status().await?;
-    let ownership = outbox.ownership(LEASE).await?;
-    let owned = ownership.lanes.iter().filter(|(_, owner)| owner.is_some()).count();
-    let alive = ownership
-        .lanes
-        .iter()
-        .filter(|(_, owner)| owner.is_some_and(|owner| ownership.relays.contains(&owner)));
+    let mut record = Look::take(outbox).await?.record();
     let mut errors: BTreeMap<String, u64> = BTreeMap::new();
     for row in parked_rows(outbox, &Select::All, COUNTED).await? {
         *errors.entry(escaped(row.error.as_deref().unwrap_or("-"), 200)).or_default() += 1;
@@ -100,17 +98,9 @@ async fn status<O: Contract>(outbox: &O, printer: Printer) -> Result<(), Failure
     let mut errors: Vec<(String, u64)> = errors.into_iter().collect();
     errors.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     errors.truncate(ERRORS);
-    printer.one(&vec![
-        ("waiting", table.backlog.into()),
-        ("oldest_seconds", table.oldest.map(|oldest| oldest.as_secs()).into()),
-        ("oldest", table.oldest.map(span).into()),
-        ("parked", table.parked.into()),
-        ("relays", ownership.relays.len().into()),
-        ("lanes", ownership.lanes.len().into()),
-        ("lanes_owned", owned.into()),
-        ("lanes_of_live_relays", alive.count().into()),
-        ("parked_by_error", errors.into_iter().map(|(error, count)| (error, Value::from(count))).collect()),
-    ])?;
+    let errors = errors.into_iter().map(|(error, count)| (error, Value::from(count)));
+    record.push(("parked_by_error", errors.collect()));
+    printer.one(&record)?;
     Ok(())
 }
 
@@ -131,23 +121,32 @@ async fn parked_rows<O: Contract>(
     Ok(rows)
 }
 
-/// Up to so many rows that wait, by the way that a relay reads them.
+/// The oldest rows that wait, up to so many, by the way that a relay reads them. Lanes have the
+/// numbers among them in no order: each may hold all of the oldest.
 async fn waiting<O: Contract>(outbox: &O, key: Option<&str>, most: usize) -> Result<Vec<Record>, Failure> {
-    let mut records = Vec::new();
+    let mut oldest: BTreeMap<i64, Record> = BTreeMap::new();
     for lane in 0..outbox.lanes() {
         let mut from = RowId { lane: Lane(lane), seq: 0 };
-        while records.len() < most {
+        loop {
             let rows = u32::try_from(most).unwrap_or(PAGE).min(PAGE);
             let page = read(outbox, from, rows).await?;
             let Some(last) = page.last() else { break };
             from = last.id;
             let wanted =
                 page.iter().filter(|row| key.is_none_or(|key| row.order_key.as_deref() == Some(key)));
-            records.extend(wanted.take(most - records.len()).map(|row| (row.id.seq, record(row))));
+            oldest.extend(wanted.map(|row| (row.id.seq, record(row))));
+            while oldest.len() > most {
+                oldest.pop_last();
+            }
+            // What follows in this lane is younger than all of them.
+            if oldest.len() == most
+                && oldest.last_key_value().is_none_or(|(youngest, _)| *youngest <= from.seq)
+            {
+                break;
+            }
         }
     }
-    records.sort_by_key(|(seq, _)| *seq);
-    Ok(records.into_iter().map(|(_, record)| record).collect())
+    Ok(oldest.into_values().collect())
 }
 
 async fn read<O: Contract>(outbox: &O, from: RowId, rows: u32) -> Result<Vec<Row>, Failure> {
@@ -247,7 +246,7 @@ async fn relay<O: Contract + Clone>(
     let monitor = relay.monitor();
     let ended = async {
         tokio::select! {
-            () = interrupted() => {}
+            () = interrupted(false) => {}
             () = emptied(&outbox, &monitor), if until_empty => {}
         }
     };
@@ -275,19 +274,4 @@ async fn emptied<O: Contract>(outbox: &O, monitor: &RelayMonitor) {
             return;
         }
     }
-}
-
-async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminated.recv() => {}
-            }
-            return;
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs::File,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     time::SystemTime,
 };
 
@@ -16,17 +16,22 @@ use serde_json::{Map, Value, to_value};
 
 use crate::{
     ask::{Done, Failure, may},
+    browse,
     options::{Body, Choice, Filter, Parked, Queue},
     print::{Printer, Record, base64, body, escaped, json, span, utc},
+    progress::Progress,
     servers::Servers,
 };
 
 /// As much of a header as `show` has.
-const HEADER: usize = 512;
+pub(crate) const HEADER: usize = 512;
+/// What a consumer says went wrong.
+pub(crate) const ERROR: &str = "x-idempotency-parked-error";
 
 pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -> Result<Done, Failure> {
     let amqp = servers.amqp()?;
     match command {
+        Parked::Browse { queue } => return browse::run(queue, servers).await,
         Parked::List { queue, filter, limit } => list(amqp, queue, filter, *limit, printer).await?,
         Parked::Show { queue, id, body } => show(amqp, queue, id, body, printer).await?,
         Parked::Unpark { queue, choice, to, limit, assume_unprocessed, consent } => {
@@ -50,12 +55,14 @@ pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -
                 return Ok(Done::Well);
             }
             let filter = choice.filter();
-            let looked =
-                looking(amqp, queue)
-                    .each(|message| {
-                        if is_wanted(&filter, message) { ParkedChoice::Discard } else { ParkedChoice::Leave }
-                    })
-                    .await?;
+            let progress = progress(amqp, queue, "deleting", printer).await?;
+            let looked = looking(amqp, queue)
+                .each(|message| {
+                    progress.add(1);
+                    if is_wanted(&filter, message) { ParkedChoice::Discard } else { ParkedChoice::Leave }
+                })
+                .await?;
+            drop(progress);
             tracing::warn!(because, discarded = looked.discarded, "asked for on the command line");
             printer.one(&vec![
                 ("discarded", looked.discarded.into()),
@@ -70,7 +77,12 @@ pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -
                 Some(path) => Box::new(io::BufWriter::new(File::create_new(path)?)),
                 None => Box::new(io::stdout()),
             };
+            // Not among what is written to the same terminal.
+            let is_seen = out.is_none() && io::stdout().is_terminal();
+            let quiet = Printer { json: printer.json || is_seen };
+            let progress = progress(amqp, queue, "writing", quiet).await?;
             let looked = looking(amqp, queue).each(|message| {
+                progress.add(1);
                 if !is_wanted(filter, message) {
                     return ParkedChoice::Leave;
                 }
@@ -86,6 +98,7 @@ pub(crate) async fn run(command: &Parked, servers: &Servers, printer: Printer) -
                 }
             });
             looked.await?;
+            drop(progress);
             if let Some(error) = failed {
                 return Err(error.into());
             }
@@ -104,8 +117,24 @@ fn looking(amqp: &str, queue: &Queue) -> Looking {
     Looking::new(amqp, &queue.queue).delivery_limit(limit(queue))
 }
 
-fn limit(queue: &Queue) -> Option<u32> {
+pub(crate) fn limit(queue: &Queue) -> Option<u32> {
     Some(queue.delivery_limit).filter(|limit| *limit > 0)
+}
+
+/// Of all that is there: what is left alone is looked at, too. The queue is not asked where nobody
+/// sees it.
+async fn progress(
+    amqp: &str,
+    queue: &Queue,
+    what: &'static str,
+    printer: Printer,
+) -> Result<Progress, Failure> {
+    let there = if Progress::is_seen(printer) {
+        Some(looking(amqp, queue).limit(0).each(|_| ParkedChoice::Leave).await?.there)
+    } else {
+        None
+    };
+    Ok(Progress::new(printer, what, there))
 }
 
 async fn list(
@@ -189,16 +218,22 @@ async fn unpark(
     printer: Printer,
 ) -> Result<Done, Failure> {
     let filter = choice.filter();
+    let progress = progress(amqp, queue, "putting back", printer).await?;
+    let bar = progress.bar();
     let unpark = Unpark::new(amqp, &queue.queue)
         .delivery_limit(limit(queue))
         .limit(most.unwrap_or(u64::MAX))
-        .only(move |message| is_wanted(&filter, message));
+        .only(move |message| {
+            bar.inc(1);
+            is_wanted(&filter, message)
+        });
     let unpark = match to {
         Some(to) => unpark.to(to),
         None => unpark,
     };
     let unpark = if assume_unprocessed { unpark.assume_unprocessed() } else { unpark };
     let unparked = unpark.run().await?;
+    drop(progress);
     printer.one(&vec![
         ("moved", unparked.moved.into()),
         ("left", unparked.left.into()),
@@ -211,7 +246,7 @@ async fn unpark(
     Ok(Done::Well)
 }
 
-fn is_wanted(filter: &Filter, message: &IncomingMessage) -> bool {
+pub(crate) fn is_wanted(filter: &Filter, message: &IncomingMessage) -> bool {
     filter.id.as_deref().is_none_or(|id| message.raw_message_id().unwrap_or_default() == id)
         && filter.reason.as_deref().is_none_or(|reason| self::reason(message) == Some(reason))
 }
@@ -226,16 +261,16 @@ fn named(choice: &Choice) -> String {
     }
 }
 
-fn text<'a>(message: &'a IncomingMessage, header: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(message: &'a IncomingMessage, header: &str) -> Option<&'a str> {
     message.header(header)?.as_str()
 }
 
 /// Why it is there: parked by a consumer, or dead-lettered by the broker.
-fn reason(message: &IncomingMessage) -> Option<&str> {
+pub(crate) fn reason(message: &IncomingMessage) -> Option<&str> {
     message.parked_reason().or_else(|| text(message, "x-first-death-reason"))
 }
 
-fn record(message: &IncomingMessage) -> Record {
+pub(crate) fn record(message: &IncomingMessage) -> Record {
     let from = text(message, "x-idempotency-original-queue").or_else(|| text(message, "x-first-death-queue"));
     let ago = message.parked_at().map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
     vec![
@@ -245,12 +280,12 @@ fn record(message: &IncomingMessage) -> Record {
         ("attempts", message.header("x-idempotency-parked-attempts").and_then(HeaderValue::as_i64).into()),
         ("from", from.into()),
         ("body_bytes", message.body().len().into()),
-        ("error", text(message, "x-idempotency-parked-error").into()),
+        ("error", text(message, ERROR).into()),
     ]
 }
 
 /// Plain values for people, bounded; with their types, and whole, for an export.
-fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
+pub(crate) fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
     let value = |value: &HeaderValue| match (most, value) {
         (Some(most), HeaderValue::String(text)) => escaped(text, most).into(),
         (Some(_), HeaderValue::Int(number)) => (*number).into(),
@@ -263,7 +298,7 @@ fn headers(message: &IncomingMessage, most: Option<usize>) -> Value {
 }
 
 /// How it was sent: its route and properties.
-fn sent(message: &IncomingMessage) -> Record {
+pub(crate) fn sent(message: &IncomingMessage) -> Record {
     vec![
         ("exchange", message.exchange().into()),
         ("routing_key", message.routing_key().into()),

@@ -123,7 +123,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// Whether a character only draws itself: no control, no direction, no mark without a width.
-fn is_plain(c: char) -> bool {
+pub(crate) fn is_plain(c: char) -> bool {
     c == '\'' || c == '"' || c.escape_debug().len() == 1
 }
 

@@ -4,13 +4,14 @@ use std::{error::Error, num::NonZeroU16};
 
 use lapin_idempotent::{
     idempotency::{StoreError, StoreErrorKind},
-    store::{InvalidTableName, Replies, SchemaMismatch},
+    store::{InvalidTableName, Replays, Replies, SchemaMismatch},
 };
 
 use crate::{
     ask::{Done, Failure, chain, may},
     options::{Database, Schema, Tables},
     print::{Printer, Record, verbatim},
+    replay::with_replays,
     servers::{AnyOutbox, AnyStore, Kind, Servers, with_outbox},
 };
 
@@ -21,12 +22,13 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
             // Redis has no tables, and says so before it is asked whether to make some.
             let (store, outbox) = both(tables, servers)?;
             let of_store = of_store(tables);
-            let what = match (&store, &outbox) {
-                (Some(_), Some(_)) => format!("make the tables of {of_store} and of the outbox"),
-                (Some(_), None) => format!("make the tables of {of_store}"),
-                _ => "make the tables of the outbox".to_owned(),
-            };
-            if !may(consent, &format!("{what}, where they are missing"))? {
+            let replays = if tables.replays { Some(servers.store_that_may_be_made()?) } else { None };
+            let named =
+                [(of_store, store.is_some()), ("outbox", outbox.is_some()), ("replays", replays.is_some())];
+            let named: Vec<&str> =
+                named.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect();
+            let what = format!("make the tables of: {}; where they are missing", named.join(", "));
+            if !may(consent, &what)? {
                 return Ok(Done::Well);
             }
             let mut made = Vec::new();
@@ -42,6 +44,10 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
             if let Some(outbox) = outbox {
                 with_outbox!(&outbox, outbox => outbox.create_schema().await)?;
                 made.push(row("outbox", None));
+            }
+            if let Some(store) = replays {
+                with_replays!(&store, replays => replays.create_schema().await)?;
+                made.push(row("replays", None));
             }
             printer.list(&made)?;
             Ok(Done::Well)
@@ -104,7 +110,8 @@ fn print(
             Kind::Redis => return Err(Failure::usage("Redis has no tables")),
         },
     };
-    let (store, outbox) = both(tables, &servers.with_store_url(url))?;
+    let servers = servers.with_store_url(url);
+    let (store, outbox) = both(tables, &servers)?;
     let mut texts = Vec::new();
     match &store {
         Some(AnyStore::Postgres(store)) => texts.push((of_store(tables), store.schema_sql())),
@@ -114,6 +121,10 @@ fn print(
     }
     if let Some(outbox) = &outbox {
         texts.push(("outbox", with_outbox!(outbox, outbox => outbox.schema_sql())));
+    }
+    if tables.replays {
+        let store = servers.store_that_may_be_made()?;
+        texts.push(("replays", with_replays!(&store, replays => replays.schema_sql())));
     }
     for (tables, sql) in texts {
         if printer.json {
@@ -128,7 +139,7 @@ fn print(
 async fn check(tables: &Tables, servers: &Servers, printer: Printer) -> Result<Done, Failure> {
     let mut rows = Vec::new();
     if servers.kind()? == Kind::Redis {
-        if tables.outbox || tables.partitioned.is_some() || tables.with_replies() {
+        if tables.outbox || tables.replays || tables.with_replies() || tables.partitioned.is_some() {
             return Err(Failure::usage(
                 "Redis has no tables: there is no outbox on it, and there are no replies",
             ));
@@ -145,6 +156,10 @@ async fn check(tables: &Tables, servers: &Servers, printer: Printer) -> Result<D
             let outbox = servers.outbox()?;
             let checked = with_outbox!(&outbox, outbox => outbox.check_schema().await);
             rows.push(row("outbox", lacking(checked)?));
+        }
+        if tables.replays {
+            let checked = with_replays!(&servers.store()?, replays => replays.check_schema().await);
+            rows.push(row("replays", lacking(checked)?));
         }
     }
     let lacks = rows.iter().any(|row| !row[2].1.is_null());

@@ -12,7 +12,7 @@ use url::Url;
 use crate::{ask::Failure, options::Common};
 
 /// Where the servers are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Servers {
     store: Option<Result<String, String>>,
     amqp: Option<Result<String, String>>,
@@ -271,10 +271,10 @@ fn told<'a>(url: Option<&'a Result<String, String>>, what: &str) -> Result<&'a s
     }
 }
 
-fn first_line(file: &Path) -> Result<String, String> {
+pub(crate) fn first_line(file: &Path) -> Result<String, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let line = text.lines().next().unwrap_or_default().trim().to_owned();
-    if line.is_empty() { Err(format!("{}: no URL is in its first line", file.display())) } else { Ok(line) }
+    if line.is_empty() { Err(format!("{}: nothing is in its first line", file.display())) } else { Ok(line) }
 }
 
 /// Whether `ps` shows a password.

@@ -1,16 +1,20 @@
 //! What a store remembers.
 
-use std::{fmt::Write, time::SystemTime};
+use std::{
+    fmt::Write,
+    time::{Duration, SystemTime},
+};
 
 use lapin_idempotent::{
     MessageId, Scope,
-    idempotency::{IdempotencyStore, Inspect, Record as Known, Sweeper},
+    idempotency::{IdempotencyStore, Inspect, Record as Known, StoreError},
 };
 
 use crate::{
     ask::{Done, Failure, may},
     options::Store,
     print::{Printer, Record, span, utc},
+    progress::Progress,
     servers::{AnyStore, Servers, with_store},
 };
 
@@ -64,16 +68,32 @@ pub(crate) async fn run(command: &Store, servers: &Servers, printer: Printer) ->
             if !may(consent, &format!("forget {old} identities older than {}", span(*older_than)))? {
                 return Ok(Done::Well);
             }
-            let forgotten = match store {
-                AnyStore::Postgres(store) => Sweeper::new(store, *older_than).batch(*batch).sweep().await?,
-                AnyStore::MySql(store) => Sweeper::new(store, *older_than).batch(*batch).sweep().await?,
-                AnyStore::Sqlite(store) => Sweeper::new(store, *older_than).batch(*batch).sweep().await?,
-                AnyStore::Redis(store) => store.purge(*older_than, *batch).await?,
-            };
+            let progress = Progress::new(printer, "forgetting", Some(old));
+            let forgotten = with_store!(&store, store => purge(store, *older_than, *batch, &progress).await);
+            drop(progress);
+            let forgotten = forgotten?;
             printer.one(&vec![("forgotten", forgotten.into())])?;
         }
     }
     Ok(Done::Well)
+}
+
+/// As a `Sweeper` does, batch by batch.
+async fn purge(
+    store: &impl IdempotencyStore,
+    older_than: Duration,
+    batch: u32,
+    progress: &Progress,
+) -> Result<u64, StoreError> {
+    let mut forgotten = 0;
+    loop {
+        let some = store.purge(older_than, batch).await?;
+        if some == 0 {
+            return Ok(forgotten);
+        }
+        forgotten += some;
+        progress.add(some);
+    }
 }
 
 fn scope(scope: &str) -> Result<Scope, Failure> {

@@ -9,8 +9,8 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
-    found, micros, millis, runs_statements,
+    Cause, Dialect, Found, Limits, NewLease, ReplaySyntax, SqlDatabase, SqlStore, Statements, Syntax,
+    TableName, begun, found, micros, millis, runs_statements,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -54,6 +54,13 @@ const WORDS: Syntax = Syntax {
 const TRIES: usize = 4;
 
 impl SqlDatabase for MySql {
+    // MySQL 8 takes it as FOR SHARE, which MariaDB does not know.
+    const REPLAYS: ReplaySyntax = ReplaySyntax {
+        words: &WORDS,
+        share: "LOCK IN SHARE MODE",
+        schema: include_str!("../schema/replays_mysql.sql"),
+    };
+
     fn statements(table: TableName, _: Option<u32>) -> Statements {
         let index = table.with_suffix("_processed_at");
         let statements = Statements::new::<Self>(table, &WORDS);

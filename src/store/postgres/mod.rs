@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use self::{codes::by_code, partitions::default_of};
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
-    found, micros, millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, ReplaySyntax, SqlDatabase, SqlStore, Statements, Syntax,
+    TableName, begun, found, micros, millis, runs_statements, which,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -75,6 +75,12 @@ fn insert(table: &str, columns: (&str, &str), partitioned: bool, known: &str) ->
 const SKIPPED: &str = "ON CONFLICT DO NOTHING RETURNING scope, message_id";
 
 impl SqlDatabase for Postgres {
+    const REPLAYS: ReplaySyntax = ReplaySyntax {
+        words: &WORDS,
+        share: "FOR SHARE",
+        schema: include_str!("../schema/replays_postgres.sql"),
+    };
+
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements {
         let partitioned = partition_hours.is_some();
         let schema = if partitioned {

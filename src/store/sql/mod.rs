@@ -2,8 +2,8 @@
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
 //! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
-//! the handler), `schema`, `inspect`, `replies`, `outbox`. `dialect` is what a database has to say
-//! for itself.
+//! the handler), `schema`, `inspect`, `replays`, `replies`, `outbox`. `dialect` is what a database
+//! has to say for itself.
 
 mod claim;
 mod dialect;
@@ -15,6 +15,7 @@ mod optimistic;
 mod options;
 mod outbox;
 mod pool;
+mod replays;
 mod replies;
 mod schema;
 mod session;
@@ -36,17 +37,24 @@ pub(super) use self::{
     driver_macros::{found, runs_statements},
     options::{Limits, micros, millis},
     outbox::{Cells, OutboxDialect, OutboxStatements, OutboxSyntax, cells},
+    replays::ReplaySyntax,
     replies::{KeptRow, ReplyDialect, ReplyStatements, orphans},
     session::begun,
     statements::{Statements, Syntax},
     table::TableName,
 };
 pub use self::{
-    leased::LeasedStore, outbox::SqlOutbox, replies::Replies, schema::SchemaMismatch, table::InvalidTableName,
+    leased::LeasedStore,
+    outbox::SqlOutbox,
+    replays::{ReplayOpening, ReplayOutlook, ReplayedMessage, Replays},
+    replies::Replies,
+    schema::SchemaMismatch,
+    table::InvalidTableName,
 };
 use self::{
     optimistic::OptimisticInsert,
     pool::{connected, lazy},
+    replays::ReplayStatements,
     replies::ReplyTable,
 };
 use crate::idempotency::StoreError;
@@ -54,6 +62,9 @@ use crate::idempotency::StoreError;
 /// A database that a [`SqlStore`] and a [`SqlOutbox`] can work with: `Postgres`, `MySql` or
 /// `Sqlite` of sqlx, each behind its feature.
 pub trait SqlDatabase: ReplyDialect {
+    #[doc(hidden)]
+    const REPLAYS: ReplaySyntax;
+
     #[doc(hidden)]
     fn statements(table: TableName, partition_hours: Option<u32>) -> Statements;
 }
@@ -91,6 +102,7 @@ pub struct SqlStore<DB: SqlDatabase> {
     limits: Limits,
     begin: Arc<str>,
     optimistic: Arc<OptimisticInsert>,
+    replays: Arc<ReplayStatements>,
     replies: Option<Arc<ReplyTable>>,
 }
 
@@ -168,7 +180,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 
     pub(super) fn with_statements(self, statements: Statements) -> Self {
         let replies = self.replies.map(|table| Arc::new(table.beside::<DB>(&statements)));
-        Self { statements: Arc::new(statements), replies, ..self }
+        let replays = Arc::new(ReplayStatements::new::<DB>(&statements.table, &DB::REPLAYS));
+        Self { statements: Arc::new(statements), replays, replies, ..self }
     }
 
     #[cfg(feature = "postgres")]
@@ -178,8 +191,9 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 
     fn over(pool: Pool<DB>, statements: Statements, limits: Limits) -> Self {
         let begin = DB::begin(&limits).into();
+        let replays = Arc::new(ReplayStatements::new::<DB>(&statements.table, &DB::REPLAYS));
         let statements = Arc::new(statements);
-        Self { pool, statements, limits, begin, optimistic: Arc::default(), replies: None }
+        Self { pool, statements, limits, begin, optimistic: Arc::default(), replays, replies: None }
     }
 
     /// Keeps the identities in another table than `processed_messages`: `table` or `schema.table`.
@@ -246,6 +260,7 @@ impl<DB: SqlDatabase> Clone for SqlStore<DB> {
             limits: self.limits,
             begin: Arc::clone(&self.begin),
             optimistic: Arc::clone(&self.optimistic),
+            replays: Arc::clone(&self.replays),
             replies: self.replies.clone(),
         }
     }

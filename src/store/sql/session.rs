@@ -13,7 +13,9 @@ use super::{
     error::{cause, failed, is_conflict, not_claimed, not_committed},
     optimistic::claim_new,
 };
-use crate::idempotency::{Claim, ClaimRequest, Claims, IdempotencyStore, StoreError, StoreErrorKind};
+use crate::idempotency::{
+    Claim, ClaimRequest, Claims, IdempotencyStore, ReplayClaim, ReplayRequest, StoreError, StoreErrorKind,
+};
 
 /// How often a claim is made again whose rows moved under it.
 const TRIES: usize = 3;
@@ -46,6 +48,24 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         // The wait for a connection of the pool has its own limit.
         let limit = self.limits.answer().saturating_add(self.pool.options().get_acquire_timeout());
         timeout(limit, asking).await.unwrap_or_else(|elapsed| Err(StoreError::new(late, elapsed)))
+    }
+
+    /// A claim, made again if its rows moved under it.
+    async fn tried<T, F>(&self, claim: impl Fn() -> F + Send + Sync) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, NotClaimedError>> + Send,
+    {
+        let claiming = async {
+            for _ in 0..TRIES {
+                match claim().await {
+                    Ok(claims) => return Ok(claims),
+                    Err(NotClaimedError::Failed(error)) => return Err(error),
+                    Err(NotClaimedError::Moved) => {}
+                }
+            }
+            Err(StoreErrorKind::Conflict.into())
+        };
+        self.answered(StoreErrorKind::Unavailable, claiming).await
     }
 
     async fn try_claim(
@@ -190,17 +210,15 @@ impl<DB: SqlDatabase> IdempotencyStore for SqlStore<DB> {
     const BATCHES: bool = true;
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Self::Session>, StoreError> {
-        let claiming = async {
-            for _ in 0..TRIES {
-                match self.try_claim(requests).await {
-                    Ok(claims) => return Ok(claims),
-                    Err(NotClaimedError::Failed(error)) => return Err(error),
-                    Err(NotClaimedError::Moved) => {}
-                }
-            }
-            Err(StoreErrorKind::Conflict.into())
-        };
-        self.answered(StoreErrorKind::Unavailable, claiming).await
+        self.tried(|| self.try_claim(requests)).await
+    }
+
+    async fn claim_replay(&self, request: &ReplayRequest) -> Result<ReplayClaim<Self::Session>, StoreError> {
+        self.tried(|| self.try_claim_replay(request)).await
+    }
+
+    async fn check_replays(&self) -> Result<(), StoreError> {
+        self.check_replay_tables().await
     }
 
     async fn complete(&self, session: Self::Session) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 use super::{dialect::Dialect, table::TableName};
 
 /// The words that differ.
+#[derive(Debug)]
 pub(in crate::store) struct Syntax {
     /// The n-th value to be bound, from 1.
     pub(in crate::store) value: fn(usize) -> String,

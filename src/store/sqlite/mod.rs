@@ -11,8 +11,8 @@ use sqlx::{
 };
 
 use super::sql::{
-    Cause, Dialect, Found, Limits, NewLease, SqlDatabase, SqlStore, Statements, Syntax, TableName, begun,
-    found, millis, runs_statements, which,
+    Cause, Dialect, Found, Limits, NewLease, ReplaySyntax, SqlDatabase, SqlStore, Statements, Syntax,
+    TableName, begun, found, millis, runs_statements, which,
 };
 use crate::{
     idempotency::{ClaimRequest, Lease, Scope},
@@ -52,6 +52,10 @@ const WORDS: Syntax = Syntax {
 };
 
 impl SqlDatabase for Sqlite {
+    // A transaction that writes is alone.
+    const REPLAYS: ReplaySyntax =
+        ReplaySyntax { words: &WORDS, share: "", schema: include_str!("../schema/replays_sqlite.sql") };
+
     fn statements(table: TableName, _: Option<u32>) -> Statements {
         let index = table.with_suffix("_processed_at").quoted('"');
         let name = format!("\"{}\"", table.name());

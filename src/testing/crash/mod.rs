@@ -169,7 +169,7 @@ impl<F> CrashTest<F> {
         let most = if awaits { TRIES_TO_WAIT } else { TRIES };
         let mut tries = 1;
         loop {
-            let run = self.once(chosen).await;
+            let run = Box::pin(self.once(chosen)).await;
             if run.hit.len() == chosen.len() || tries == most {
                 return run;
             }
@@ -189,12 +189,12 @@ impl<F> CrashTest<F> {
         S: IdempotencyStore<Session: 'static>,
         H: IdempotentHandler<S>,
     {
-        let Run { passed, end, last, .. } = self.once(&[]).await;
+        let Run { passed, end, last, .. } = Box::pin(self.once(&[])).await;
         let expected = end.unwrap_or_else(|what| panic!("undisturbed, {what}"));
         let is_handled = passed.iter().any(|passage| passage.point == Point::Committed);
         assert!(is_handled, "undisturbed, no message is handled{}", last.unwrap_or_default());
         assert!(!expected.is_blank(), "there is nothing to compare: give the `Subject` a `state`");
-        let again = self.once(&[]).await.end;
+        let again = Box::pin(self.once(&[])).await.end;
         let differs = again.map_or_else(Some, |again| expected.difference(&again));
         if let Some(difference) = differs {
             panic!("{UNLIKE} {difference}");

@@ -5,7 +5,9 @@ use std::{error::Error, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 
 use crate::{
-    idempotency::{ClaimRequest, Claims, IdempotencyStore, StoreError, StoreErrorKind},
+    idempotency::{
+        ClaimRequest, Claims, IdempotencyStore, ReplayClaim, ReplayRequest, StoreError, StoreErrorKind,
+    },
     testing::points::{Point, Points},
 };
 
@@ -35,6 +37,22 @@ impl<S: IdempotencyStore> IdempotencyStore for CrashingStore<S> {
             self.points.crash_at(Point::Claimed).await;
         }
         Ok(claims)
+    }
+
+    async fn claim_replay(&self, request: &ReplayRequest) -> Result<ReplayClaim<S::Session>, StoreError> {
+        self.points.crash_at(Point::Claim).await;
+        if self.points.fails_at(Point::ClaimFails) {
+            return Err(made_up(StoreErrorKind::Unavailable));
+        }
+        let claim = self.store.claim_replay(request).await?;
+        if matches!(&claim, ReplayClaim::Open { claims, .. } if claims.session.is_some()) {
+            self.points.crash_at(Point::Claimed).await;
+        }
+        Ok(claim)
+    }
+
+    async fn check_replays(&self) -> Result<(), StoreError> {
+        self.store.check_replays().await
     }
 
     async fn complete(&self, session: S::Session) -> Result<(), StoreError> {

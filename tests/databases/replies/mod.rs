@@ -3,6 +3,7 @@
 mod answers;
 mod children;
 mod faults;
+mod replayed;
 mod tables;
 mod unanswered;
 
@@ -38,8 +39,10 @@ use super::{
 };
 
 pub fn trials(there: bool) -> Vec<Trial> {
-    let modules = [answers::trials, children::trials, faults::trials, tables::trials, unanswered::trials];
-    modules.iter().flat_map(|trials| trials(there)).collect()
+    [answers::trials, children::trials, faults::trials, replayed::trials, tables::trials, unanswered::trials]
+        .iter()
+        .flat_map(|trials| trials(there))
+        .collect()
 }
 
 /// A failed request comes again after this: one delay queue.

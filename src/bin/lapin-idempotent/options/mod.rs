@@ -5,7 +5,9 @@
 mod doctor;
 mod outbox;
 mod parked;
+mod replay;
 mod schema;
+mod serve;
 mod store;
 
 use std::{path::PathBuf, time::Duration};
@@ -16,7 +18,9 @@ pub(crate) use self::{
     doctor::Doctor,
     outbox::{Outbox, Rows},
     parked::{Choice, Filter, Parked, Queue},
+    replay::Replay,
     schema::{Database, Schema, Tables},
+    serve::Serve,
     store::Store,
 };
 
@@ -98,8 +102,13 @@ pub(crate) enum Command {
     /// Look into a parking queue, put messages back, discard them
     #[command(subcommand)]
     Parked(Parked),
+    /// Have messages that took effect do so once more, on purpose and once
+    #[command(subcommand)]
+    Replay(Replay),
     /// Say what will bite: versions, schema, settings, queues, rights, clocks
     Doctor(Doctor),
+    /// Show parking queues in a browser, put messages back, discard them; until SIGINT or SIGTERM
+    Serve(Serve),
 }
 
 /// May what changes data be changed?

@@ -2,9 +2,11 @@
 
 #![allow(clippy::doc_markdown)]
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
-use super::{Body, Consent};
+use super::{Body, Consent, duration};
 
 /// Which parked rows of an outbox.
 #[derive(Debug, Args)]
@@ -24,7 +26,14 @@ pub(crate) struct Rows {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Outbox {
     /// Backlog, age of the oldest message, parked messages by error, lanes and relays
-    Status,
+    Status {
+        /// Look again and again; in a terminal until q is pressed, or else until SIGINT or SIGTERM
+        #[arg(long)]
+        watch: bool,
+        /// How often
+        #[arg(long, value_name = "PAUSE", value_parser = duration, default_value = "2s", requires = "watch")]
+        every: Duration,
+    },
     /// Messages that wait, or that were parked
     List {
         /// Those that were parked, with the reason
@@ -33,7 +42,7 @@ pub(crate) enum Outbox {
         /// Only what is in order with this key
         #[arg(long, value_name = "KEY")]
         key: Option<String>,
-        /// As many as this
+        /// As many as this, those that came first
         #[arg(long, value_name = "N", default_value_t = 50)]
         limit: usize,
     },

@@ -55,6 +55,14 @@ impl Choice {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Parked {
+    /// Read, filter, mark, put back and discard messages in a terminal
+    ///
+    /// The queue is read when this begins, when r is pressed, and after a change. Meanwhile the
+    /// messages are not held: others can read them and put them back. Keys: ? shows them.
+    Browse {
+        #[command(flatten)]
+        queue: Queue,
+    },
     /// The messages of a parking queue, with the reason that each was parked for
     List {
         #[command(flatten)]

@@ -10,6 +10,7 @@ use super::Consent;
 
 /// Which tables.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Tables {
     /// The table of the identities; the default, if no other is named
     #[arg(long)]
@@ -23,15 +24,19 @@ pub(crate) struct Tables {
     /// The table of the replies, if it has a name of its own
     #[arg(long, value_name = "NAME")]
     pub(crate) replies_table: Option<String>,
+    /// The tables of the replays
+    #[arg(long)]
+    pub(crate) replays: bool,
     /// Partition the table of the identities, each so many hours (PostgreSQL)
     #[arg(long, value_name = "HOURS")]
     pub(crate) partitioned: Option<NonZeroU16>,
 }
 
 impl Tables {
-    /// Identities and what is beside them, unless only the outbox was named.
+    /// Identities and what is beside them, unless only others were named.
     pub(crate) fn of_store(&self) -> bool {
-        self.identities || self.partitioned.is_some() || self.with_replies() || !self.outbox
+        let others = self.outbox || self.replays;
+        self.identities || self.partitioned.is_some() || self.with_replies() || !others
     }
 
     pub(crate) fn with_replies(&self) -> bool {

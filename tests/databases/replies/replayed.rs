@@ -1,0 +1,44 @@
+//! A request that takes effect once more has a reply of its own.
+
+use lapin::types::{AMQPValue, FieldTable};
+use lapin_idempotent::{Scope, idempotency::ReplayPolicy, message::Epoch, store::Replays};
+
+use super::{Answer, Desk, Kind, Quote, Serving, to};
+use crate::databases::support::eventually;
+
+trials! {
+    replay_is_answered_once_more_and_copies_of_the_original_as_before<Postgres, MySql, Sqlite>,
+}
+
+pub async fn replay_is_answered_once_more_and_copies_of_the_original_as_before<K: Kind>() {
+    let desk = Desk::<K>::open().await;
+    let replays = Replays::new(desk.table.store.clone());
+    replays.create_schema().await.expect("schema");
+    let (scope, epoch) = (Scope::new(super::SCOPE).expect("scope"), Epoch::new("vat").expect("epoch"));
+    replays.open(&scope, &epoch, "ops", "VAT was 16 %").await.expect("open");
+    let quote = Quote::new(&desk.table);
+    let serving = Serving::start(desk.consumer().replays(ReplayPolicy::Opened), quote.clone());
+    let mailbox = desk.mailbox().await;
+    let original = || to(&mailbox).with_correlation_id("c".into());
+    let replayed = || {
+        let mut headers = FieldTable::default();
+        headers.insert("x-idempotency-replay".into(), AMQPValue::LongString("vat".into()));
+        original().with_headers(headers)
+    };
+    let mut ids = Vec::new();
+    // One after the other, and each twice: a copy is answered with what its own kind was.
+    for (properties, run) in
+        [(original(), "run 0"), (replayed(), "run 1"), (original(), "run 0"), (replayed(), "run 1")]
+    {
+        desk.ask("order-42", "q", properties).await;
+        let got = eventually("an answer", async || desk.client.get(&mailbox).await).await;
+        let Answer { body, id, .. } = Answer::read(&got);
+        assert_eq!(body, run);
+        ids.push(id);
+    }
+    assert_eq!((&ids[0], &ids[1]), (&ids[2], &ids[3]));
+    assert_ne!(ids[0], ids[1], "a requester that remembers IDs takes it for another reply");
+    serving.stop().await;
+    assert_eq!((quote.insert.runs(), desk.table.effects().await, desk.kept().await), (2, (2, 1), 2));
+    desk.all_settled().await;
+}
