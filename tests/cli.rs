@@ -253,6 +253,15 @@ mod cli {
         let ran = program.run("schema check --identities --outbox").await;
         assert_eq!(ran.code, 3, "{ran:?}");
         assert!(ran.out.contains(&format!("outbox: the table {outbox} is missing")), "{ran:?}");
+        for (replies, named) in [(format!("{table}_replies"), ""), (short("answers"), "--replies-table")] {
+            let name = if named.is_empty() { "" } else { &replies };
+            let of_replies = |what: &str| format!("schema {what} --replies {named} {name}");
+            let ran = program.run(of_replies("check").trim()).await;
+            assert!(ran.code == 3 && ran.out.contains(&format!("{replies} is missing")), "{ran:?}");
+            assert!(program.run(of_replies("print").trim()).await.ok().out.contains("replied_at"));
+            program.run(of_replies("apply --yes").trim()).await.ok();
+            program.run(of_replies("check").trim()).await.ok();
+        }
         program::sql(&url, &format!("ALTER TABLE {table} DROP COLUMN token")).await;
         let ran = program.run("schema check --json").await;
         assert_eq!(ran.code, 3, "{ran:?}");

@@ -4,7 +4,7 @@ use std::{error::Error, num::NonZeroU16};
 
 use lapin_idempotent::{
     idempotency::{StoreError, StoreErrorKind},
-    store::{Replays, SchemaMismatch},
+    store::{InvalidTableName, Replays, Replies, SchemaMismatch},
 };
 
 use crate::{
@@ -21,12 +21,10 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
         Schema::Apply { tables, consent } => {
             // Redis has no tables, and says so before it is asked whether to make some.
             let (store, outbox) = both(tables, servers)?;
+            let of_store = of_store(tables);
             let replays = if tables.replays { Some(servers.store_that_may_be_made()?) } else { None };
-            let named = [
-                ("identities", store.is_some()),
-                ("outbox", outbox.is_some()),
-                ("replays", replays.is_some()),
-            ];
+            let named =
+                [(of_store, store.is_some()), ("outbox", outbox.is_some()), ("replays", replays.is_some())];
             let named: Vec<&str> =
                 named.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect();
             let what = format!("make the tables of: {}; where they are missing", named.join(", "));
@@ -41,7 +39,7 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
                     AnyStore::Sqlite(store) => store.create_schema().await?,
                     AnyStore::Redis(_) => {}
                 }
-                made.push(row("identities", None));
+                made.push(row(of_store, None));
             }
             if let Some(outbox) = outbox {
                 with_outbox!(&outbox, outbox => outbox.create_schema().await)?;
@@ -58,19 +56,32 @@ pub(crate) async fn run(command: &Schema, servers: &Servers, printer: Printer) -
     }
 }
 
-/// Identities, unless only others were named.
-fn identities(tables: &Tables) -> bool {
-    tables.identities || tables.partitioned.is_some() || !(tables.outbox || tables.replays)
-}
-
 fn both(tables: &Tables, servers: &Servers) -> Result<(Option<AnyStore>, Option<AnyOutbox>), Failure> {
-    let store = if identities(tables) {
-        Some(partitioned(servers.store_that_may_be_made()?, tables.partitioned)?)
-    } else {
-        None
-    };
+    let store =
+        if tables.of_store() { Some(laid_out(servers.store_that_may_be_made()?, tables)?) } else { None };
     let outbox = if tables.outbox { Some(servers.outbox_that_may_be_made()?) } else { None };
     Ok((store, outbox))
+}
+
+/// The store with the tables that were named.
+fn laid_out(store: AnyStore, tables: &Tables) -> Result<AnyStore, Failure> {
+    let store = partitioned(store, tables.partitioned)?;
+    if !tables.with_replies() {
+        return Ok(store);
+    }
+    let replies = tables.replies_table.as_ref().map_or_else(Replies::new, Replies::table);
+    let invalid = |error: InvalidTableName| Failure::usage(error.to_string());
+    Ok(match store {
+        AnyStore::Postgres(store) => AnyStore::Postgres(store.with_replies(replies).map_err(invalid)?),
+        AnyStore::MySql(store) => AnyStore::MySql(store.with_replies(replies).map_err(invalid)?),
+        AnyStore::Sqlite(store) => AnyStore::Sqlite(store.with_replies(replies).map_err(invalid)?),
+        AnyStore::Redis(_) => return Err(Failure::usage("Redis has no tables, and keeps no replies")),
+    })
+}
+
+/// What is made, printed and checked as one.
+fn of_store(tables: &Tables) -> &'static str {
+    if tables.with_replies() { "identities and replies" } else { "identities" }
 }
 
 fn partitioned(store: AnyStore, hours: Option<NonZeroU16>) -> Result<AnyStore, Failure> {
@@ -103,9 +114,9 @@ fn print(
     let (store, outbox) = both(tables, &servers)?;
     let mut texts = Vec::new();
     match &store {
-        Some(AnyStore::Postgres(store)) => texts.push(("identities", store.schema_sql())),
-        Some(AnyStore::MySql(store)) => texts.push(("identities", store.schema_sql())),
-        Some(AnyStore::Sqlite(store)) => texts.push(("identities", store.schema_sql())),
+        Some(AnyStore::Postgres(store)) => texts.push((of_store(tables), store.schema_sql())),
+        Some(AnyStore::MySql(store)) => texts.push((of_store(tables), store.schema_sql())),
+        Some(AnyStore::Sqlite(store)) => texts.push((of_store(tables), store.schema_sql())),
         Some(AnyStore::Redis(_)) | None => {}
     }
     if let Some(outbox) = &outbox {
@@ -128,16 +139,18 @@ fn print(
 async fn check(tables: &Tables, servers: &Servers, printer: Printer) -> Result<Done, Failure> {
     let mut rows = Vec::new();
     if servers.kind()? == Kind::Redis {
-        if tables.outbox || tables.replays || tables.partitioned.is_some() {
-            return Err(Failure::usage("Redis has no tables, and there is no outbox on it"));
+        if tables.outbox || tables.replays || tables.with_replies() || tables.partitioned.is_some() {
+            return Err(Failure::usage(
+                "Redis has no tables: there is no outbox on it, and there are no replies",
+            ));
         }
         let missing = lacking(servers.store()?.check().await)?;
         rows.push(row("settings", missing));
     } else {
         // A file that is not there is not made by a look at it.
-        if identities(tables) {
-            let store = partitioned(servers.store()?, tables.partitioned)?;
-            rows.push(row("identities", lacking(store.check().await)?));
+        if tables.of_store() {
+            let store = laid_out(servers.store()?, tables)?;
+            rows.push(row(of_store(tables), lacking(store.check().await)?));
         }
         if tables.outbox {
             let outbox = servers.outbox()?;

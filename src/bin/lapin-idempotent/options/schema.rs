@@ -10,6 +10,7 @@ use super::Consent;
 
 /// Which tables.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Tables {
     /// The table of the identities; the default, if no other is named
     #[arg(long)]
@@ -17,12 +18,30 @@ pub(crate) struct Tables {
     /// The tables of the outbox
     #[arg(long)]
     pub(crate) outbox: bool,
+    /// The table of the replies of an RPC consumer, and that of the identities, beside which it is
+    #[arg(long)]
+    pub(crate) replies: bool,
+    /// The table of the replies, if it has a name of its own
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replies_table: Option<String>,
     /// The tables of the replays
     #[arg(long)]
     pub(crate) replays: bool,
     /// Partition the table of the identities, each so many hours (PostgreSQL)
     #[arg(long, value_name = "HOURS")]
     pub(crate) partitioned: Option<NonZeroU16>,
+}
+
+impl Tables {
+    /// Identities and what is beside them, unless only others were named.
+    pub(crate) fn of_store(&self) -> bool {
+        let others = self.outbox || self.replays;
+        self.identities || self.partitioned.is_some() || self.with_replies() || !others
+    }
+
+    pub(crate) fn with_replies(&self) -> bool {
+        self.replies || self.replies_table.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
