@@ -116,17 +116,21 @@ impl Protocol {
         let mut consumer = std::mem::take(&mut state.consumers[index]);
         let mut seen: Vec<Id> = Vec::new();
         for item in &mut consumer.items {
-            let Copy { id, redelivered, vouched, .. } = item.copy;
+            let Copy { id, redelivered, vouched, epoch, .. } = item.copy;
+            let recorded = self.is_recorded(state, &item.copy);
+            let refused = self.is_refused(state, &item.copy);
             let blind = self.mutant(Mutant::FirstDeliveryTakenAsNew) && !redelivered;
             let record = &mut state.records[id];
             item.fate = if seen.contains(&id) {
                 // A copy of an earlier one in the same batch: it has that one's fate, in the end.
                 Fate::Undecided
-            } else if record.done && !blind {
+            } else if (record.done || recorded) && !blind {
                 Fate::Ack
             } else if record.holder.is_some_and(|holder| holder != index) {
                 Fate::Hold
-            } else if state.old && !vouched && !self.mutant(Mutant::NoAgeGate) {
+            } else if refused {
+                Fate::Park(false)
+            } else if state.old && !vouched && !epoch && !self.mutant(Mutant::NoAgeGate) {
                 // `Guard::too_old`: a missing record says nothing any more.
                 Fate::Park(false)
             } else {
@@ -152,16 +156,20 @@ impl Protocol {
     /// Effects that are not part of a transaction happen in the handler.
     pub(super) fn handle(&self, state: &mut State, index: usize) {
         if self.store == Store::Leases {
-            Self::take_effect(state, index);
+            self.take_effect(state, index);
         }
         state.consumers[index].phase = Phase::Handled;
     }
 
-    pub(super) fn take_effect(state: &mut State, index: usize) {
-        for item in &state.consumers[index].items {
-            if matches!(item.fate, Fate::Acquired(_)) {
-                let effects = &mut state.effects[item.copy.message];
-                *effects = effects.saturating_add(1);
+    pub(super) fn take_effect(&self, state: &mut State, index: usize) {
+        for item in state.consumers[index].items.clone() {
+            match item.fate {
+                Fate::Acquired(_) if item.copy.epoch => self.take_effect_again(state, item.copy.message),
+                Fate::Acquired(_) => {
+                    let effects = &mut state.effects[item.copy.message];
+                    *effects = effects.saturating_add(1);
+                }
+                _ => {}
             }
         }
     }
@@ -232,7 +240,7 @@ impl Protocol {
                 lost = self.complete_ids(state, index);
             }
             if effects && self.store == Store::Transactions {
-                Self::take_effect(state, index);
+                self.take_effect(state, index);
             }
             let two = matches!(self.mutant, Some(Mutant::IdThenEffect | Mutant::EffectThenId));
             if two && !half {
@@ -266,7 +274,7 @@ impl Protocol {
                 _ => last && record.holder == Some(index),
             };
             if fenced {
-                record.done = true;
+                record.done = !(item.copy.epoch && self.mutant(Mutant::ReplayUnrecorded));
                 record.holder = None;
                 if !last {
                     state.broken(Broken::StaleLeaseChanged);

@@ -4,7 +4,8 @@
 //! `cargo test --test model`; with `-- --nocapture` it prints the number of states, and how each
 //! mutant goes wrong. `MODEL_FAULTS=4` allows one fault more than the three of the default run (two
 //! in the worlds with two messages): ten times the states and the time. Two consumers with a
-//! delivery limit stay at three, for that world did not end within eight minutes. The outbox has
+//! delivery limit stay at three, for that world did not end within eight minutes, and two with replays at one.
+//! The outbox has
 //! worlds, properties and mutants of its own, in `outbox/`, with one fault less.
 //!
 //! # The delivery limit
@@ -27,6 +28,7 @@ mod outbox;
 mod properties;
 mod protocol;
 mod publisher;
+mod replays;
 mod settling;
 mod state;
 
@@ -65,6 +67,7 @@ fn world() -> Protocol {
         faults,
         late: false,
         limit: None,
+        replays: false,
         mutant: None,
     }
 }
@@ -99,6 +102,18 @@ fn attempts_that_outlive_their_publisher() {
 fn late_answers_of_two_messages() {
     let faults = world().faults - 1;
     assert!(holds(Protocol { messages: 2, consumers: 1, faults, late: true, ..world() }) > 1000);
+}
+
+#[test]
+fn replays_of_one_message_and_two_consumers() {
+    // With two of them it did not end within ten minutes.
+    assert!(holds(Protocol { replays: true, faults: 1, ..world() }) > 1000);
+}
+
+#[test]
+fn replays_in_one_batch() {
+    let faults = world().faults - 1;
+    assert!(holds(Protocol { replays: true, consumers: 1, batch: 2, faults, ..world() }) > 1000);
 }
 
 #[test]

@@ -61,10 +61,20 @@ pub enum Mutant {
     AckBeforeMovedOn,
     /// Nobody looks how often a message was given back.
     LimitNotWatched,
+    /// A header is enough for a replay: nobody looks whether its epoch is open.
+    HeaderWithoutRow,
+    /// An epoch is closed while a replay in it is under way.
+    CloseDoesNotWait,
+    /// A replay is let through, and nothing remembers that.
+    ReplayUnrecorded,
+    /// A replay is remembered as long as other identities, and its epoch may be open for longer.
+    ReplayKnownByIdentityOnly,
+    /// A replay has the identity of its original, and so is a duplicate.
+    EpochNoPartOfIdentity,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::AckFirst,
         Self::IdThenEffect,
         Self::EffectThenId,
@@ -92,6 +102,11 @@ impl Mutant {
         Self::NackWhileStoreAway,
         Self::AckBeforeMovedOn,
         Self::LimitNotWatched,
+        Self::HeaderWithoutRow,
+        Self::CloseDoesNotWait,
+        Self::ReplayUnrecorded,
+        Self::ReplayKnownByIdentityOnly,
+        Self::EpochNoPartOfIdentity,
     ];
 
     /// The smallest world that shows it.
@@ -105,6 +120,14 @@ impl Mutant {
             matches!(self, Self::NackWhileStoreAway | Self::AckBeforeMovedOn | Self::LimitNotWatched);
         let three =
             matches!(self, Self::UnparkVouchesBlindly | Self::ReleaseWithoutToken | Self::LimitNotWatched);
+        let replays = matches!(
+            self,
+            Self::HeaderWithoutRow
+                | Self::CloseDoesNotWait
+                | Self::ReplayUnrecorded
+                | Self::ReplayKnownByIdentityOnly
+                | Self::EpochNoPartOfIdentity
+        );
         Protocol {
             store: if leases { Store::Leases } else { Store::Transactions },
             messages: if two { 2 } else { 1 },
@@ -124,6 +147,7 @@ impl Mutant {
                     | Self::ForgottenOnceQuiet
             ),
             limit: limited.then_some(LIMIT),
+            replays,
             mutant: Some(self),
         }
     }

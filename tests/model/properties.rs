@@ -4,17 +4,18 @@ use stateright::{Model, Property};
 
 use super::{
     protocol::{Protocol, Store},
+    replays,
     state::{Broken, Consumer, Copy, Fate, Place, State, Verdict},
 };
 
-type Condition = fn(&Protocol, &State) -> bool;
+pub(super) type Condition = fn(&Protocol, &State) -> bool;
 
-fn always(name: &'static str, condition: Condition) -> Property<Protocol> {
+pub(super) fn always(name: &'static str, condition: Condition) -> Property<Protocol> {
     Property::always(name, condition)
 }
 
 /// Shows that the model gets there at all.
-fn sometimes(name: &'static str, condition: Condition) -> Property<Protocol> {
+pub(super) fn sometimes(name: &'static str, condition: Condition) -> Property<Protocol> {
     Property::sometimes(name, condition)
 }
 
@@ -39,7 +40,7 @@ pub fn all(world: &Protocol) -> Vec<Property<Protocol>> {
             state.broken != Some(Broken::DeniedWithCopy)
         }),
         always("all copies of a message carry one ID (I6)", |_, state| {
-            state.copies.iter().all(|copy| copy.id == copy.message)
+            state.copies.iter().all(|copy| copy.id == copy.message || copy.epoch)
         }),
         always("nothing young is purged (I7)", |_, state| state.broken != Some(Broken::PurgedTooEarly)),
         always("no handler is started for what has taken effect", |_, state| {
@@ -80,6 +81,9 @@ pub fn all(world: &Protocol) -> Vec<Property<Protocol>> {
             }),
         ]);
     }
+    if world.replays {
+        all.extend(replays::properties());
+    }
     if world.late {
         all.extend([
             sometimes("a message that the publisher failed with takes effect", |_, state| {
@@ -105,7 +109,7 @@ fn nothing_lost(state: &State) -> bool {
     })
 }
 
-fn is_terminal(model: &Protocol, state: &State) -> bool {
+pub(super) fn is_terminal(model: &Protocol, state: &State) -> bool {
     let mut actions = Vec::new();
     model.actions(state, &mut actions);
     actions.is_empty()

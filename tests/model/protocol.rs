@@ -5,6 +5,7 @@ use stateright::{Model, Property};
 use super::{
     mutants::Mutant,
     properties,
+    replays::{Opening, Replay},
     state::{Answer, Broken, Consumer, Fate, Id, Message, Phase, Place, Publisher, Record, State, Verdict},
 };
 
@@ -45,6 +46,8 @@ pub struct Protocol {
     pub late: bool,
     /// Without one, the broker counts nothing.
     pub limit: Option<Limit>,
+    /// Whether messages are sent again, in an epoch.
+    pub replays: bool,
     pub mutant: Option<Mutant>,
 }
 
@@ -108,6 +111,11 @@ pub enum Action {
     Unpark(u8),
     /// A lease runs out. Free for a dead holder; a fault for a live one, which is frozen then.
     Expire(Id),
+    /// `Replays::open` and `close`.
+    Open,
+    Close,
+    /// `OutgoingMessage::replay`, of a message that took effect.
+    Replay(Message),
     /// A fault of sorts: the retention passes, and `IdempotencyStore::purge` forgets what was
     /// completed.
     Purge,
@@ -119,8 +127,8 @@ impl Protocol {
     }
 
     fn ids(&self) -> usize {
-        // A second ID for each message is what a mutant may invent.
-        2 * self.messages
+        // A second ID for each message is what a mutant may invent; the third is that of its replay.
+        if self.replays { 3 * self.messages } else { 2 * self.messages }
     }
 
     fn purge(&self, state: &mut State) {
@@ -164,6 +172,8 @@ impl Model for Protocol {
             consumers: vec![Consumer::default(); self.consumers],
             records: vec![Record::default(); self.ids()],
             effects: vec![0; self.messages],
+            replays: vec![Replay::default(); if self.replays { self.messages } else { 0 }],
+            opening: Opening::None,
             generation: 0,
             next_tag: 0,
             late: Vec::new(),
@@ -180,6 +190,7 @@ impl Model for Protocol {
         for consumer in 0..state.consumers.len() {
             self.consumer_actions(state, consumer, actions);
         }
+        self.replay_actions(state, actions);
         for copy in &state.copies {
             match copy.place {
                 Place::Delayed => actions.push(Action::Return(copy.number)),
@@ -228,6 +239,7 @@ impl Model for Protocol {
             | Action::Cut(_)
             | Action::Die(_)
             | Action::Unpark(_)
+            | Action::Close
             | Action::Purge => false,
             Action::Expire(id) => last.records[id].orphaned,
             _ => true,
@@ -293,6 +305,9 @@ impl Model for Protocol {
                 record.holder = None;
                 record.orphaned = false;
             }
+            Action::Open => state.opening = Opening::Open,
+            Action::Close => state.opening = Opening::Closed,
+            Action::Replay(message) => self.replay(&mut state, message),
             Action::Purge => self.purge(&mut state),
         }
         if self.mutant(Mutant::ForgottenOnceQuiet) {

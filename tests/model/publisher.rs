@@ -176,6 +176,7 @@ impl State {
             losses: 0,
             failures: 0,
             vouched: false,
+            epoch: false,
         });
     }
 }

@@ -1,5 +1,7 @@
 //! What the model knows: publishers, the broker's copies, consumers and their store.
 
+use super::replays::{Opening, Replay};
+
 /// A message of the application, by number.
 pub type Message = usize;
 
@@ -16,6 +18,10 @@ pub struct State {
     pub records: Vec<Record>,
     /// Committed effects of each message.
     pub effects: Vec<u8>,
+    /// One for each message, where there are any.
+    pub replays: Vec<Replay>,
+    /// Whether their epoch is open.
+    pub opening: Opening,
     /// The publishing channel's generation: all messages of the publisher are sent on one channel
     /// at a time.
     pub generation: u8,
@@ -56,6 +62,8 @@ pub enum Broken {
     PurgedTooEarly,
     /// A handler was started for an ID whose record said that it took effect.
     RanAfterDone,
+    /// A replay took effect while its epoch was not open.
+    EffectOfClosedEpoch,
     /// A tag was settled on a channel that had not delivered it.
     ForeignTag,
 }
@@ -100,6 +108,8 @@ pub struct Copy {
     pub number: u8,
     pub message: Message,
     pub id: Id,
+    /// Whether it is of a replay.
+    pub epoch: bool,
     pub place: Place,
     pub redelivered: bool,
     /// `x-delivery-count`: how often it was given back, where the broker has a limit for that.
