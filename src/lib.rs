@@ -79,9 +79,9 @@
 //!
 //! # The guide
 //!
-//! [`guide`] has eleven pages: quick start, how it works, message IDs, stores, failures,
-//! production, reference, the outbox, requests and replies, a loop or a store of your own, and
-//! testing your handler.
+//! [`guide`] has twelve pages: quick start, how it works, message IDs, stores, failures,
+//! production, reference, the outbox, requests and replies, a loop or a store of your own, testing
+//! your handler, and replays.
 //!
 //! # The tree
 //!

@@ -373,4 +373,19 @@ mod tests {
         assert_eq!(header(&unparked, reserved::UNPARKED), Some(AMQPValue::Timestamp(500)));
         assert_eq!(header(&unparked, reserved::ORIGINAL_EXCHANGE), Some(text("payments")));
     }
+
+    #[test]
+    fn a_replay_stays_one_wherever_it_is_passed_on() {
+        let of = |epoch: &str| table(&[(reserved::REPLAY, text(epoch))]);
+        let delayed = delayed_properties(&BasicProperties::default().with_headers(of("vat")), &delay());
+        let (at, error) = (SystemTime::UNIX_EPOCH, None);
+        let note = Note { reason: "replay-refused", error, attempts: 0, at, scope: "ledger", route: ROUTE };
+        let parked = parked_properties(&delayed, &note);
+        let fees = Epoch::new("fees").unwrap();
+        for (epoch, said) in [(None, "vat"), (Some(&fees), "fees")] {
+            let unparked = unparked_properties(&parked, "debits", at, epoch);
+            let headers = unparked.headers().as_ref().unwrap().inner();
+            assert_eq!(headers.get(reserved::REPLAY), Some(&text(said)));
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! 9. [`rpc`]: requests that are answered, with the same reply to each copy
 //! 10. [`own_loop_and_store`]: the guard in a loop of your own, and a store of your own
 //! 11. [`testing`]: whether a handler is idempotent, without a broker
+//! 12. [`replays`]: what took effect is to do so once more, on purpose
 
 // The first definition of a link counts. Here it is one of these: rustdoc copies no files, so they
 // hold the pictures. Where a page is read as a file it is the page's own, which names a file.
@@ -35,3 +36,4 @@ page!(outbox, "outbox.md");
 page!(rpc, "rpc.md");
 page!(own_loop_and_store, "own_loop_and_store.md");
 page!(testing, "testing.md");
+page!(replays, "replays.md");

@@ -20,7 +20,7 @@ use lapin_idempotent::{
     store::{ReplayedMessage, Replays, SqlStore},
 };
 use sqlx::Transaction;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     database::{Insert, Kind, Table, message},
@@ -138,7 +138,8 @@ impl Gated {
     }
 
     pub async fn has_come(&self) {
-        self.gate.0.acquire().await.expect("gate").forget();
+        let come = timeout(support::DEADLINE, self.gate.0.acquire()).await.expect("the handler is called");
+        come.expect("gate").forget();
     }
 
     pub fn let_go(&self) {
