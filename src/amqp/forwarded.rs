@@ -113,7 +113,8 @@ pub(crate) fn delayed_properties(original: &BasicProperties, delay: &Delay<'_>) 
 /// The properties of a parked message that goes back to `queue`: its failures are forgotten, its
 /// route is not.
 ///
-/// `unprocessed`: when it is known not to have taken effect. `replay`: what it is to be replayed in.
+/// `unprocessed`: when it is known not to have taken effect. `replay`: what it is to be replayed
+/// in.
 pub(crate) fn unparked_properties(
     parked: &BasicProperties,
     queue: &str,

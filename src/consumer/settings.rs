@@ -53,8 +53,8 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// Sets what happens to a message of a replay. With
-    /// [`ReplayPolicy::Opened`] the consumer does not start if the store cannot tell which are open.
-    /// Default: the header means nothing.
+    /// [`ReplayPolicy::Opened`] the consumer does not start if the store cannot tell which are
+    /// open. Default: the header means nothing.
     pub fn replays(mut self, policy: ReplayPolicy) -> Self {
         self.replays = policy;
         self

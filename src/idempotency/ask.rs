@@ -43,8 +43,8 @@ impl<S: IdempotencyStore> Guard<S> {
         }
     }
 
-    /// What to ask the store for a message, which may be of a replay; its outcome if there is nothing
-    /// to ask.
+    /// What to ask the store for a message, which may be of a replay; its outcome if there is
+    /// nothing to ask.
     pub(super) fn asked(&self, message: &IncomingMessage) -> Result<Asked, Outcome> {
         Ok(Asked { request: self.request(message)?, replay: self.replay(message)? })
     }

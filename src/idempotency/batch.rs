@@ -62,9 +62,9 @@ impl<S: IdempotencyStore> Guard<S> {
     /// is processed alone, so that a handler may run twice for a message whose neighbour fails;
     /// nothing of the first run was committed. If the store refuses one of the identities, halves
     /// of the batch are tried until it is alone. A copy of a message in the same batch is a
-    /// duplicate. Messages of a [replay](super::ReplayPolicy) are processed alone, in their place; those
-    /// between them together. When the store cannot be asked, it is not asked for the rest; nor is the handler
-    /// when it has said that what it depends on is away.
+    /// duplicate. Messages of a [replay](super::ReplayPolicy) are processed alone, in their place;
+    /// those between them together. When the store cannot be asked, it is not asked for the rest;
+    /// nor is the handler when it has said that what it depends on is away.
     ///
     /// # Cancellation
     ///

@@ -58,8 +58,8 @@ impl OutgoingMessage {
     }
 
     /// Has what follows from a replay take effect once more, too: puts it into the epoch that its
-    /// cause is handled in ([`IncomingMessage::replay_epoch`]), if there is one, and changes nothing
-    /// else.
+    /// cause is handled in ([`IncomingMessage::replay_epoch`]), if there is one, and changes
+    /// nothing else.
     ///
     /// Without it the messages that a replay sends have the IDs which they had the first time
     /// ([`caused_by`](Self::caused_by)), and whoever gets them drops them. With it each scope that

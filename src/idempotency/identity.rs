@@ -51,7 +51,8 @@ impl IncomingMessage {
     /// `None` before a guard looked at the message; never in a handler that a guard calls, whatever
     /// the store, alone or in a batch. With
     /// [`MissingIdPolicy::HandleUnguarded`](super::MissingIdPolicy) a message without an ID has a
-    /// random one, another at each delivery. In a [replay](super::ReplayPolicy) it is the original's.
+    /// random one, another at each delivery. In a [replay](super::ReplayPolicy) it is the
+    /// original's.
     ///
     /// ```
     /// # use lapin_idempotent::{Guard, HandlerResult, IdempotentHandler, IncomingMessage, MemoryStore, Outcome};

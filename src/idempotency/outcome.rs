@@ -70,8 +70,8 @@ pub enum Outcome {
         /// How old it is, by its ID or timestamp.
         age: Duration,
     },
-    /// The message says that it is of a replay, which is not open in this scope, or that the guard was
-    /// not told of. The handler did not run.
+    /// The message says that it is of a replay, which is not open in this scope, or that the guard
+    /// was not told of. The handler did not run.
     ReplayRefused {
         /// The epoch that it names; empty if that is no text.
         epoch: String,

@@ -6,9 +6,6 @@ use super::{
 };
 use crate::message::{Epoch, MessageId};
 
-#[cfg(doc)]
-use super::{outcome::Outcome, policy::MismatchPolicy, store::IdempotencyStore};
-
 /// What becomes of a message that says it is of a replay
 /// ([`OutgoingMessage::replay`](crate::OutgoingMessage::replay)).
 ///
@@ -20,7 +17,8 @@ use super::{outcome::Outcome, policy::MismatchPolicy, store::IdempotencyStore};
 /// has the original's [`identity`](crate::IncomingMessage::identity), so that the messages that it
 /// sends have the IDs which they had the first time, and other scopes drop them; so do systems that
 /// know its effect keys. It may be of any age. Its body must be the original's, as far as that is
-/// known, unless [`MismatchPolicy::Duplicate`] says that bodies do not count.
+/// known, unless [`MismatchPolicy::Duplicate`](super::MismatchPolicy) says that bodies do not
+/// count.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ReplayPolicy {
@@ -28,15 +26,16 @@ pub enum ReplayPolicy {
     #[default]
     Ignore,
     /// It takes effect if its epoch is open in the scope, as `store::Replays` opens it; otherwise
-    /// the outcome is [`Outcome::ReplayRefused`], and the consumer parks it. For SQL stores.
+    /// the outcome is [`Outcome::ReplayRefused`](super::Outcome::ReplayRefused), and the consumer
+    /// parks it. For SQL stores.
     ///
     /// The opening is locked until the effect is committed, and what took effect is recorded in the
     /// same commit. A replay of what is not known to have taken effect counts as its first effect,
     /// too.
     Opened,
     /// It takes effect if its epoch is one of these; otherwise the outcome is
-    /// [`Outcome::ReplayRefused`], and the consumer parks it. For every store; what took effect is
-    /// logged and nothing more.
+    /// [`Outcome::ReplayRefused`](super::Outcome::ReplayRefused), and the consumer parks it. For
+    /// every store; what took effect is logged and nothing more.
     ///
     /// The claim is as good as the store's others, and its memory as long. The original's record is
     /// not looked at: what never took effect is to come without the header, or its original may do
@@ -45,7 +44,7 @@ pub enum ReplayPolicy {
 }
 
 /// What a guard asks its store for a message of a replay:
-/// [`IdempotencyStore::claim_replay`].
+/// [`IdempotencyStore::claim_replay`](super::IdempotencyStore::claim_replay).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplayRequest {

@@ -66,9 +66,9 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     }
 
     /// Claims what takes effect in a replay, if its epoch is open in the scope, for a guard with
-    /// [`ReplayPolicy::Opened`](super::ReplayPolicy::Opened). Until the session ends the epoch stays
-    /// open; what is recorded of the replay is durable with the effect or not at all. What the store
-    /// has no record of is claimed as well, as its first effect.
+    /// [`ReplayPolicy::Opened`](super::ReplayPolicy::Opened). Until the session ends the epoch
+    /// stays open; what is recorded of the replay is durable with the effect or not at all. What
+    /// the store has no record of is claimed as well, as its first effect.
     ///
     /// By default no epoch is open.
     ///

@@ -127,7 +127,8 @@ impl Protocol {
     }
 
     fn ids(&self) -> usize {
-        // A second ID for each message is what a mutant may invent; the third is that of its replay.
+        // A second ID for each message is what a mutant may invent; the third is that of its
+        // replay.
         if self.replays { 3 * self.messages } else { 2 * self.messages }
     }
 

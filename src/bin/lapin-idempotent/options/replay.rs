@@ -43,7 +43,8 @@ pub(crate) enum Replay {
         #[arg(value_parser = scope)]
         scope: Option<Scope>,
     },
-    /// Send messages again under their own IDs, in an epoch that is open: they take effect ONCE MORE
+    /// Send messages again under their own IDs, in an epoch that is open: they take effect ONCE
+    /// MORE
     Send {
         /// The scope of the consumer that is to handle them
         #[arg(long, value_parser = scope)]

@@ -1,7 +1,7 @@
 //! What a guard asks for a message of a replay: one transaction, from the claim on.
 //!
-//! The claim comes first, as it may begin the transaction anew, and with it would go the lock on the
-//! opening.
+//! The claim comes first, as it may begin the transaction anew, and with it would go the lock on
+//! the opening.
 
 use sqlx::{AssertSqlSafe, Connection, Transaction};
 

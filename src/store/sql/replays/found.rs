@@ -50,7 +50,8 @@ pub enum ReplayOutlook {
     WouldRun,
     /// It has taken effect in this epoch: a copy is a duplicate.
     Known,
-    /// It is not known to have taken effect: it never did, or the retention is over. It would do so.
+    /// It is not known to have taken effect: it never did, or the retention is over. It would do
+    /// so.
     NeverRan,
 }
 

@@ -37,21 +37,21 @@ const TRIES: usize = 3;
 /// [`Unpark::replay`](crate::consumer::Unpark::replay) for parked ones. Consumers need
 /// [`ReplayPolicy::Opened`](crate::idempotency::ReplayPolicy::Opened).
 ///
-/// What is guaranteed: the effect is committed at most once per (scope, message ID, epoch), and only
-/// while the epoch is open in that scope. Who opened it, why and when, and what took effect in it,
-/// is in the database; the latter is committed with the effect.
+/// What is guaranteed: the effect is committed at most once per (scope, message ID, epoch), and
+/// only while the epoch is open in that scope. Who opened it, why and when, and what took effect in
+/// it, is in the database; the latter is committed with the effect.
 ///
 /// * A header alone opens nothing: who may INSERT into the table of the openings may open.
 /// * The records of what took effect are kept for good, beyond the retention of the identities. A
 ///   copy of one that was deleted takes effect again while its epoch is open.
-/// * What took effect in an epoch stays a duplicate in it when it is closed; anything else is parked
-///   as `replay-refused`, and can be put back when it was opened again.
+/// * What took effect in an epoch stays a duplicate in it when it is closed; anything else is
+///   parked as `replay-refused`, and can be put back when it was opened again.
 /// * What a handler does outside of its transaction is not covered, as ever.
 ///
-/// It has two tables beside that of the identities, with `_replays` and `_replayed` behind its name.
-/// Operators need SELECT, INSERT and UPDATE on the first one and SELECT on the second; a consumer
-/// SELECT on both, INSERT on the second, and UPDATE on the first, which PostgreSQL and MySQL want
-/// for the lock: on PostgreSQL of one column, such as `reason`, is enough.
+/// It has two tables beside that of the identities, with `_replays` and `_replayed` behind its
+/// name. Operators need SELECT, INSERT and UPDATE on the first one and SELECT on the second; a
+/// consumer SELECT on both, INSERT on the second, and UPDATE on the first, which PostgreSQL and
+/// MySQL want for the lock: on PostgreSQL of one column, such as `reason`, is enough.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -186,8 +186,8 @@ impl<DB: SqlDatabase> Replays<DB> {
         rows.iter().map(found::replayed).collect::<Result<_, _>>().map_err(failed::<DB>)
     }
 
-    /// What a message of this ID would meet in an epoch: for a dry run. Whether the epoch is open is
-    /// not asked.
+    /// What a message of this ID would meet in an epoch: for a dry run. Whether the epoch is open
+    /// is not asked.
     ///
     /// # Errors
     ///
