@@ -28,7 +28,7 @@ use lapin_idempotent::{
     message::MessageId,
     store::{PostgresTransaction, SqliteTransaction},
 };
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, postgres::PgPoolOptions};
 use support::{Bench, Queue, Took, body};
 use tokio::sync::Notify;
 
@@ -43,6 +43,7 @@ const BY_HAND: [(&str, usize); 3] = [
 
 const SINGLE: &str = "PostgreSQL, one a transaction";
 const EIGHT: &str = "PostgreSQL, one a transaction, 8 workers";
+const MANY_WORKERS: &str = "PostgreSQL, one a transaction, 32 workers";
 const BATCHES: &str = "PostgreSQL, batches of 256";
 const MANY: &str = "PostgreSQL, batches of 256, handle_batch";
 const MOST: &str = "PostgreSQL, batches of 1,024, handle_batch";
@@ -53,13 +54,14 @@ const REDIS: &str = "Redis, 32 workers";
 const PACED_BY_HAND: &str = "100 msg/s, PostgreSQL by hand";
 const PACED: &str = "100 msg/s, PostgreSQL";
 
-const CASES: [&str; 15] = [
+const CASES: [&str; 16] = [
     RAW,
     BY_HAND[0].0,
     BY_HAND[1].0,
     BY_HAND[2].0,
     SINGLE,
     EIGHT,
+    MANY_WORKERS,
     BATCHES,
     MANY,
     MOST,
@@ -99,24 +101,7 @@ fn compare(mut bench: Bench) {
             }
         }
     }
-    bench.report("consume", &[("ratio_to_raw", |_| Some(RAW))]);
-    println!(
-        "\n| queue | case | what | median | of the best by hand, or of one each |\n|---|---|---|---|---|"
-    );
-    let by_hand = BY_HAND.map(|(name, _)| name);
-    let pairs: [(&str, &[&str]); 6] = [
-        (BATCHES, &by_hand),
-        (SINGLE, &by_hand[..1]),
-        (EIGHT, &by_hand[1..2]),
-        (SQLITE_BATCHES, &[SQLITE]),
-        (REDIS, &[SET_NX]),
-        (PACED, &[PACED_BY_HAND]),
-    ];
-    for kind in ["classic", "quorum"] {
-        for (case, others) in pairs {
-            bench.print_ratio(kind, case, others);
-        }
-    }
+    bench.report("consume", support::servers::servers());
 }
 
 async fn once(case: &str, kind: &str, messages: usize) {
@@ -131,6 +116,7 @@ async fn once(case: &str, kind: &str, messages: usize) {
         RAW => raw(&amqp, name, messages).map(Took::from).boxed(),
         SINGLE => postgres(&amqp, name, messages, 1, 1, false).map(Took::from).boxed(),
         EIGHT => postgres(&amqp, name, messages, 1, 8, false).map(Took::from).boxed(),
+        MANY_WORKERS => postgres(&amqp, name, messages, 1, 32, false).map(Took::from).boxed(),
         BATCHES => postgres(&amqp, name, messages, 256, 1, false).map(Took::from).boxed(),
         MANY => postgres(&amqp, name, messages, 256, 1, true).map(Took::from).boxed(),
         MOST => postgres(&amqp, name, messages, 1024, 1, true).map(Took::from).boxed(),
@@ -283,7 +269,9 @@ impl IdempotentHandler<RedisStore> for Nothing {
 }
 
 async fn postgres_store(many: bool) -> (PostgresStore, Effect) {
-    let store = PostgresStore::connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
+    // As many connections as by hand, and for 32 workers.
+    let pool = |pool: PgPoolOptions| pool.max_connections(32);
+    let store = PostgresStore::connect_with(&variable("POSTGRES_URL"), pool).await.expect("PostgreSQL");
     let store = store.table(&table("ids")).expect("name");
     store.create_schema().await.expect("schema");
     let effects = table("effects");

@@ -96,27 +96,7 @@ fn compare(mut bench: Bench) {
             bench.measure(case, "none", bench.messages / 4);
         }
     }
-    let to_publish_all = |case: &str| (case.ends_with("drain") || case == HELD).then_some(PUBLISH_ALL);
-    let to_by_hand = |case: &str| match case {
-        POSTGRES | HELD | END_TO_END => Some(POSTGRES_BY_HAND),
-        MYSQL => Some(MYSQL_BY_HAND),
-        SQLITE => Some(SQLITE_BY_HAND),
-        ENQUEUES => Some(ROWS_BY_HAND),
-        _ => None,
-    };
-    let to_undisturbed = |case: &str| match case {
-        HELD => Some(POSTGRES),
-        ENQUEUES | ROWS_BY_HAND => Some(PLAIN),
-        _ => None,
-    };
-    bench.report(
-        "outbox",
-        &[
-            ("ratio_to_publish_all", to_publish_all),
-            ("ratio_to_by_hand", to_by_hand),
-            ("ratio_to_undisturbed", to_undisturbed),
-        ],
-    );
+    bench.report("outbox", support::servers::servers());
 }
 
 async fn once(case: &str, kind: &str, messages: usize) {

@@ -1,7 +1,7 @@
 //! Publishing, against raw lapin in the same run: paired, interleaved, medians.
 //!
 //! `make bench`, or `AMQP_URL=... cargo bench --bench publish -- [messages] [rounds]`. Writes
-//! `target/bench/publish.json`.
+//! what `support::figures` says.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
@@ -15,7 +15,7 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use lapin_idempotent::{IdempotentPublisher, OutgoingMessage};
+use lapin_idempotent::{IdempotentPublisher, OutgoingMessage, amqp::ServerVersion};
 use support::{Bench, Queue, body};
 
 const WINDOW: usize = 1024;
@@ -55,8 +55,9 @@ fn compare(mut bench: Bench) {
             }
         }
     }
-    let raw = |case: &str| Some(if case.ends_with("2 connections") { RAW_TWO } else { RAW });
-    bench.report("publish", &[("ratio_to_raw", raw)]);
+    let asking = ServerVersion::ask(support::amqp());
+    let broker = tokio::runtime::Runtime::new().expect("runtime").block_on(asking).expect("broker");
+    bench.report("publish", vec![("RabbitMQ", broker.to_string())]);
 }
 
 /// One case, once.

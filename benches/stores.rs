@@ -6,9 +6,8 @@
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
-mod support {
-    pub(crate) mod figures;
-}
+#[allow(dead_code, reason = "there are no queues here")]
+mod support;
 
 use std::{
     num::NonZero,
@@ -22,7 +21,7 @@ use lapin_idempotent::{
     message::Fingerprint,
 };
 use sqlx::AssertSqlSafe;
-use support::figures::{Figures, median};
+use support::figures::{Figures, PER_SECOND, Sample, median};
 use uuid::Uuid;
 
 fn main() {
@@ -30,13 +29,29 @@ fn main() {
     let number = |index: usize, default: usize| numbers.get(index).copied().unwrap_or(default);
     let (ids, rounds, millions) = (number(0, 20_000), number(1, 5), number(2, 1));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let mut figures = Figures::default();
     runtime.expect("runtime").block_on(async {
-        let mut figures = Figures::default();
         claims(&mut figures, ids, rounds).await;
         growth(&mut figures, ids, rounds, millions * 1_000_000).await;
         forgetting(&mut figures, 1_000_000).await;
-        figures.write("stores");
     });
+    let numbers = [("IDs", ids), ("rounds", rounds), ("rows in millions", millions)];
+    let numbers = numbers.map(|(what, number)| (what, number.to_string()));
+    let setting = support::servers::servers().into_iter().chain(numbers);
+    figures.setting.extend(setting.map(|(what, value)| (what.to_owned(), value)));
+    support::report("stores", &figures);
+}
+
+/// One sample: IDs a second.
+fn rate(figures: &mut Figures, store: &str, case: &str, per_second: f64) {
+    eprintln!("{store:<20} {case:<28} {per_second:>9.0} IDs/s");
+    figures.add(store, case, Sample::from([(PER_SECOND.to_owned(), per_second)]));
+}
+
+/// One figure of another kind.
+fn note(figures: &mut Figures, case: &str, figure: &str, value: f64) {
+    eprintln!("{case}: {figure} {value:.2}");
+    figures.add("PostgreSQL", case, Sample::from([(figure.to_owned(), value)]));
 }
 
 fn variable(name: &str) -> String {
@@ -118,16 +133,16 @@ async fn claims(figures: &mut Figures, ids: usize, rounds: usize) {
         for batch in [1, 64, 256] {
             let requests = requests(if batch == 1 { few } else { ids }, v7);
             let case = format!("batches of {batch}");
-            figures.add("PostgreSQL", &case, batches(&postgres, &requests, batch).await);
-            figures.add("MariaDB", &case, batches(&mysql, &requests, batch).await);
-            figures.add("SQLite", &case, batches(&sqlite, &requests, batch).await);
-            figures.add("Redis", &case, leases(&redis, &requests, batch).await);
-            figures.add("memory", &case, leases(&memory, &requests, batch).await);
+            rate(figures, "PostgreSQL", &case, batches(&postgres, &requests, batch).await);
+            rate(figures, "MariaDB", &case, batches(&mysql, &requests, batch).await);
+            rate(figures, "SQLite", &case, batches(&sqlite, &requests, batch).await);
+            rate(figures, "Redis", &case, leases(&redis, &requests, batch).await);
+            rate(figures, "memory", &case, leases(&memory, &requests, batch).await);
         }
-        figures.add("PostgreSQL, leased", "batches of 256", leases(&leased, &requests(ids, v7), 256).await);
-        figures.add("PostgreSQL", "one each, 8 at once", at_once(&postgres, &requests(few, v7), 8).await);
-        figures.add("MariaDB", "one each, 8 at once", at_once(&mysql, &requests(few, v7), 8).await);
-        figures.add("Redis", "one each, 32 at once", at_once(&redis, &requests(ids, v7), 32).await);
+        rate(figures, "PostgreSQL, leased", "batches of 256", leases(&leased, &requests(ids, v7), 256).await);
+        rate(figures, "PostgreSQL", "one each, 8 at once", at_once(&postgres, &requests(few, v7), 8).await);
+        rate(figures, "MariaDB", "one each, 8 at once", at_once(&mysql, &requests(few, v7), 8).await);
+        rate(figures, "Redis", "one each, 32 at once", at_once(&redis, &requests(ids, v7), 32).await);
     }
     drop(sqlite);
     let _ = std::fs::remove_file(file);
@@ -176,16 +191,21 @@ async fn growth(figures: &mut Figures, ids: usize, rounds: usize, rows: usize) {
         let (small, large) = (Table::create(false).await, Table::create(false).await);
         large.fill(rows, id).await;
         let bytes = large.number("SELECT pg_total_relation_size('{table}')::bigint").await;
-        figures.note(&format!("{name}: bytes a row with its indexes at {rows} rows"), bytes / rows as f64);
+        note(figures, &format!("{name}, at {rows} rows"), "bytes_a_row", bytes / rows as f64);
         let mut costs = Vec::new();
         for _ in 0..rounds {
             let fast = batches(&small.store, &requests(ids, id), 256).await;
             let slow = batches(&large.store, &requests(ids, id), 256).await;
-            figures.add("PostgreSQL", &format!("{name}, new table"), fast);
-            figures.add("PostgreSQL", &format!("{name}, at {rows} rows"), slow);
+            rate(figures, "PostgreSQL", &format!("{name}, new table"), fast);
+            rate(figures, "PostgreSQL", &format!("{name}, at {rows} rows"), slow);
             costs.push(fast / slow);
         }
-        figures.note(&format!("{name}: cost at {rows} rows, of a new table's"), median(&costs));
+        note(
+            figures,
+            &format!("{name}, at {rows} rows"),
+            "cost_of_new",
+            median(costs.into_iter()).expect("rounds"),
+        );
         for table in [small, large] {
             table.sql("DROP TABLE {table}").await;
         }
@@ -215,8 +235,8 @@ async fn forgetting(figures: &mut Figures, rows: usize) {
         table.sql("CHECKPOINT").await;
         let (wal, started) = (table.number(WAL).await, Instant::now());
         while table.store.purge(Duration::from_secs(3600), 10_000).await.expect("purge") > 0 {}
-        figures.note(&format!("{rows} {name}: seconds"), started.elapsed().as_secs_f64());
-        figures.note(&format!("{rows} {name}: MB of WAL"), (table.number(WAL).await - wal) / 1e6);
+        note(figures, &format!("{rows} {name}"), "seconds", started.elapsed().as_secs_f64());
+        note(figures, &format!("{rows} {name}"), "wal_mb", (table.number(WAL).await - wal) / 1e6);
         assert!(table.number("SELECT count(*) FROM {table}").await < 1.0, "all are gone");
         table.sql("DROP TABLE {table}").await;
     }

@@ -1,57 +1,90 @@
-//! Figures of stores: samples by store and case, medians, a table and a JSON file.
+//! What benches measure, as they write it down: by place and case, each round's figures.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
-#[derive(Default)]
+/// The figures of one round of one case, by name.
+pub(crate) type Sample = BTreeMap<String, f64>;
+
+/// Messages, or IDs, a second.
+pub(crate) const PER_SECOND: &str = "per_second";
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Figures {
-    samples: Vec<((String, String), Vec<f64>)>,
-    notes: Vec<(String, f64)>,
+    /// What was measured, and with what: versions, messages, rounds.
+    pub(crate) setting: BTreeMap<String, String>,
+    pub(crate) cases: Vec<Case>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Case {
+    /// The kind of queue, or the store.
+    pub(crate) place: String,
+    pub(crate) name: String,
+    /// A sample for each round, in their order.
+    pub(crate) rounds: Vec<Sample>,
 }
 
 impl Figures {
-    /// One sample: IDs a second.
-    pub(crate) fn add(&mut self, store: &str, case: &str, per_second: f64) {
-        eprintln!("{store:<20} {case:<28} {per_second:>9.0} IDs/s");
-        let key = (store.to_owned(), case.to_owned());
-        match self.samples.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, samples)) => samples.push(per_second),
-            None => self.samples.push((key, vec![per_second])),
-        }
+    pub(crate) fn add(&mut self, place: &str, name: &str, sample: Sample) {
+        let known = self.cases.iter().position(|case| case.place == place && case.name == name);
+        let index = known.unwrap_or_else(|| {
+            let (place, name) = (place.to_owned(), name.to_owned());
+            self.cases.push(Case { place, name, rounds: Vec::new() });
+            self.cases.len() - 1
+        });
+        self.cases[index].rounds.push(sample);
     }
 
-    /// One figure of another kind.
-    pub(crate) fn note(&mut self, what: &str, value: f64) {
-        eprintln!("{what}: {value:.2}");
-        self.notes.push((what.to_owned(), value));
+    pub(crate) fn case(&self, place: &str, name: &str) -> Option<&Case> {
+        self.cases.iter().find(|case| case.place == place && case.name == name)
     }
 
-    pub(crate) fn write(&self, name: &str) {
-        println!("| store | case | IDs/s |\n|---|---|---|");
-        let mut cases = Vec::new();
-        for ((store, case), samples) in &self.samples {
-            println!("| {store} | {case} | {:.0} |", median(samples));
-            cases.push(json!({ "store": store, "case": case, "ids_per_s": median(samples) }));
-        }
-        println!("\n| figure | |\n|---|---|");
-        for (what, value) in &self.notes {
-            println!("| {what} | {value:.2} |");
-            cases.push(json!({ "figure": what, "value": value }));
-        }
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    /// The median of a figure over the rounds.
+    pub(crate) fn median(&self, place: &str, name: &str, figure: &str) -> Option<f64> {
+        median(self.case(place, name)?.rounds.iter().filter_map(|sample| sample.get(figure).copied()))
+    }
+
+    /// How a figure compares with the best of some other cases in the same round: the median of
+    /// the rounds.
+    pub(crate) fn compared(
+        &self,
+        place: &str,
+        name: &str,
+        figure: &str,
+        others: &[impl AsRef<str>],
+        compare: fn(f64, f64) -> f64,
+    ) -> Option<f64> {
+        let others: Vec<&Case> = others.iter().filter_map(|other| self.case(place, other.as_ref())).collect();
+        let rounds = &self.case(place, name)?.rounds;
+        median(rounds.iter().enumerate().filter_map(|(round, sample)| {
+            let others = others.iter().filter_map(|other| other.rounds.get(round)?.get(figure).copied());
+            Some(compare(*sample.get(figure)?, others.reduce(f64::max)?))
+        }))
+    }
+
+    /// Writes them where the report looks for them: for each suite of servers a folder.
+    pub(crate) fn write(&self, bench: &str) {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench").join(suite());
         fs::create_dir_all(&dir).expect("target/bench");
-        let text = serde_json::to_string_pretty(&cases).expect("json");
-        fs::write(dir.join(format!("{name}.json")), text).expect("write");
+        let text = serde_json::to_string_pretty(self).expect("JSON");
+        fs::write(dir.join(format!("{bench}.json")), text + "\n").expect("write");
     }
 }
 
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
+/// Whose servers they are; `scripts/suite` says it.
+fn suite() -> String {
+    std::env::var("LAPIN_IDEMPOTENT_SUITE").unwrap_or_else(|_| "own".to_owned())
+}
+
+/// `None` of nothing.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+        0 => None,
+        n if n % 2 == 1 => Some(values[n / 2]),
+        n => Some(f64::midpoint(values[n / 2 - 1], values[n / 2])),
     }
 }

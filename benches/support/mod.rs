@@ -1,17 +1,23 @@
-//! Measuring: time, CPU of this process, peak memory; medians over rounds; a table and a JSON file.
+//! Measuring: time, CPU of this process, peak memory; a process of its own for each sample.
 
-use std::{
-    collections::BTreeMap, fmt::Write, fs, future::Future, path::Path, process::Command, time::Duration,
+pub(crate) mod figures;
+pub(crate) mod report;
+#[cfg(all(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[allow(dead_code, reason = "not all benches ask databases")]
+pub(crate) mod servers;
+
+use std::{collections::BTreeMap, fs, future::Future, path::Path, process::Command, time::Duration};
+
+use self::{
+    figures::{Figures, PER_SECOND, Sample},
+    report::{Aims, verdicts},
 };
-
 use bytes::Bytes;
 use lapin::{
     Channel, Connection, ConnectionProperties,
     options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 /// 256 bytes of JSON.
 pub(crate) fn body() -> Bytes {
@@ -26,25 +32,7 @@ pub(crate) struct Bench {
     pub(crate) rounds: usize,
     /// Only cases whose name holds this.
     filter: String,
-    /// By queue and case, in the order of the first round.
-    samples: Vec<((String, String), Vec<Sample>)>,
-}
-
-/// What one run of one case took.
-#[derive(Clone, Serialize, Deserialize)]
-struct Sample {
-    per_second: f64,
-    cpu_us: f64,
-    /// CPU of the broker and of the databases: of all their processes on this machine, so only good
-    /// on one that is quiet.
-    broker_us: f64,
-    store_us: f64,
-    rss_mb: f64,
-    /// From publishing to the commit, where that is measured.
-    p50_ms: Option<f64>,
-    p99_ms: Option<f64>,
-    /// What else was measured.
-    others: BTreeMap<String, f64>,
+    figures: Figures,
 }
 
 /// What a run took in all, and each of its messages.
@@ -55,9 +43,6 @@ pub(crate) struct Took {
     pub(crate) latencies: Vec<Duration>,
     pub(crate) others: BTreeMap<String, f64>,
 }
-
-/// A column of the report: what cases are compared with, each with which.
-pub(crate) type Ratio = (&'static str, fn(&str) -> Option<&'static str>);
 
 impl From<Duration> for Took {
     fn from(took: Duration) -> Self {
@@ -95,16 +80,18 @@ pub(crate) async fn once(messages: usize, run: impl Future<Output = impl Into<To
     let after = measured();
     let each =
         |index: usize| after[index].saturating_sub(before[index]).as_secs_f64() * 1e6 / messages as f64;
-    let sample = Sample {
-        per_second: messages as f64 / run.took.as_secs_f64(),
-        cpu_us: each(0),
-        broker_us: each(1),
-        store_us: each(2),
-        rss_mb: peak_rss_mb(),
-        p50_ms: run.percentile(50),
-        p99_ms: run.percentile(99),
-        others: run.others,
-    };
+    let mut sample = Sample::from([
+        (PER_SECOND.to_owned(), messages as f64 / run.took.as_secs_f64()),
+        ("cpu_us".to_owned(), each(0)),
+        // All processes of theirs on this machine, so only good on one that is quiet.
+        ("broker_us".to_owned(), each(1)),
+        ("store_us".to_owned(), each(2)),
+        ("rss_mb".to_owned(), peak_rss_mb()),
+    ]);
+    for (name, percent) in [("p50_ms", 50), ("p99_ms", 99)] {
+        sample.extend(run.percentile(percent).map(|took| (name.to_owned(), took)));
+    }
+    sample.extend(run.others);
     println!("{}", serde_json::to_string(&sample).expect("json"));
 }
 
@@ -120,7 +107,7 @@ impl Bench {
                 .skip(1)
                 .find(|argument| !argument.starts_with('-') && argument.parse::<usize>().is_err())
                 .unwrap_or_default(),
-            samples: Vec::new(),
+            figures: Figures::default(),
         }
     }
 
@@ -137,108 +124,31 @@ impl Bench {
             .expect("run");
         assert!(output.status.success(), "{case} failed");
         let sample: Sample = serde_json::from_slice(&output.stdout).expect("a sample");
+        let of = |figure: &str| sample.get(figure).copied().unwrap_or_default();
         eprintln!(
             "{queue:>8} {case:<40} {:>9.0} msg/s, µs a message: client {:>6.1}, broker {:>6.1}, store {:>6.1}",
-            sample.per_second, sample.cpu_us, sample.broker_us, sample.store_us
+            of(PER_SECOND),
+            of("cpu_us"),
+            of("broker_us"),
+            of("store_us")
         );
-        let key = (queue.to_owned(), case.to_owned());
-        match self.samples.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, samples)) => samples.push(sample),
-            None => self.samples.push((key, vec![sample])),
-        }
+        self.figures.add(queue, case, sample);
     }
 
-    /// Prints how a case compares with the best of some others in the same round: the median of the
-    /// rounds.
-    #[allow(dead_code, reason = "not all benches compare with more than one reference")]
-    pub(crate) fn print_ratio(&self, queue: &str, case: &str, others: &[&str]) {
-        let of = |case: &str| {
-            let key = (queue.to_owned(), case.to_owned());
-            self.samples.iter().find(|(known, _)| *known == key).map(|(_, samples)| samples)
-        };
-        let Some(ours) = of(case) else { return };
-        let others: Vec<&Vec<Sample>> = others.iter().filter_map(|other| of(other)).collect();
-        let print = |what: &str, value: fn(&Sample) -> Option<f64>| {
-            let ratios = ours.iter().enumerate().filter_map(|(round, ours)| {
-                let best = others.iter().filter_map(|other| value(&other[round])).reduce(f64::max)?;
-                Some(value(ours)? / best)
-            });
-            let ratios: Vec<f64> = ratios.collect();
-            if !ratios.is_empty() {
-                let absolute = median(ours.iter().filter_map(value));
-                println!("| {queue} | {case} | {what} | {absolute:.1} | {:.2} |", median(ratios.into_iter()));
-            }
-        };
-        print("msg/s", |sample| Some(sample.per_second));
-        print("p50, ms", |sample| sample.p50_ms);
-        print("p99, ms", |sample| sample.p99_ms);
-    }
-
-    /// Prints the medians and writes them down; a ratio is the median of the ratios of single
-    /// rounds.
-    pub(crate) fn report(&self, name: &str, ratios: &[Ratio]) {
-        let names: Vec<String> = ratios.iter().map(|(name, _)| name.replace('_', " ")).collect();
-        println!(
-            "| queue | case | msg/s | {} | CPU µs a message | peak RSS MB |\n|---|---|---|{}---|---|",
-            names.join(" | "),
-            "---|".repeat(names.len())
-        );
-        let mut cases = Vec::new();
-        for ((queue, case), samples) in &self.samples {
-            let ratio_to = |other: &str| {
-                let key = (queue.clone(), other.to_owned());
-                let others =
-                    self.samples.iter().find(|(known, _)| *known == key).map(|(_, samples)| samples)?;
-                Some(median(samples.iter().zip(others).map(|(a, b)| a.per_second / b.per_second)))
-            };
-            let ratios: Vec<(&str, Option<f64>)> = (ratios.iter())
-                .map(|(name, reference)| (*name, reference(case).and_then(ratio_to)))
-                .collect();
-            let shown: Vec<String> = (ratios.iter())
-                .map(|(_, ratio)| ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")))
-                .collect();
-            let per_second = median(samples.iter().map(|sample| sample.per_second));
-            let cpu_us = median(samples.iter().map(|sample| sample.cpu_us));
-            let rss_mb = median(samples.iter().map(|sample| sample.rss_mb));
-            let shown = shown.join(" | ");
-            println!("| {queue} | {case} | {per_second:.0} | {shown} | {cpu_us:.1} | {rss_mb:.0} |");
-            cases.push(json!({
-                "name": case, "queue": queue, "msgs_per_s": per_second,
-                "cpu_us_per_msg": cpu_us, "rss_mb": rss_mb,
-            }));
-            for (name, ratio) in ratios {
-                cases.last_mut().expect("a case")[name] = ratio.into();
-            }
-            for name in samples[0].others.keys() {
-                let value = median(samples.iter().filter_map(|sample| sample.others.get(name).copied()));
-                cases.last_mut().expect("a case")[name] = value.into();
-                println!("    {queue}, {case}: {name} {value:.1}");
-            }
-            let [p50, p99] = percentiles(samples);
-            if let (Some(p50), Some(p99), Some(case)) = (p50, p99, cases.last_mut()) {
-                (case["p50_ms"], case["p99_ms"]) = (p50.into(), p99.into());
-            }
-        }
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
-        fs::create_dir_all(&dir).expect("target/bench");
-        let text = serde_json::to_string_pretty(&cases).expect("json");
-        fs::write(dir.join(format!("{name}.json")), text).expect("write");
-        let bars: Vec<(String, f64)> = (self.samples.iter())
-            .map(|((queue, case), samples)| {
-                (format!("{queue}: {case}"), median(samples.iter().map(|sample| sample.per_second)))
-            })
-            .collect();
-        fs::write(dir.join(format!("{name}.svg")), plot("messages a second, median", &bars)).expect("write");
+    /// Prints what was measured and writes it down.
+    pub(crate) fn report(mut self, bench: &str, servers: Vec<(&str, String)>) {
+        let numbers = [("messages", self.messages.to_string()), ("rounds", self.rounds.to_string())];
+        let setting = servers.into_iter().chain(numbers);
+        self.figures.setting.extend(setting.map(|(what, value)| (what.to_owned(), value)));
+        report(bench, &self.figures);
     }
 }
 
-/// The medians over the rounds.
-fn percentiles(samples: &[Sample]) -> [Option<f64>; 2] {
-    let of = |value: fn(&Sample) -> Option<f64>| {
-        let values: Vec<f64> = samples.iter().filter_map(value).collect();
-        (!values.is_empty()).then(|| median(values.into_iter()))
-    };
-    [of(|sample| sample.p50_ms), of(|sample| sample.p99_ms)]
+/// Prints what was measured and writes it down.
+pub(crate) fn report(bench: &str, figures: &Figures) {
+    figures.write(bench);
+    let aims = Aims::read(include_str!("../aims.toml"));
+    println!("{}\n{}", aims.table(bench, figures), verdicts(&[("here", aims.judge(bench, figures))]));
 }
 
 /// Another order in every round, forwards and backwards, so that no case always follows the same
@@ -251,40 +161,6 @@ pub(crate) fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str>
         cases.reverse();
     }
     cases
-}
-
-/// A bar for each case, as SVG.
-fn plot(title: &str, bars: &[(String, f64)]) -> String {
-    let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
-    let height = 40 + bars.len() * 22;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"{height}\" font-family=\"sans-serif\" \
-         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\" \
-         font-weight=\"bold\">{title}</text>\n"
-    );
-    for (n, (name, value)) in bars.iter().enumerate() {
-        let (y, width) = (34 + n * 22, value / longest * 440.0);
-        let colour = if name.contains("raw") { "#9aa5b1" } else { "#2f6f9f" };
-        let text = y + 13;
-        let end = 330.0 + width;
-        let _ = writeln!(
-            svg,
-            "<text x=\"310\" y=\"{text}\" text-anchor=\"end\">{name}</text><rect x=\"320\" y=\"{y}\" \
-             width=\"{width:.1}\" height=\"16\" fill=\"{colour}\"/><text x=\"{end:.1}\" y=\"{text}\">{value:.0}</text>"
-        );
-    }
-    svg.push_str("</svg>\n");
-    svg
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
 }
 
 /// User and system time of this process, of all its threads; 10 ms fine, see proc(5).
