@@ -1,5 +1,5 @@
-//! What `make bench` ends with: what was measured, among the servers of each suite, and which aims were
-//! reached. Exits with 1 if one was not and `BENCH_STRICT=1`.
+//! What `make bench` ends with: what was measured, among the servers of each suite, and which aims
+//! were reached. Exits with 1 if one was not and `BENCH_STRICT=1`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 
