@@ -115,6 +115,17 @@ pub(crate) enum ForwardError {
     Unconfirmed(Failure),
 }
 
+impl ForwardError {
+    /// Whether it is the copy itself that nobody takes.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::TooLarge | Self::Name(_) => true,
+            Self::Unconfirmed(failure) => failure.kind == PublishErrorKind::Refused,
+            _ => false,
+        }
+    }
+}
+
 impl Forwarder {
     pub(crate) fn new(name: String, connect: ConnectOptions) -> Self {
         let frame = AtomicUsize::new(connect.smallest_frame());

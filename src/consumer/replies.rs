@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     amqp,
+    error::Chain,
     idempotency::{Identity, ReplyStore, StoreError, answered_as},
     message::{IncomingMessage, Reply, Stamped},
     publisher::PublishErrorKind,
@@ -70,7 +71,8 @@ impl<S: ReplyStore> FindReply for S {
 pub(crate) enum Answered {
     /// The delivery may be acked; what is counted.
     Ack(&'static str),
-    Park(ParkReason),
+    /// And what the broker or the frame said against the reply.
+    Park(ParkReason, Option<String>),
 }
 
 /// A delivery was not answered; it is held, and comes to it again.
@@ -119,8 +121,12 @@ impl Answers {
             Err(ForwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
                 Ok(match self.unclaimed {
                     UnclaimedReply::Drop => Answered::Ack("unclaimed"),
-                    UnclaimedReply::Park => Answered::Park(ParkReason::ReplyUnclaimed),
+                    UnclaimedReply::Park => Answered::Park(ParkReason::ReplyUnclaimed, None),
                 })
+            }
+            // It would be refused each time.
+            Err(error) if error.is_refusal() => {
+                Ok(Answered::Park(ParkReason::ReplyRefused, Some(Chain(&error).to_string())))
             }
             Err(error) => Err(error.into()),
         }
@@ -128,7 +134,7 @@ impl Answers {
 
     fn lost(&self) -> Answered {
         match self.lost {
-            LostReply::Park => Answered::Park(ParkReason::ReplyLost),
+            LostReply::Park => Answered::Park(ParkReason::ReplyLost, None),
             LostReply::Ack => Answered::Ack("lost"),
         }
     }

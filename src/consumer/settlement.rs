@@ -67,6 +67,9 @@ pub enum ParkReason {
     ConsumerDied,
     /// It took effect, and no queue took its reply: see [`UnclaimedReply`](super::UnclaimedReply).
     ReplyUnclaimed,
+    /// It took effect, and its reply cannot be sent: it does not fit into a frame, is larger than the
+    /// broker's limit, or the broker closed the channel over it.
+    ReplyRefused,
     /// It took effect, and its reply is not there: see [`LostReply`](super::LostReply).
     ReplyLost,
 }
@@ -85,6 +88,7 @@ impl ParkReason {
             Self::ReplayRefused => "replay-refused",
             Self::ConsumerDied => "consumer-died",
             Self::ReplyUnclaimed => "reply-unclaimed",
+            Self::ReplyRefused => "reply-refused",
             Self::ReplyLost => "reply-lost",
         }
     }

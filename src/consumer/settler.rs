@@ -168,8 +168,8 @@ impl Settler {
                     ack(&unsettled.delivery.acker).await;
                     Settled::Away(tag)
                 }
-                Ok(Answered::Park(reason)) => {
-                    let parking = Parking::new(reason, None, 1, self.options.now.get());
+                Ok(Answered::Park(reason, error)) => {
+                    let parking = Parking::new(reason, error, 1, self.options.now.get());
                     self.parked(unsettled, parking).await
                 }
                 Err(error) => {

@@ -81,6 +81,9 @@ impl<K: Kind> RpcHandler<SqlStore<K>> for Quote {
         if request.body() == "fail" {
             return Err(HandlerError::reject("it says so"));
         }
+        if request.body() == "at length" {
+            return Ok(Reply::text("q").header("why", "x".repeat(300_000)));
+        }
         Ok(Reply::text(format!("{} {run}", self.name)).kind("quote").header("tenant", "t-1"))
     }
 

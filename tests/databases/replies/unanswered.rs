@@ -12,6 +12,7 @@ use crate::databases::support::{broker, eventually, unique};
 trials! {
     requester_gone_is_acked_and_counted,
     requester_gone_is_parked_and_answered_when_it_is_back,
+    reply_that_does_not_fit_into_a_frame_is_parked,
     other_body_gets_no_reply<Postgres, MySql, Sqlite>,
     rejected_request_gets_no_reply,
     reply_that_is_lost_is_parked<Postgres, MySql, Sqlite>,
@@ -49,6 +50,20 @@ pub async fn requester_gone_is_parked_and_answered_when_it_is_back() {
     serving.stop().await;
     assert_eq!(quote.insert.runs(), 1);
     desk.client.delete(&mailbox).await;
+    desk.all_settled().await;
+}
+
+/// Nobody would ever take it; others are answered.
+pub async fn reply_that_does_not_fit_into_a_frame_is_parked() {
+    let desk = Desk::<Postgres>::open().await;
+    let (serving, quote) = desk.serve();
+    let mailbox = desk.mailbox().await;
+    desk.ask("order-41", "at length", to(&mailbox)).await;
+    assert_eq!(desk.parked(&serving).await, "reply-refused");
+    desk.ask("order-42", "q", to(&mailbox)).await;
+    assert_eq!(desk.answer(&mailbox).await.body, "run 1");
+    serving.stop().await;
+    assert_eq!((quote.insert.runs(), desk.table.effects().await), (2, (2, 2)));
     desk.all_settled().await;
 }
 
