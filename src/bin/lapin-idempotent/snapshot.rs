@@ -83,6 +83,7 @@ impl Key {
         }
         let at = message.timestamp().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         add(&at.map_or(0, |at| at.as_secs()).to_be_bytes());
+        add(&[message.priority().unwrap_or_default()]);
         let kept = message.headers().iter().filter(|(name, _)| !PASSING.contains(name));
         let kept: BTreeMap<&str, &HeaderValue> = kept.collect();
         for (name, value) in kept {
