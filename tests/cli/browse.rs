@@ -17,6 +17,7 @@ use super::{
 trials! {
     messages_are_filtered_marked_put_back_and_discarded,
     a_narrow_terminal_shows_one_pane,
+    a_pasted_text_presses_no_keys,
     a_signal_gives_the_terminal_back,
     a_broker_that_is_away_is_told_without_its_password,
     what_a_message_holds_does_no_harm,
@@ -111,6 +112,24 @@ pub async fn a_narrow_terminal_shows_one_pane() {
     terminal.press("\u{1b}").await;
     terminal.shows("REASON").await;
     terminal.press("\u{3}").await;
+    terminal.ends(0).await;
+    filled.delete(&client).await;
+}
+
+pub async fn a_pasted_text_presses_no_keys() {
+    let client = Client::connect(&broker()).await;
+    let filled = Filled::create(&client).await;
+    let mut terminal = browse(&broker(), (24, 80), &filled.queue);
+    terminal.shows("4 of 4 in").await;
+    terminal.press("\u{1b}[200~auy\u{1b}[201~").await;
+    terminal.shows("was not taken").await;
+    terminal.press("/").await;
+    terminal.press("\u{1b}[200~m1\r\n\u{1b}[201~").await;
+    terminal.shows("filter by reason or ID: m1_").await;
+    terminal.press("\r").await;
+    terminal.shows("1 of 4 in").await;
+    has(&client, &filled.queue, 4).await;
+    terminal.press("q").await;
     terminal.ends(0).await;
     filled.delete(&client).await;
 }

@@ -234,12 +234,18 @@ pub async fn those_who_look_at_the_same_time_see_the_same() {
     for (_, page) in &pages {
         assert!(["m0", "m1", "m2", "m3"].iter().all(|id| page.contains(&format!(">{id}<"))), "{page}");
     }
-    let looks: std::collections::HashSet<&str> = pages
-        .iter()
-        .filter_map(|(_, page)| page.split_once("Looked at ")?.1.split_once(','))
-        .map(|(at, _)| at)
-        .collect();
-    assert!(looks.len() < pages.len(), "a look is for more than one: {looks:?}");
+    let looks = |pages: &[(u16, String)]| {
+        let at = pages.iter().filter_map(|(_, page)| page.split_once("Looked at ")?.1.split_once(','));
+        at.map(|(at, _)| at.to_owned()).collect::<std::collections::HashSet<_>>().len()
+    };
+    assert!(looks(&pages) < pages.len(), "a look is for more than one");
+    // Nor has a message that is not there each one look anew: anybody can ask for that.
+    let mut pages = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(served.get(&format!("{path}/messages/none")).await.0, 404);
+        pages.push(served.get(&path).await);
+    }
+    assert!(looks(&pages) < pages.len(), "a look is for more than one");
     filled.has(&client, 4).await;
     filled.delete(&client).await;
 }
@@ -258,6 +264,15 @@ pub async fn a_list_has_pages_and_all_that_it_shows_can_be_chosen() {
     let (_, page) = served.post(&format!("{list}/confirm"), &fields).await;
     assert!(page.contains("<strong>60 messages</strong>") && page.contains("and 40 more"), "{page}");
     assert_eq!(page.matches("name=\"key\"").count(), 60);
+    // What does not draw itself is not lost between the list and what is done about it.
+    let (_, page) = served.get(&format!("{list}?id=more-%E2%80%8B")).await;
+    assert!(
+        page.contains("name=\"id\" value=\"more-\\u{200b}\"") && page.contains("No message is here"),
+        "{page}"
+    );
+    let fields = [("all", "1"), ("id", "more-\u{200b}"), ("do", "unpark")];
+    let (_, page) = served.post(&format!("{list}/confirm"), &fields).await;
+    assert!(page.contains("No message was chosen"), "{page}");
     let (_, page) = served.post(&format!("{list}/confirm"), &[("do", "unpark")]).await;
     assert!(page.contains("No message was chosen"), "{page}");
     filled.delete(&client).await;

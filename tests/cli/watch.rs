@@ -130,8 +130,10 @@ pub async fn machines_get_a_line_a_look() {
     let pid = child.id().expect("it runs").to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().expect("kill").success());
     assert_eq!(Program::ended(child).await.code, 0);
-    let unwatched = program.run("outbox status --every 1s").await;
-    assert_eq!(unwatched.code, 2, "{unwatched:?}");
+    for wrong in ["outbox status --every 1s", "outbox status --watch --every 0s"] {
+        let ran = program.run(wrong).await;
+        assert_eq!(ran.code, 2, "{wrong}: {ran:?}");
+    }
 }
 
 pub async fn no_password_is_on_the_screen() {

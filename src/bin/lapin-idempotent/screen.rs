@@ -17,7 +17,10 @@ use ratatui::{
     backend::CrosstermBackend,
     crossterm::{
         cursor::Show,
-        event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
+        event::{
+            self, DisableBracketedPaste, EnableBracketedPaste, Event, KeyCode, KeyEvent, KeyEventKind,
+            KeyModifiers,
+        },
         execute,
         terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
     },
@@ -43,6 +46,8 @@ pub(crate) struct Screen {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Input {
     Key(KeyEvent),
+    /// A text, and not keys: one with `uy` in it would else put messages back.
+    Paste(String),
     /// There is another size, or something else to draw for.
     Redraw,
     /// By a signal, Ctrl-C, or as the terminal is gone.
@@ -70,7 +75,7 @@ impl Screen {
         log::hold();
         HELD.store(true, Ordering::SeqCst);
         let opened = enable_raw_mode()
-            .and_then(|()| execute!(stdout(), EnterAlternateScreen))
+            .and_then(|()| execute!(stdout(), EnterAlternateScreen, EnableBracketedPaste))
             .and_then(|()| Terminal::new(CrosstermBackend::new(stdout())));
         let terminal = opened.inspect_err(|_| restore())?;
         Ok(Self { terminal, events: events(), told })
@@ -95,6 +100,7 @@ impl Screen {
                 Some(Event::Key(key)) if key.kind == KeyEventKind::Release => Input::Redraw,
                 Some(Event::Key(key)) if is_end(key) => Input::End,
                 Some(Event::Key(key)) => Input::Key(key),
+                Some(Event::Paste(text)) => Input::Paste(text),
                 Some(_) => Input::Redraw,
             },
         }
@@ -114,7 +120,7 @@ fn is_end(key: KeyEvent) -> bool {
 fn restore() {
     if HELD.swap(false, Ordering::SeqCst) {
         let _ = disable_raw_mode();
-        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+        let _ = execute!(stdout(), DisableBracketedPaste, LeaveAlternateScreen, Show);
         log::release();
     }
 }

@@ -1,13 +1,19 @@
 //! What a parking queue holds at one time, for those who look at it longer than the queue may be
 //! kept from others, and what they do then about some of it.
 
-use std::{collections::HashSet, fmt::Write as _, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write as _,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use lapin_idempotent::{
     IncomingMessage,
     consumer::{ConsumeError, LookedAt, Parked, ParkedChoice, Unpark, Unparked},
     message::HeaderValue,
 };
+use serde_json::to_value;
 use sha2::{Digest, Sha256};
 
 /// As many bytes of bodies as are kept.
@@ -20,6 +26,19 @@ pub(crate) struct ParkingQueue {
     pub(crate) name: String,
     pub(crate) delivery_limit: Option<u32>,
 }
+
+/// Headers that change while a message stays parked: by being looked at, or as it is published anew
+/// to the end of its queue.
+const PASSING: [&str; 8] = [
+    "CC",
+    "BCC",
+    "x-death",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-idempotency-original-cc",
+    "x-idempotency-original-expiration",
+    "x-idempotency-original-user-id",
+];
 
 /// What was there.
 #[derive(Debug, Clone)]
@@ -39,24 +58,39 @@ pub(crate) struct Row {
     pub(crate) message: IncomingMessage,
 }
 
-/// Tells a parked message from the others, also where they share an ID or have none: by ID, body,
-/// and when and how it was parked. Two that are the same in all of it are copies. In hexadecimal.
+/// Tells a parked message from the others, also where they share an ID or have none: by all that
+/// it has and keeps. Two that are the same in all of it are copies. In hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key(String);
 
 impl Key {
     fn of(message: &IncomingMessage) -> Self {
         let mut hash = Sha256::new();
-        for part in [message.raw_message_id(), message.parked_reason(), message.correlation_id()] {
-            let part = part.unwrap_or_default();
+        let mut add = |part: &[u8]| {
             hash.update(part.len().to_be_bytes());
             hash.update(part);
+        };
+        for part in [
+            message.raw_message_id(),
+            message.kind(),
+            message.app_id(),
+            message.content_type(),
+            message.content_encoding(),
+            message.correlation_id(),
+            message.reply_to(),
+        ] {
+            add(part.unwrap_or_default().as_bytes());
         }
-        let at = message.parked_at().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let attempts = message.header("x-idempotency-parked-attempts").and_then(HeaderValue::as_i64);
-        hash.update(at.map_or(0, |at| at.as_secs()).to_be_bytes());
-        hash.update(attempts.unwrap_or(-1).to_be_bytes());
-        hash.update(message.body());
+        let at = message.timestamp().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        add(&at.map_or(0, |at| at.as_secs()).to_be_bytes());
+        add(&[message.priority().unwrap_or_default()]);
+        let kept = message.headers().iter().filter(|(name, _)| !PASSING.contains(name));
+        let kept: BTreeMap<&str, &HeaderValue> = kept.collect();
+        for (name, value) in kept {
+            add(name.as_bytes());
+            add(to_value(value).unwrap_or_default().to_string().as_bytes());
+        }
+        add(message.body());
         let mut text = String::new();
         for byte in &hash.finalize()[..16] {
             let _ = write!(text, "{byte:02x}");
@@ -115,5 +149,32 @@ impl ParkingQueue {
         choose: impl FnMut(&IncomingMessage) -> ParkedChoice + Send,
     ) -> Result<LookedAt, ConsumeError> {
         Parked::new(&self.amqp, &self.name).delivery_limit(self.delivery_limit).each(choose).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_copies_share_a_key() {
+        let message = || IncomingMessage::new(b"same".to_vec()).with_header("tenant", "a");
+        let key = Key::of(&message());
+        for other in [
+            message().with_header("tenant", "b"),
+            message().with_header("x-idempotency-original-queue", "another"),
+            message().with_kind("refund"),
+            message().with_reply_to("answers"),
+            message().with_message_id("id"),
+        ] {
+            assert_ne!(Key::of(&other), key, "{other:?}");
+        }
+        for name in PASSING {
+            assert_eq!(
+                Key::of(&message().with_header(name, 7_i64)),
+                key,
+                "it changes while it is parked: {name}"
+            );
+        }
     }
 }

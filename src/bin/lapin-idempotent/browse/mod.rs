@@ -53,6 +53,10 @@ pub(crate) async fn run(queue: &Queue, servers: &Servers) -> Result<Done, Failur
             Input::End => return Ok(Done::Well),
             Input::Redraw => continue,
             Input::Key(key) => browser.pressed(key),
+            Input::Paste(text) => {
+                browser.pasted(&text);
+                continue;
+            }
         };
         match todo {
             Todo::Nothing => {}

@@ -143,6 +143,17 @@ impl Browser {
         Todo::Nothing
     }
 
+    /// A text goes where one is typed, but for its control characters: it neither answers nor asks.
+    pub(crate) fn pasted(&mut self, text: &str) {
+        if !matches!(self.mode, Mode::Filter | Mode::Reason(..)) {
+            "what was pasted was not taken: press / first, to filter by it".clone_into(&mut self.said);
+            return;
+        }
+        for c in text.chars().filter(|c| !c.is_control()) {
+            self.pressed(KeyEvent::from(KeyCode::Char(c)));
+        }
+    }
+
     fn look(&mut self, key: KeyCode) -> Todo {
         let (list, detail) = self.pages;
         match key {
@@ -288,4 +299,23 @@ fn typed_reason(keys: HashSet<Key>, mut because: String, key: KeyCode) -> Mode {
 
 fn signed(page: usize) -> isize {
     isize::try_from(page).unwrap_or(isize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pasted_text_is_typed_or_nothing() {
+        let mut browser = Browser::new("q");
+        browser.pasted("auy");
+        assert_eq!((&browser.mode, browser.filter.as_str()), (&Mode::Look, ""));
+        let sure = Mode::Sure(Change::Unpark(HashSet::new()));
+        browser.mode = sure.clone();
+        browser.pasted("y");
+        assert_eq!(browser.mode, sure);
+        browser.mode = Mode::Filter;
+        browser.pasted("m\u{1b}1\r\nq");
+        assert_eq!((&browser.mode, browser.filter.as_str()), (&Mode::Filter, "m1q"));
+    }
 }

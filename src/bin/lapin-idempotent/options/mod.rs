@@ -147,3 +147,11 @@ fn duration(text: &str) -> Result<Duration, &'static str> {
     let number: u64 = text[..at].parse().map_err(|_| WRONG)?;
     number.checked_mul(seconds).map(Duration::from_secs).ok_or(WRONG)
 }
+
+/// Without one, a server would be asked as often as it answers.
+fn pause(text: &str) -> Result<Duration, &'static str> {
+    match duration(text)? {
+        Duration::ZERO => Err("a pause is 1s or longer"),
+        pause => Ok(pause),
+    }
+}

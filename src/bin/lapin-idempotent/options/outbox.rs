@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{Body, Consent, duration};
+use super::{Body, Consent, pause};
 
 /// Which parked rows of an outbox.
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub(crate) enum Outbox {
         #[arg(long)]
         watch: bool,
         /// How often
-        #[arg(long, value_name = "PAUSE", value_parser = duration, default_value = "2s", requires = "watch")]
+        #[arg(long, value_name = "PAUSE", value_parser = pause, default_value = "2s", requires = "watch")]
         every: Duration,
     },
     /// Messages that wait, or that were parked

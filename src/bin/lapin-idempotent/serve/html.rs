@@ -76,7 +76,7 @@ impl Html {
 }
 
 /// A backslash of an escape is told from one of a text by how it is drawn.
-fn is_seen(c: char) -> bool {
+pub(super) fn is_seen(c: char) -> bool {
     c == '\\' || is_plain(c)
 }
 

@@ -22,6 +22,7 @@ use url::form_urlencoded;
 
 use super::{
     access::{Access, MayChange, Remote},
+    html::is_seen,
     message::{self, Action},
     pages::{self, Wanted, answer, refusal},
     watched::Watched,
@@ -108,10 +109,20 @@ fn wanted(fields: &[(String, String)]) -> Wanted {
     let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     let page = field("page").and_then(|page| page.parse::<usize>().ok()).unwrap_or(1);
     Wanted {
-        reason: field("reason").unwrap_or_default(),
-        id: field("id").unwrap_or_default(),
+        reason: typed(&field("reason").unwrap_or_default()),
+        id: typed(&field("id").unwrap_or_default()),
         page: page.saturating_sub(1),
     }
+}
+
+/// As the page can give it back: a form leaves out what does not draw itself, and would mean other
+/// messages than the list that it is on.
+fn typed(text: &str) -> String {
+    let mut typed = String::new();
+    for c in text.chars() {
+        if is_seen(c) { typed.push(c) } else { typed.extend(c.escape_debug()) }
+    }
+    typed
 }
 
 fn fields(encoded: &[u8]) -> Vec<(String, String)> {

@@ -55,7 +55,9 @@ impl Watched {
 
     /// A message that somebody was shown, from when they were shown it, if that is still known.
     pub(crate) async fn row(&self, key: &Key) -> Result<Option<(Row, Arc<Snapshot>)>, ConsumeError> {
-        let snapshot = self.known_with(|_, snapshot| row(snapshot, key).is_some()).await?;
+        // A key that nobody was shown must not have the queue read at every request.
+        let will_do = |at: Instant, seen: &Snapshot| at.elapsed() < FRESH || row(seen, key).is_some();
+        let snapshot = self.known_with(will_do).await?;
         Ok(row(&snapshot, key).cloned().map(|row| (row, snapshot)))
     }
 
