@@ -31,7 +31,8 @@ pub enum UnclaimedReply {
     /// [`ConsumerStatus::replies`](super::ConsumerStatus::replies).
     #[default]
     Drop,
-    /// It is parked ([`ParkReason::ReplyUnclaimed`]); put back, it is answered again.
+    /// It is parked ([`ParkReason::ReplyUnclaimed`]); put back, it is answered again. So is in any
+    /// case a request whose reply a queue nacks for as long as it is tried, because it is full.
     Park,
 }
 
@@ -118,6 +119,10 @@ impl Answers {
         let copied = ForwardedCopy { growth: 0, mandatory, ..ForwardedCopy::new(properties, body) };
         match forwarder.publish("", reply_to, &copied).await {
             Ok(()) => Ok(Answered::Ack("sent")),
+            // A full mailbox, for as long as the publisher tries: others are to be answered.
+            Err(ForwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Nacked => {
+                Ok(Answered::Park(ParkReason::ReplyUnclaimed, Some("its queue nacks the reply".to_owned())))
+            }
             Err(ForwardError::Unconfirmed(failure)) if failure.kind == PublishErrorKind::Unroutable => {
                 Ok(match self.unclaimed {
                     UnclaimedReply::Drop => Answered::Ack("unclaimed"),

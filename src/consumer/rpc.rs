@@ -12,6 +12,11 @@ use super::{
 };
 use crate::idempotency::{Answering, ReplyStore, RpcHandler};
 
+/// A request without an identity would take effect again each time that its reply is tried.
+#[derive(Debug, thiserror::Error)]
+#[error("a consumer that answers cannot handle messages unguarded: park those without an ID, or derive it")]
+struct Unguarded;
+
 /// # Replies
 ///
 /// What [`run_rpc_until`](ConsumerBuilder::run_rpc_until) does with them.
@@ -93,7 +98,9 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
     ///
     /// # Errors
     ///
-    /// As of [`run_until`](Self::run_until); and one of kind
+    /// As of [`run_until`](Self::run_until); one of kind
+    /// [`Invalid`](super::ConsumeErrorKind::Invalid) with
+    /// [`MissingIdPolicy::HandleUnguarded`](crate::idempotency::MissingIdPolicy); and one of kind
     /// [`Store`](super::ConsumeErrorKind::Store), whose source is a
     /// [`StoreError`](crate::idempotency::StoreError) of kind
     /// [`Configuration`](crate::idempotency::StoreErrorKind::Configuration), if the store keeps no
@@ -117,6 +124,9 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
     {
         let _stopped = StoppedOnDrop(self.monitor.clone());
         let Self { guard, connect, options, monitor, control } = self;
+        if guard.is_unguarded() {
+            return Err(ConsumeError::invalid(Unguarded));
+        }
         let store = guard.store().clone();
         let answers = Answers::new(store.clone(), options.unclaimed, options.lost);
         let handler = Answering::new(store, handler)?;

@@ -67,8 +67,8 @@ pub enum ParkReason {
     ConsumerDied,
     /// It took effect, and no queue took its reply: see [`UnclaimedReply`](super::UnclaimedReply).
     ReplyUnclaimed,
-    /// It took effect, and its reply cannot be sent: it does not fit into a frame, is larger than the
-    /// broker's limit, or the broker closed the channel over it.
+    /// It took effect, and its reply cannot be sent: it does not fit into a frame, is larger than
+    /// the broker's limit, or the broker closed the channel over it.
     ReplyRefused,
     /// It took effect, and its reply is not there: see [`LostReply`](super::LostReply).
     ReplyLost,

@@ -146,6 +146,11 @@ impl<S: IdempotencyStore> Guard<S> {
         self
     }
 
+    /// Whether a message without an ID takes effect each time that it is handled.
+    pub(crate) fn is_unguarded(&self) -> bool {
+        self.missing_id == MissingIdPolicy::HandleUnguarded
+    }
+
     /// Goes by another clock than the system's.
     #[cfg(feature = "testing")]
     pub(crate) fn clocked(self, now: Now) -> Self {

@@ -20,6 +20,7 @@ trials! {
     two_that_open_together_open_once<Postgres, MySql, Sqlite>,
     what_a_replay_would_meet_is_told_before<Postgres, MySql, Sqlite>,
     tables_of_replays_are_made_on_request_and_checked<Postgres, MySql, Sqlite>,
+    another_epoch_is_opened_while_a_replay_is_under_way<Postgres, MySql>,
 }
 
 /// What the handler's transaction has locked shows nowhere but in the time that closing takes.
@@ -149,4 +150,18 @@ pub async fn tables_of_replays_are_made_on_request_and_checked<K: Kind>() {
     let error = check(&table.store).await.expect_err("a column is gone");
     let source = std::error::Error::source(&error).expect("source").to_string();
     assert!(source.contains("lacks the columns reason"), "{source}");
+}
+
+/// A replay locks its own opening, and no gap into which others are written.
+pub async fn another_epoch_is_opened_while_a_replay_is_under_way<K: Kind>() {
+    let books = Books::<K>::open().await;
+    let (gated, replaying) = under_way(&books).await;
+    let hasty = Replays::new(books.again().await.table.store.lock_timeout(Duration::from_secs(1)));
+    for (scope_, epoch_) in [("a", "a"), ("test", "2026-10"), ("test", "2026-12"), ("zeta", "a")] {
+        let opened = hasty.open(&scope(scope_), &epoch(epoch_), "ops", "x").await;
+        assert!(opened.expect("open"), "{scope_} {epoch_}");
+    }
+    assert!(!hasty.open(&scope("test"), &epoch(EPOCH), "ops", "x").await.expect("it is open"));
+    gated.let_go();
+    assert_eq!(replaying.await.expect("replay").name(), "processed");
 }

@@ -82,7 +82,7 @@ impl<K: Kind> RpcHandler<SqlStore<K>> for Quote {
             return Err(HandlerError::reject("it says so"));
         }
         if request.body() == "at length" {
-            return Ok(Reply::text("q").header("why", "x".repeat(300_000)));
+            return Ok(Reply::text("q").header("why", "x".repeat(20_000)));
         }
         Ok(Reply::text(format!("{} {run}", self.name)).kind("quote").header("tenant", "t-1"))
     }

@@ -1,7 +1,9 @@
 //! Requests that get no reply.
 
+use lapin::types::{AMQPValue, FieldTable};
 use lapin_idempotent::{
-    consumer::{LostReply, UnclaimedReply, Unpark},
+    consumer::{ConsumeErrorKind, LostReply, UnclaimedReply, Unpark},
+    idempotency::MissingIdPolicy,
     store::Replies,
 };
 use sqlx::Postgres;
@@ -12,7 +14,9 @@ use crate::databases::support::{broker, eventually, unique};
 trials! {
     requester_gone_is_acked_and_counted,
     requester_gone_is_parked_and_answered_when_it_is_back,
+    full_mailbox_of_one_requester_is_parked_and_holds_up_no_other,
     reply_that_does_not_fit_into_a_frame_is_parked,
+    unguarded_requests_are_refused_at_the_start,
     other_body_gets_no_reply<Postgres, MySql, Sqlite>,
     rejected_request_gets_no_reply,
     reply_that_is_lost_is_parked<Postgres, MySql, Sqlite>,
@@ -53,10 +57,44 @@ pub async fn requester_gone_is_parked_and_answered_when_it_is_back() {
     desk.all_settled().await;
 }
 
+/// The publisher tries for half a minute.
+pub async fn full_mailbox_of_one_requester_is_parked_and_holds_up_no_other() {
+    let desk = Desk::<Postgres>::open().await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let full = desk.client.queue_with("full", arguments).await;
+    desk.client.publish(&full, b"full", lapin::BasicProperties::default()).await;
+    let mailbox = desk.mailbox().await;
+    let serving = Serving::start(desk.consumer().prefetch(8), Quote::new(&desk.table));
+    for n in 0..12 {
+        desk.ask(&format!("order-{n}"), "q", to(&full)).await;
+    }
+    desk.ask("order-12", "q", to(&mailbox)).await;
+    eventually("an answer", async || desk.client.get(&mailbox).await.map(drop)).await;
+    let parked = || serving.monitor.status().parked.get("reply-unclaimed").copied();
+    eventually("the others are parked", async || (parked() == Some(12)).then_some(())).await;
+    serving.stop().await;
+    assert_eq!(desk.table.effects().await, (13, 13));
+    desk.client.delete(&full).await;
+    desk.all_settled().await;
+}
+
+/// Each try to send the reply would have another identity.
+pub async fn unguarded_requests_are_refused_at_the_start() {
+    let desk = Desk::<Postgres>::open().await;
+    let consumer = desk.consumer().missing_id(MissingIdPolicy::HandleUnguarded);
+    let running = consumer.run_rpc_until(Quote::new(&desk.table), std::future::pending());
+    let error = running.await.expect_err("it does not start");
+    assert_eq!(error.kind(), ConsumeErrorKind::Invalid);
+}
+
 /// Nobody would ever take it; others are answered.
 pub async fn reply_that_does_not_fit_into_a_frame_is_parked() {
     let desk = Desk::<Postgres>::open().await;
-    let (serving, quote) = desk.serve();
+    let quote = Quote::new(&desk.table);
+    let small = desk.consumer_over(&format!("{}?frame_max=8192", broker()));
+    let serving = Serving::start(small, quote.clone());
     let mailbox = desk.mailbox().await;
     desk.ask("order-41", "at length", to(&mailbox)).await;
     assert_eq!(desk.parked(&serving).await, "reply-refused");

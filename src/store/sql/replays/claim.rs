@@ -54,7 +54,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         let scope = Value::Text(request.original.scope.as_str());
         let epoch = Value::Text(request.epoch.as_str());
         let id = Value::Text(request.original.message_id.as_str());
-        match DB::strings(&mut *transaction, &statements.is_open, &[scope, epoch]).await {
+        match DB::strings(&mut *transaction, &statements.is_open, &[scope, epoch, scope, epoch]).await {
             Ok(open) if open.is_empty() => {
                 undone(transaction).await?;
                 return Ok(ReplayClaim::Refused);

@@ -79,9 +79,13 @@ impl ReplayStatements {
         };
         Self {
             schema: syntax.schema.replace("{replays}", &replays).replace("{replayed}", &replayed),
+            // By the whole key, so that MySQL locks no gap, into which other epochs are opened.
+            // Only the last opening can be open.
             is_open: format!(
-                "SELECT 'open' FROM {replays} WHERE {} AND closed_at IS NULL {}",
+                "SELECT 'open' FROM {replays} WHERE {} AND opening = \
+                 (SELECT MAX(opening) FROM {replays} AS last WHERE {}) AND closed_at IS NULL {}",
                 of(1),
+                of(3),
                 syntax.share
             ),
             record: [record("NULL".to_owned()), record(first)],

@@ -52,6 +52,9 @@ impl Replies {
     }
 
     /// In this table: `table` or `schema.table`, in the database of the identities.
+    ///
+    /// It is of one table of identities: a store with another one takes the replies of these for
+    /// left over, and forgets them, as soon as they are older than its retention.
     pub fn table(name: impl Into<String>) -> Self {
         Self { table: Some(name.into()), ..Self::new() }
     }
