@@ -43,6 +43,7 @@ mod cli {
     mod parked;
     mod program;
     mod replay;
+    mod replay_files;
     mod secrets;
     mod serve;
     mod served;
@@ -75,6 +76,7 @@ mod cli {
                 outbox::trials,
                 parked::trials,
                 replay::trials,
+                replay_files::trials,
                 watch::trials,
                 serve::trials,
             ],

@@ -14,7 +14,10 @@ use lapin_idempotent::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::ask::{Failure, chain};
+use crate::{
+    ask::{Failure, chain},
+    options::Filter,
+};
 
 /// A line of the file, and its message.
 pub(crate) struct Line {
@@ -55,18 +58,20 @@ struct Exported {
     body_base64: String,
 }
 
-/// The lines of a file, of messages that were parked for this reason, for this queue or the one
-/// that each is from.
+/// The lines of a file, of the messages that are wanted, for this queue or the one that each is
+/// from. Blank lines are none.
 pub(crate) fn lines<'a>(
     file: &Path,
     to: Option<&'a str>,
-    reason: Option<&'a str>,
+    wanted: &'a Filter,
 ) -> Result<impl Iterator<Item = Result<Line, Failure>> + Send + use<'a>, Failure> {
     let file = BufReader::new(File::open(file)?);
     let numbered = file.lines().enumerate().map(|(index, line)| (index + 1, line));
+    let is_blank = |line: &std::io::Result<String>| line.as_ref().is_ok_and(|line| line.trim().is_empty());
+    let numbered = numbered.filter(move |(_, line)| !is_blank(line));
     let read = move |(number, line): (usize, std::io::Result<String>)| {
         let line = line.map_err(BadLine::Unreadable);
-        let message = line.and_then(|line| message(&line, to, reason)).transpose()?;
+        let message = line.and_then(|line| message(&line, to, wanted)).transpose()?;
         Some(match message {
             Ok(message) => Ok(Line { number, message }),
             Err(error) => Err(Failure::Failed(format!("line {number}: {}", chain(&error)))),
@@ -76,8 +81,11 @@ pub(crate) fn lines<'a>(
 }
 
 /// The message of a line, if it is wanted.
-fn message(line: &str, to: Option<&str>, reason: Option<&str>) -> Result<Option<OutgoingMessage>, BadLine> {
+fn message(line: &str, to: Option<&str>, wanted: &Filter) -> Result<Option<OutgoingMessage>, BadLine> {
     let exported: Exported = serde_json::from_str(line).map_err(BadLine::Json)?;
+    if wanted.id.is_some() && wanted.id != exported.id {
+        return Ok(None);
+    }
     let mut headers = Vec::new();
     for (name, value) in exported.headers {
         let value: HeaderValue = serde_json::from_value(value).map_err(BadLine::Json)?;
@@ -86,6 +94,7 @@ fn message(line: &str, to: Option<&str>, reason: Option<&str>) -> Result<Option<
     let text =
         |wanted: &str| headers.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.as_str());
     let parked = text("x-idempotency-parked-reason").or_else(|| text("x-first-death-reason"));
+    let reason = wanted.reason.as_deref();
     if reason.is_some() && parked != reason {
         return Ok(None);
     }
@@ -132,7 +141,8 @@ fn time(text: &str) -> Option<SystemTime> {
         |text: &str, between| text.split(between).map(str::parse::<u64>).collect::<Result<Vec<_>, _>>();
     let (date, clock) = (numbers(date, '-').ok()?, numbers(seconds, ':').ok()?);
     let ([year, month, day], [hour, minute, second]) = (&*date, &*clock) else { return None };
-    if !(1970..=9999).contains(year) || !(1..=12).contains(month) || !(1..=31).contains(day) {
+    // Of a producer that took milliseconds for seconds, too.
+    if !(1970..=1_000_000).contains(year) || !(1..=12).contains(month) || !(1..=31).contains(day) {
         return None;
     }
     if *hour > 23 || *minute > 59 || *second > 60 {
@@ -153,7 +163,9 @@ mod tests {
 
     #[test]
     fn a_time_is_read_as_it_was_written() {
-        for seconds in [0, 951_782_400, 951_868_799, 1_700_000_000, 4_107_542_400, 13_569_465_600] {
+        for seconds in
+            [0, 951_782_400, 951_868_799, 1_700_000_000, 4_107_542_400, 13_569_465_600, 1_700_000_000_000]
+        {
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
             assert_eq!(time(&utc(at)), Some(at), "{}", utc(at));
         }
@@ -172,9 +184,12 @@ mod tests {
             },
             "body_base64": "AP8="
         });
-        let read = |reason| message(&line.to_string(), None, reason).unwrap();
-        assert!(read(Some("missing-id")).is_none());
-        let message = read(Some("rejected")).unwrap();
+        let read = |reason: &str, id: Option<&str>| {
+            let (reason, id) = (Some(reason.to_owned()), id.map(str::to_owned));
+            message(&line.to_string(), None, &Filter { reason, id }).unwrap()
+        };
+        assert!(read("missing-id", None).is_none() && read("rejected", Some("order-43")).is_none());
+        let message = read("rejected", Some("order-42")).unwrap();
         assert_eq!((message.routing_key(), message.payload().as_ref()), ("debits", &b"\x00\xff"[..]));
         let names: Vec<_> = message.headers().unwrap().iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["tenant"]);

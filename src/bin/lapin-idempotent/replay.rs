@@ -1,10 +1,13 @@
 //! Replays: messages that take effect once more, on purpose.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use futures_util::{StreamExt, stream};
 use lapin_idempotent::{
-    IdempotentPublisher, MessageId, OutgoingMessage, Scope,
+    IdempotentPublisher, MessageId, Scope,
     consumer::{Parked as Looking, ParkedChoice, Unpark},
     message::Epoch,
     store::{ReplayOpening, ReplayOutlook, Replays},
@@ -217,15 +220,18 @@ impl Sending<'_> {
         let publish = async |line: Result<Line, Failure>| {
             let Line { number, message } = line?;
             let sent = publisher.publish_idempotent(message).await;
-            sent.map(|_| ()).map_err(|error| bad(number, &error))
+            sent.map(|_| ()).map_err(|error| unsent(number, &error))
         };
-        let mut sending = stream::iter(self.chosen(file)?).map(publish).buffered(IN_FLIGHT);
+        // What is on its way behind a line that failed is waited for, and counted.
+        let stopped = AtomicBool::new(false);
+        let lines = self.chosen(file)?.take_while(|_| !stopped.load(Relaxed));
+        let mut sending = stream::iter(lines).map(publish).buffered(IN_FLIGHT);
         while let Some(sent) = sending.next().await {
             match sent {
                 Ok(()) => confirmed += 1,
                 Err(error) => {
-                    failed = Some(error);
-                    break;
+                    stopped.store(true, Relaxed);
+                    failed.get_or_insert(error);
                 }
             }
         }
@@ -244,19 +250,13 @@ impl Sending<'_> {
         &self,
         file: &Path,
     ) -> Result<impl Iterator<Item = Result<Line, Failure>> + Send + use<'_>, Failure> {
-        let wanted =
-            |line: &Result<Line, Failure>| line.as_ref().map_or(true, |line| self.wants(&line.message));
         let replayed = |line: Result<Line, Failure>| {
             let Line { number, message } = line?;
             let message = message.replay(self.epoch.as_str()).map_err(|error| bad(number, &error))?;
             Ok(Line { number, message })
         };
         let most = usize::try_from(self.most).unwrap_or(usize::MAX);
-        Ok(lines(file, self.to, self.filter.reason.as_deref())?.filter(wanted).map(replayed).take(most))
-    }
-
-    fn wants(&self, message: &OutgoingMessage) -> bool {
-        self.filter.id.as_deref().is_none_or(|id| message.id().map(MessageId::as_str) == Some(id))
+        Ok(lines(file, self.to, self.filter)?.map(replayed).take(most))
     }
 
     /// What would become of them.
@@ -288,5 +288,14 @@ impl Sending<'_> {
 
 /// What is wrong with a line.
 fn bad(line: usize, error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure::Failed(format!("line {line}: {}; nothing behind it was sent", chain(error)))
+    Failure::Failed(format!("line {line}: {}; nothing was sent", chain(error)))
+}
+
+/// Why a line could not be sent.
+fn unsent(line: usize, error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::Failed(format!(
+        "line {line}: {}; a few lines behind it were on their way, and nothing after these was sent. \
+         To send the file again is harmless",
+        chain(error)
+    ))
 }
