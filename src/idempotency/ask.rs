@@ -68,12 +68,13 @@ impl<S: IdempotencyStore> Guard<S> {
         }
     }
 
-    /// The session that a handler works in; or what became of the message without one.
+    /// The session that a handler works in, and whether that is the first effect of a replay's
+    /// original; or what became of the message without one.
     pub(super) async fn session(
         &self,
         message: &IncomingMessage,
         asked: &Asked,
-    ) -> Result<S::Session, NoSession> {
+    ) -> Result<(S::Session, bool), NoSession> {
         let mut claimed = self.claim_asked(asked).await;
         if claimed.as_ref().is_err_and(|error| error.kind() == StoreErrorKind::Refused) {
             // The message is to blame only if the store takes another one, before and after which
@@ -100,6 +101,7 @@ impl<S: IdempotencyStore> Guard<S> {
         let Some(session) = claims.session else {
             return Err(self.decided(message, found, claims.claims.first()).into());
         };
+        let is_first = original.is_none();
         let outcome = match (&asked.replay, original) {
             // Whoever opened the epoch vouches for its age.
             (Some(_), Some(Record::Completed { fingerprint: stored, .. }))
@@ -107,10 +109,10 @@ impl<S: IdempotencyStore> Guard<S> {
             {
                 Outcome::FingerprintMismatch { stored, found }
             }
-            (Some(_), _) => return Ok(session),
+            (Some(replay), _) => return Ok((session, replay.opened && is_first)),
             (None, _) => match self.too_old(message) {
                 Some(age) => Outcome::Indeterminate { age },
-                None => return Ok(session),
+                None => return Ok((session, true)),
             },
         };
         self.give_back(session).await;

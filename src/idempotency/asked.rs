@@ -1,7 +1,7 @@
 //! What the guard asks for one message, and what it has without a session.
 
 use super::{claim::ClaimRequest, outcome::Outcome, store::StoreError};
-use crate::message::Epoch;
+use crate::message::{Epoch, Taken};
 
 /// What is asked of the store for one message.
 pub(super) struct Asked {
@@ -18,6 +18,12 @@ pub(super) struct Replay {
 }
 
 impl Asked {
+    /// What a message is known as, that is handled or was.
+    pub(super) fn taken(&self, is_first: bool) -> Option<Taken> {
+        let Replay { epoch, .. } = self.replay.as_ref()?;
+        Some(Taken { epoch: epoch.clone(), is_first })
+    }
+
     pub(super) fn epoch(&self) -> Option<&Epoch> {
         self.replay.as_ref().map(|replay| &replay.epoch)
     }

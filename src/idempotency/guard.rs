@@ -305,14 +305,14 @@ impl<S: IdempotencyStore> Guard<S> {
         H: IdempotentHandler<S>,
     {
         match self.session(message, asked).await {
-            Ok(session) => {
-                let message = identified(message, &asked.request, asked.epoch());
+            Ok((session, is_first)) => {
+                let message = identified(message, &asked.request, asked.taken(is_first).as_ref());
                 self.handle(&message, handler, session).await
             }
             Err(NoSession::Decided(outcome)) => {
                 if outcome.is_handled() {
                     // Whoever answers a copy asks for it.
-                    known_as(message, &asked.request, asked.epoch());
+                    known_as(message, &asked.request, asked.taken(false).as_ref());
                 }
                 Attempt::Decided(outcome)
             }

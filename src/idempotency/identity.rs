@@ -7,7 +7,7 @@ use super::{
     key::{Scope, effect_key},
     replay::replay_id,
 };
-use crate::message::{Epoch, IncomingMessage, MessageId};
+use crate::message::{Epoch, IncomingMessage, MessageId, Taken};
 
 /// The identity under which a message takes effect once: the guard's scope, and the message's
 /// effective ID.
@@ -129,26 +129,26 @@ impl Deref for Identified<'_> {
 pub(super) fn known_as<'m>(
     message: &'m IncomingMessage,
     request: &ClaimRequest,
-    epoch: Option<&Epoch>,
-) -> &'m (Arc<str>, MessageId, Option<Epoch>) {
+    taken: Option<&Taken>,
+) -> &'m (Arc<str>, MessageId, Option<Taken>) {
     let ClaimRequest { scope, message_id, .. } = request;
-    message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone(), epoch.cloned()))
+    message.identity.get_or_init(|| (Arc::clone(&scope.0), message_id.clone(), taken.cloned()))
 }
 
 /// The message with the identity of a request, and in the epoch of a replay.
 pub(super) fn identified<'m>(
     message: &'m IncomingMessage,
     request: &ClaimRequest,
-    epoch: Option<&Epoch>,
+    taken: Option<&Taken>,
 ) -> Identified<'m> {
-    let (scope, id, known) = known_as(message, request, epoch);
-    if *scope == request.scope.0 && *id == request.message_id && known.as_ref() == epoch {
+    let (scope, id, known) = known_as(message, request, taken);
+    if *scope == request.scope.0 && *id == request.message_id && known.as_ref() == taken {
         Identified::Itself(message)
     } else {
         // What its handler answers is looked for at the message itself.
         message.at_hand.share();
         let mut clone = message.clone();
-        clone.identity = (Arc::clone(&request.scope.0), request.message_id.clone(), epoch.cloned()).into();
+        clone.identity = (Arc::clone(&request.scope.0), request.message_id.clone(), taken.cloned()).into();
         Identified::Clone(Box::new(clone))
     }
 }

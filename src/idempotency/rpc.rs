@@ -221,13 +221,20 @@ impl<S: ReplyStore, H: RpcHandler<S>> Answering<S, H> {
         replies: Vec<Reply>,
         session: &mut S::Session,
     ) -> HandlerResult {
-        let mut kept = Vec::with_capacity(requests.len());
+        let (mut kept, mut originals) = (Vec::with_capacity(requests.len()), Vec::new());
         for (request, reply) in requests.iter().zip(replies) {
             reply.check(self.max_bytes).map_err(HandlerError::reject)?;
             let identity = answered_as(request).ok_or(Unidentified).map_err(HandlerError::reject)?;
+            // A replay that is the first effect of its original answers copies of that, too.
+            if request.taken().is_some_and(|taken| taken.is_first)
+                && let Some(identity) = request.identity()
+            {
+                originals.push(KeptReply { identity, reply: reply.clone() });
+            }
             kept.push(KeptReply { identity, reply });
         }
         self.store.keep(session, &kept).await?;
+        self.store.keep(session, &originals).await?;
         for (request, KeptReply { reply, .. }) in requests.iter().zip(kept) {
             request.at_hand.put(reply);
         }

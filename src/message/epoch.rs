@@ -15,6 +15,14 @@ const LONGEST: usize = 128;
 #[serde(try_from = "String", into = "String")]
 pub struct Epoch(Arc<str>);
 
+/// The replay that a guard handles a message in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) epoch: Epoch,
+    /// Whether its original took no effect before: it is claimed as well then.
+    pub(crate) is_first: bool,
+}
+
 /// The name of an epoch is empty, too long, or holds control characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{
-    epoch::Epoch,
+    epoch::Taken,
     fingerprint::Fingerprint,
     headers::{HeaderValue, Headers},
     id::{InvalidMessageId, MessageId},
@@ -43,7 +43,7 @@ pub struct IncomingMessage {
     pub(crate) properties: Properties,
     /// The scope and the effective ID, of the first guard that took it, and the epoch if it is of a
     /// replay. Another guard gives its handler a clone with its own.
-    pub(crate) identity: OnceLock<(Arc<str>, MessageId, Option<Epoch>)>,
+    pub(crate) identity: OnceLock<(Arc<str>, MessageId, Option<Taken>)>,
     /// Of an RPC handler.
     pub(crate) at_hand: AtHand,
 }

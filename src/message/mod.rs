@@ -18,6 +18,7 @@ mod trace;
 mod trail;
 mod validate;
 
+pub(crate) use epoch::Taken;
 pub use epoch::{Epoch, InvalidEpoch};
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use headers::{HeaderValue, Headers};

@@ -1,7 +1,7 @@
 //! What a message says of the replay that it belongs to.
 
 use super::{
-    epoch::{Epoch, InvalidEpoch},
+    epoch::{Epoch, InvalidEpoch, Taken},
     headers::{HeaderValue, reserved},
     incoming::IncomingMessage,
     outgoing::OutgoingMessage,
@@ -69,13 +69,17 @@ impl IncomingMessage {
     pub fn with_replay_epoch(mut self, epoch: Epoch) -> Self {
         self.properties.headers.insert(reserved::REPLAY, epoch.as_str());
         if let Some((_, _, taken)) = self.identity.get_mut() {
-            *taken = Some(epoch);
+            *taken = Some(Taken { epoch, is_first: false });
         }
         self
     }
 
-    pub(crate) fn taken_epoch(&self) -> Option<&Epoch> {
+    pub(crate) fn taken(&self) -> Option<&Taken> {
         self.identity.get()?.2.as_ref()
+    }
+
+    pub(crate) fn taken_epoch(&self) -> Option<&Epoch> {
+        self.taken().map(|taken| &taken.epoch)
     }
 
     /// What its header claims.

@@ -8,6 +8,7 @@ use crate::databases::support::eventually;
 
 trials! {
     replay_is_answered_once_more_and_copies_of_the_original_as_before<Postgres, MySql, Sqlite>,
+    original_of_a_replay_that_was_the_first_effect_is_answered<Postgres, MySql, Sqlite>,
 }
 
 pub async fn replay_is_answered_once_more_and_copies_of_the_original_as_before<K: Kind>() {
@@ -41,4 +42,30 @@ pub async fn replay_is_answered_once_more_and_copies_of_the_original_as_before<K
     serving.stop().await;
     assert_eq!((quote.insert.runs(), desk.table.effects().await, desk.kept().await), (2, (2, 1), 2));
     desk.all_settled().await;
+}
+
+/// The replay counts as the first effect of its original; a copy of that is a duplicate.
+pub async fn original_of_a_replay_that_was_the_first_effect_is_answered<K: Kind>() {
+    let desk = Desk::<K>::open().await;
+    let replays = Replays::new(desk.table.store.clone());
+    replays.create_schema().await.expect("schema");
+    let (scope, epoch) = (Scope::new(super::SCOPE).expect("scope"), Epoch::new("vat").expect("epoch"));
+    replays.open(&scope, &epoch, "ops", "VAT was 16 %").await.expect("open");
+    let quote = Quote::new(&desk.table);
+    let serving = Serving::start(desk.consumer().replays(ReplayPolicy::Opened), quote.clone());
+    let mailbox = desk.mailbox().await;
+    let mut headers = FieldTable::default();
+    headers.insert("x-idempotency-replay".into(), AMQPValue::LongString("vat".into()));
+    desk.ask("order-42", "q", to(&mailbox).with_headers(headers)).await;
+    assert_eq!(desk.answer(&mailbox).await.body, "run 0");
+    desk.ask("order-42", "q", to(&mailbox)).await;
+    let status = eventually("it is settled", async || {
+        let status = serving.monitor.status();
+        (status.replies.get("sent") == Some(&2) || !status.parked.is_empty()).then_some(status)
+    })
+    .await;
+    serving.stop().await;
+    assert!(status.parked.is_empty(), "{:?}", status.parked);
+    let Answer { body, .. } = desk.answer(&mailbox).await;
+    assert_eq!((body.as_str(), quote.insert.runs()), ("run 0", 1));
 }
