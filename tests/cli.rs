@@ -46,6 +46,7 @@ mod cli {
     mod replay_files;
     mod secrets;
     mod serve;
+    mod serve_limits;
     mod served;
     mod terminal;
     mod watch;
@@ -79,6 +80,7 @@ mod cli {
                 replay_files::trials,
                 watch::trials,
                 serve::trials,
+                serve_limits::trials,
             ],
         )
     }

@@ -143,7 +143,7 @@ pub async fn what_comes_from_elsewhere_is_refused() {
         let get = served.request(Method::GET, "/").header(name, value).send().await.expect("answer");
         assert_eq!(get.status() == 421, name == "host", "{name}: {value}");
     }
-    let large = "x".repeat(1 << 20);
+    let large = "x".repeat(3 << 20);
     assert_eq!(served.post(&unpark, &[("key", &large)]).await.0, 413);
     filled.has(&client, 4).await;
     let program = Program::new().env("AMQP_URL", broker());

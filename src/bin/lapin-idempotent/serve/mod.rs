@@ -22,7 +22,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use self::{
@@ -78,17 +78,17 @@ pub(crate) async fn run(command: &Serve, servers: &Servers) -> Result<Done, Fail
     }
     drop(token);
     let router = site::router(Arc::clone(&site)).layer(from_fn_with_state(access, access::guard));
-    accept(&listener, &router).await;
+    let deadline = accept(&listener, &router).await;
     drop(listener);
     let changes = join_all(site.queues.iter().map(|watched| watched.idle()));
-    if timeout(GRACE, changes).await.is_err() {
+    if timeout_at(deadline, changes).await.is_err() {
         tracing::warn!("a change, or a look, was cut short; what was not confirmed stays parked");
     }
     Ok(Done::Well)
 }
 
-/// Until it is told to end.
-async fn accept(listener: &TcpListener, router: &Router) {
+/// Until it is told to end; by when all that goes on is to be over then.
+async fn accept(listener: &TcpListener, router: &Router) -> Instant {
     let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(CONNECTIONS)));
     let mut signal = std::pin::pin!(interrupted(false));
     loop {
@@ -113,7 +113,9 @@ async fn accept(listener: &TcpListener, router: &Router) {
         });
     }
     // Those that are idle end at once.
-    let _ = timeout(GRACE, graceful.shutdown()).await;
+    let deadline = Instant::now() + GRACE;
+    let _ = timeout_at(deadline, graceful.shutdown()).await;
+    deadline
 }
 
 fn connection(

@@ -6,9 +6,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, RawQuery, State},
+    body::{Body, Bytes, to_bytes},
+    extract::{DefaultBodyLimit, Path, RawQuery, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
@@ -33,8 +34,12 @@ use crate::{
     snapshot::{Key, Row, Snapshot},
 };
 
-/// A form that names thousands of messages.
-const FORM: usize = 512 << 10;
+/// A form that names some 50,000 messages.
+const FORM: usize = 2 << 20;
+/// As much is read, so that whoever sends too much still reads the answer.
+const READ: usize = 2 * FORM;
+/// A form comes at once, or its place is for others.
+const SENDING: Duration = Duration::from_secs(10);
 /// As long as whoever asked for a change waits for it; it goes on without them.
 const CHANGE: Duration = Duration::from_secs(60);
 /// As long as an outbox, or a queue's count, is waited for.
@@ -63,7 +68,20 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .route("/style.css", get(async || ([(header::CONTENT_TYPE, "text/css")], include_str!("style.css"))))
         .fallback(async || refusal(StatusCode::NOT_FOUND, "Nothing is here."))
         .layer(DefaultBodyLimit::max(FORM))
+        .layer(from_fn(whole))
         .with_state(site)
+}
+
+/// Reads all that a request brings before anything is done about it.
+async fn whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match timeout(SENDING, to_bytes(body, READ)).await {
+        Ok(Ok(body)) if body.len() <= FORM => next.run(Request::from_parts(head, Body::from(body))).await,
+        Ok(_) => {
+            refusal(StatusCode::PAYLOAD_TOO_LARGE, "That is too much for one form: choose fewer messages.")
+        }
+        Err(_) => refusal(StatusCode::REQUEST_TIMEOUT, "The request did not come to its end in time."),
+    }
 }
 
 type Shared = State<Arc<Site>>;
