@@ -84,6 +84,9 @@ pub async fn every_command(client: &Client, filled: &Filled) {
     assert!(shown.out.contains("body 1") && shown.out.contains("x-idempotency-parked-reason"), "{shown:?}");
     assert_eq!(program.run(&format!("parked show {queue} m9")).await.code, 1);
 
+    let mistyped = program.run(&format!("parked unpark {queue} --id m9 --yes")).await;
+    assert!(mistyped.code == 1 && mistyped.err.contains("no message"), "{mistyped:?}");
+    filled.has(client, 4).await;
     let refused = program.run(&format!("parked unpark {queue} --yes")).await;
     assert_eq!(refused.code, 2, "which ones must be said: {refused:?}");
     let dry = program.json(&format!("parked unpark {queue} --reason rejected --dry-run")).await;

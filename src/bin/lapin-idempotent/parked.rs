@@ -243,7 +243,13 @@ async fn unpark(
     if unparked.failed > 0 {
         return Err(Failure::Failed("some messages could not be put back; they stay parked".to_owned()));
     }
-    Ok(Done::Well)
+    match &choice.filter().id {
+        // A mistyped ID is no success.
+        Some(id) if unparked.moved == 0 => {
+            Err(Failure::Failed(format!("no message {id:?} is in {:?} that was asked for", queue.queue)))
+        }
+        _ => Ok(Done::Well),
+    }
 }
 
 pub(crate) fn is_wanted(filter: &Filter, message: &IncomingMessage) -> bool {

@@ -61,7 +61,10 @@ pub(crate) async fn run(queue: &Queue, servers: &Servers) -> Result<Done, Failur
         match todo {
             Todo::Nothing => {}
             Todo::Read => under_way = Some(begun(&mut browser, &parking, None)),
-            Todo::Change(change) => under_way = Some(begun(&mut browser, &parking, Some(change))),
+            Todo::Change(change) => {
+                is_warned = false;
+                under_way = Some(begun(&mut browser, &parking, Some(change)));
+            }
             // Half of a change is easily done.
             Todo::Quit if under_way.is_some() && browser.busy != Some(READING) && !is_warned => {
                 is_warned = true;

@@ -11,11 +11,12 @@ use super::{Body, Consent};
 /// A parking queue.
 #[derive(Debug, Args)]
 pub(crate) struct Queue {
-    /// The parking queue, such as payments.debit.parked
+    /// The parking queue: unless a consumer was told otherwise, the name of its own queue with
+    /// .parked behind, such as payments.debit.parked
     #[arg(value_name = "QUEUE")]
     pub(crate) queue: String,
-    /// Its delivery limit, 0 for none: what comes near it by being looked at is published anew to
-    /// its end
+    /// The delivery limit of the parking queue, 0 for none: a look counts as a delivery there, so
+    /// messages near the limit go to the end of the queue, counted from 0 again
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) delivery_limit: u32,
 }
@@ -77,6 +78,7 @@ pub(crate) enum Parked {
     Show {
         #[command(flatten)]
         queue: Queue,
+        /// Its message ID, as `list` shows it
         id: String,
         #[command(flatten)]
         body: Body,
