@@ -11,12 +11,12 @@ pub(crate) struct Serve {
     /// The parking queues to show, such as payments.debit.parked
     #[arg(value_name = "QUEUE")]
     pub(crate) queues: Vec<String>,
-    /// Their delivery limit, 0 for none: what comes near it by being looked at is published anew to
-    /// the end of its queue
+    /// The delivery limit of the parking queues, 0 for none: a look counts as a delivery there, so
+    /// messages near the limit go to the end of their queue, counted from 0 again
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) delivery_limit: u32,
     /// Keep as many messages of a queue as this; those behind them are counted
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=20_000))]
     pub(crate) limit: u64,
     /// Where to listen, without TLS. Beyond this machine, reading needs the token, too
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
