@@ -59,6 +59,8 @@ pub use outcome::{Duplicate, DuplicateCause, Outcome};
 pub use policy::{MismatchPolicy, MissingIdPolicy, StalePolicy};
 pub use purge::{Sweeper, SweeperHandle};
 pub use replay::{ReplayClaim, ReplayPolicy, ReplayRequest, replay_id};
-pub(crate) use rpc::{Answering, KeptReply, Sealed, answered_as};
+pub(crate) use rpc::{Answering, answered_as};
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub(crate) use rpc::{KeptReply, Sealed};
 pub use rpc::{ReplyStore, RpcHandler, RpcHandlerFn, RpcResult, rpc_handler_fn};
 pub use store::{IdempotencyStore, Inspect, StoreError, StoreErrorKind};

@@ -171,6 +171,10 @@ pub trait Sealed {}
 
 /// A reply, and the identity of the request that it answers.
 #[derive(Debug)]
+#[cfg_attr(
+    not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
+    expect(dead_code, reason = "the SQL stores read it")
+)]
 pub struct KeptReply {
     pub(crate) identity: Identity,
     pub(crate) reply: Reply,
