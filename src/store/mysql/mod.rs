@@ -199,32 +199,41 @@ impl Dialect for MySql {
         retention: Duration,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
-        let mut transaction = begun(pool, Self::begin(limits)).await?;
-        let old: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(statements.purge.as_str()))
-            .bind(micros(retention))
-            .bind(micros(retention))
-            .bind(i64::from(limit))
-            .fetch_all(&mut *transaction)
-            .await?;
-        if old.is_empty() {
-            transaction.rollback().await?;
-            return Ok(0);
-        }
-        let old = old.iter().map(|(scope, id)| (scope.as_slice(), id.as_slice(), None));
-        let sql =
-            format!("DELETE FROM {} WHERE (scope, message_id) IN ({})", statements.quoted, rows_of(old));
-        let deleted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
-        transaction.commit().await?;
-        Ok(deleted.rows_affected())
+        let old = [micros(retention), micros(retention), i64::from(limit)];
+        forget(pool, limits, (&statements.purge, &old), (&statements.quoted, "")).await
     }
 
-    async fn create(pool: &Pool<Self>, statements: &Statements, _: &Limits) -> Result<(), sqlx::Error> {
+    async fn create_missing(pool: &Pool<Self>, sql: &str, _: &Limits) -> Result<(), sqlx::Error> {
         // The server's metadata lock makes concurrent callers wait for each other.
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(pool).await?;
-        Ok(())
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(pool).await.map(|_| ())
     }
 
     runs_statements!(|text: &str| text.as_bytes().to_vec());
+}
+
+/// Deletes the rows of a table whose identities a query gives, those alone that meet a condition
+/// besides; how many.
+async fn forget(
+    pool: &Pool<MySql>,
+    limits: &Limits,
+    (select, values): (&str, &[i64]),
+    (table, besides): (&str, &str),
+) -> Result<u64, sqlx::Error> {
+    let mut transaction = begun(pool, MySql::begin(limits)).await?;
+    let mut old = sqlx::query_as(AssertSqlSafe(select));
+    for value in values {
+        old = old.bind(*value);
+    }
+    let old: Vec<(Vec<u8>, Vec<u8>)> = old.fetch_all(&mut *transaction).await?;
+    if old.is_empty() {
+        transaction.rollback().await?;
+        return Ok(0);
+    }
+    let old = rows_of(old.iter().map(|(scope, id)| (scope.as_slice(), id.as_slice(), None)));
+    let sql = format!("DELETE FROM {table} WHERE (scope, message_id) IN ({old}){besides}");
+    let deleted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(deleted.rows_affected())
 }
 
 /// By error number (MySQL Server Error Message Reference; MariaDB Error Codes).

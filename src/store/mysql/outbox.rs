@@ -11,9 +11,7 @@ use sqlx::{
 use super::WORDS;
 use crate::{
     outbox::{Confirmed, Lane, NewRow, ReadRequest, Removed, Route, RowId},
-    store::sql::{
-        Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells, without,
-    },
+    store::sql::{OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells, without},
 };
 
 /// Messages to be published, in MySQL 8 or MariaDB 10.6 and newer (InnoDB). See [`SqlOutbox`] for
@@ -126,15 +124,6 @@ impl OutboxDialect for MySql {
         let rows = json(confirmed);
         let removed = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(rows).execute(pool).await?;
         Ok(Removed { rows: removed.rows_affected(), transaction: None })
-    }
-
-    async fn create_outbox(
-        pool: &Pool<Self>,
-        statements: &OutboxStatements,
-        _: &Limits,
-    ) -> Result<(), sqlx::Error> {
-        // The server's metadata lock makes concurrent callers wait for each other.
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(pool).await.map(|_| ())
     }
 
     async fn lacks(connection: &mut MySqlConnection) -> Result<Option<&'static str>, sqlx::Error> {

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, MySql, Pool, mysql::MySqlConnection};
 
-use super::{WORDS, outbox::kept_rows, rows_of};
-use crate::store::sql::{
-    Dialect, KeptRow, Limits, ReplyDialect, ReplyStatements, TableName, begun, micros, orphans,
-};
+use super::{WORDS, forget, outbox::kept_rows};
+use crate::store::sql::{KeptRow, Limits, ReplyDialect, ReplyStatements, TableName, micros, orphans};
 
 const OLD: &str = "UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND";
 
@@ -65,35 +63,9 @@ impl ReplyDialect for MySql {
         age: Duration,
         limit: u32,
     ) -> Result<u64, sqlx::Error> {
-        let mut transaction = begun(pool, Self::begin(limits)).await?;
-        let old: Vec<(Vec<u8>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(statements.purge.as_str()))
-            .bind(micros(age))
-            .bind(i64::from(limit))
-            .fetch_all(&mut *transaction)
-            .await?;
-        if old.is_empty() {
-            transaction.rollback().await?;
-            return Ok(0);
-        }
-        let identities = rows_of(old.iter().map(|(scope, id)| (scope.as_slice(), id.as_slice(), None)));
         // A request of the same identity may have been answered meanwhile.
-        let delete = format!(
-            "DELETE FROM {} WHERE (scope, message_id) IN ({identities}) \
-             AND replied_at < UTC_TIMESTAMP(6) - INTERVAL {} MICROSECOND",
-            statements.quoted,
-            micros(age)
-        );
-        let deleted = sqlx::raw_sql(AssertSqlSafe(delete)).execute(&mut *transaction).await?;
-        transaction.commit().await?;
-        Ok(deleted.rows_affected())
-    }
-
-    async fn create_replies(
-        pool: &Pool<Self>,
-        statements: &ReplyStatements,
-        _: &Limits,
-    ) -> Result<(), sqlx::Error> {
-        // The server's metadata lock makes concurrent callers wait for each other.
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(pool).await.map(|_| ())
+        let besides = format!(" AND replied_at < UTC_TIMESTAMP(6) - INTERVAL {} MICROSECOND", micros(age));
+        let old = [micros(age), i64::from(limit)];
+        forget(pool, limits, (&statements.purge, &old), (&statements.quoted, &besides)).await
     }
 }

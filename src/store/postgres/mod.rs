@@ -289,13 +289,17 @@ impl Dialect for Postgres {
         kept.map(|_| ())
     }
 
-    async fn create(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
+    async fn create_missing(pool: &Pool<Self>, sql: &str, limits: &Limits) -> Result<(), sqlx::Error> {
         // IF NOT EXISTS is no protection from a second session that creates the same table at the
         // same time.
         let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
         let mut transaction = begun(pool, locked).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
-        transaction.commit().await?;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+        transaction.commit().await
+    }
+
+    async fn create(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
+        Self::create_missing(pool, &statements.schema, limits).await?;
         if let Some(hours) = statements.partition_hours {
             partitions::maintain(pool, statements, limits, hours, None).await?;
         }

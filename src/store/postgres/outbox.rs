@@ -8,13 +8,10 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{LOCK, WORDS, listen};
+use super::{WORDS, listen};
 use crate::{
     outbox::{Confirmed, NewRow, ReadRequest, Removed, RowId},
-    store::sql::{
-        Dialect, Ear, Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, begun,
-        cells,
-    },
+    store::sql::{Ear, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, begun, cells},
 };
 
 /// Messages to be published, in PostgreSQL 13 or later. See [`SqlOutbox`] for what is guaranteed.
@@ -166,18 +163,6 @@ impl OutboxDialect for Postgres {
         let own = own.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         let rows = u64::try_from(gone.try_get::<i64, _>(0)?).unwrap_or_default();
         Ok(Removed { rows, transaction: Some(own) })
-    }
-
-    async fn create_outbox(
-        pool: &Pool<Self>,
-        statements: &OutboxStatements,
-        limits: &Limits,
-    ) -> Result<(), sqlx::Error> {
-        // Two sessions that find the same table missing would both create it.
-        let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
-        let mut transaction = begun(pool, locked).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
-        transaction.commit().await
     }
 
     async fn lacks(connection: &mut PgConnection) -> Result<Option<&'static str>, sqlx::Error> {

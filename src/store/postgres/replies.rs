@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, Pool, Postgres};
 
-use super::{LOCK, WORDS};
+use super::WORDS;
 use crate::store::sql::{
     Dialect, KeptRow, Limits, ReplyDialect, ReplyStatements, TableName, begun, micros, orphans,
 };
@@ -64,17 +64,5 @@ impl ReplyDialect for Postgres {
             .await?;
         transaction.commit().await?;
         Ok(purged.rows_affected())
-    }
-
-    async fn create_replies(
-        pool: &Pool<Self>,
-        statements: &ReplyStatements,
-        limits: &Limits,
-    ) -> Result<(), sqlx::Error> {
-        // As for the identities: IF NOT EXISTS does not protect from another session.
-        let locked = format!("{}; SELECT pg_advisory_xact_lock({LOCK})", Self::begin(limits));
-        let mut transaction = begun(pool, locked).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
-        transaction.commit().await
     }
 }

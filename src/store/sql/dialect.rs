@@ -155,12 +155,21 @@ pub trait Dialect: Database + HasStatementCache + Sized {
         limit: u32,
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
 
-    /// Creates what is missing, so that concurrent callers do no harm.
+    /// Runs statements that create what is missing, so that concurrent callers do no harm.
+    fn create_missing(
+        pool: &Pool<Self>,
+        sql: &str,
+        limits: &Limits,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Creates the table of the identities with all that it needs.
     fn create(
         pool: &Pool<Self>,
         statements: &Statements,
         limits: &Limits,
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        Self::create_missing(pool, &statements.schema, limits)
+    }
 
     /// What a table that is complete may need all the same.
     fn tend(

@@ -68,8 +68,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             }
             match &self.replies {
                 Some(replies) if !self.look(&replies.wanted()).await?.is_complete() => {
-                    let created = DB::create_replies(&self.pool, &replies.statements, &self.limits).await;
-                    created.map_err(failed::<DB>)
+                    let sql = &replies.statements.schema;
+                    DB::create_missing(&self.pool, sql, &self.limits).await.map_err(failed::<DB>)
                 }
                 _ => Ok(()),
             }
@@ -85,11 +85,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
 
     async fn look(&self, wanted: &Wanted<'_>) -> Result<Seen, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
-        let table = wanted.table;
         let indexes = DB::INDEXES.replace("processed_at", wanted.time);
-        let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
-        let mut ask =
-            async |sql: &str| DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>);
+        let mut ask = async |sql: &str| catalog::<DB>(&mut connection, sql, wanted.table).await;
         Ok(Seen {
             columns: ask(DB::COLUMNS).await?,
             key: ask(DB::KEY).await?,
@@ -135,6 +132,27 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     }
 }
 
+/// What the catalog says of a table, by one of the dialect's statements for it.
+pub(super) async fn catalog<DB: SqlDatabase>(
+    connection: &mut DB::Connection,
+    sql: &str,
+    table: &TableName,
+) -> Result<Vec<String>, StoreError> {
+    let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
+    DB::strings(connection, sql, &values).await.map_err(failed::<DB>)
+}
+
+/// The wanted columns that are not there.
+pub(super) fn lacking(there: &[String], wanted: &[&'static str]) -> Vec<&'static str> {
+    wanted.iter().copied().filter(|wanted| !there.iter().any(|found| found == wanted)).collect()
+}
+
+/// What is wrong with a primary key that is to have these columns and no other.
+pub(super) fn other_key(table: &TableName, there: &[String], wanted: &[&'static str]) -> Option<String> {
+    let is_it = there.len() == wanted.len() && lacking(there, wanted).is_empty();
+    (!is_it).then(|| format!("the primary key of the table {table} is not ({})", wanted.join(", ")))
+}
+
 /// What a table is to have.
 pub(super) struct Wanted<'a> {
     pub(super) table: &'a TableName,
@@ -155,11 +173,7 @@ struct Seen {
 
 impl Seen {
     fn absent(&self) -> Vec<&'static str> {
-        self.wanted
-            .iter()
-            .copied()
-            .filter(|column| !self.columns.iter().any(|found| found == column))
-            .collect()
+        lacking(&self.columns, self.wanted)
     }
 
     /// Whether there is nothing to be created.

@@ -216,9 +216,9 @@ impl Dialect for Sqlite {
         Ok(purge.execute(pool).await?.rows_affected())
     }
 
-    async fn create(pool: &Pool<Self>, statements: &Statements, limits: &Limits) -> Result<(), sqlx::Error> {
+    async fn create_missing(pool: &Pool<Self>, sql: &str, limits: &Limits) -> Result<(), sqlx::Error> {
         let mut transaction = begun(pool, Self::begin(limits)).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
         transaction.commit().await
     }
 

@@ -11,10 +11,7 @@ use sqlx::{
 use super::{WORDS, watch};
 use crate::{
     outbox::{Confirmed, NewRow, ReadRequest, Removed, RowId},
-    store::sql::{
-        Dialect, Ear, Limits, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, begun,
-        cells, without,
-    },
+    store::sql::{Ear, OutboxDialect, OutboxStatements, OutboxSyntax, SqlOutbox, TableName, cells, without},
 };
 
 /// Messages to be published, in SQLite. See [`SqlOutbox`] for what is guaranteed.
@@ -36,7 +33,7 @@ const SYNTAX: OutboxSyntax = OutboxSyntax {
 };
 
 /// Statements for more rows are not kept prepared: there would be one for each number of rows.
-const KEPT: usize = 16;
+pub(super) const KEPT: usize = 16;
 
 cells!(SqliteRow);
 
@@ -128,16 +125,6 @@ impl OutboxDialect for Sqlite {
         let remove = sqlx::query(AssertSqlSafe(statements.remove.as_str())).bind(json(&ByNumber(confirmed)));
         let removed = remove.execute(pool).await?;
         Ok(Removed { rows: removed.rows_affected(), transaction: None })
-    }
-
-    async fn create_outbox(
-        pool: &Pool<Self>,
-        statements: &OutboxStatements,
-        limits: &Limits,
-    ) -> Result<(), sqlx::Error> {
-        let mut transaction = begun(pool, Self::begin(limits)).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
-        transaction.commit().await
     }
 
     fn listen(ear: Ear<Self>) -> BoxFuture<'static, ()> {

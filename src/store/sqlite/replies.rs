@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Pool, Sqlite, sqlite::SqliteConnection};
 
-use super::WORDS;
-use crate::store::sql::{Dialect, KeptRow, Limits, ReplyDialect, ReplyStatements, TableName, begun, orphans};
-
-/// Statements for more rows are not kept prepared: there would be one for each number of rows.
-const KEPT: usize = 16;
+use super::{WORDS, outbox::KEPT};
+use crate::store::sql::{KeptRow, Limits, ReplyDialect, ReplyStatements, TableName, orphans};
 
 /// A row that is left of an earlier request of the same identity is replaced.
 const INSTEAD: &str = " ON CONFLICT (scope, message_id) DO UPDATE SET properties = excluded.properties, \
@@ -63,15 +60,5 @@ impl ReplyDialect for Sqlite {
         let millis = i64::try_from(age.as_millis()).unwrap_or(i64::MAX / 2);
         let purge = sqlx::query(AssertSqlSafe(statements.purge.as_str())).bind(millis).bind(i64::from(limit));
         Ok(purge.execute(pool).await?.rows_affected())
-    }
-
-    async fn create_replies(
-        pool: &Pool<Self>,
-        statements: &ReplyStatements,
-        limits: &Limits,
-    ) -> Result<(), sqlx::Error> {
-        let mut transaction = begun(pool, Self::begin(limits)).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements.schema.as_str())).execute(&mut *transaction).await?;
-        transaction.commit().await
     }
 }

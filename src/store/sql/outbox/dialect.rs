@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{rows::Cells, statements::OutboxStatements};
 use crate::{
     outbox::{Confirmed, NewRow, ReadRequest, Removed, Wake},
-    store::sql::{dialect::Dialect, options::Limits, table::TableName},
+    store::sql::{dialect::Dialect, table::TableName},
 };
 
 /// One of the databases. Public only so that `SqlDatabase` can rest on it; its path is private.
@@ -59,13 +59,6 @@ pub trait OutboxDialect: Dialect + Database<Row: Cells> {
         statements: &OutboxStatements,
         confirmed: &[Confirmed],
     ) -> impl Future<Output = Result<Removed, sqlx::Error>> + Send;
-
-    /// Creates what is missing, so that concurrent callers do no harm.
-    fn create_outbox(
-        pool: &Pool<Self>,
-        statements: &OutboxStatements,
-        limits: &Limits,
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// What this server lacks that an outbox needs.
     fn lacks(

@@ -8,10 +8,9 @@ use super::{
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
     store::sql::{
-        dialect::{Cause, Value},
+        dialect::Cause,
         error::{cause, failed},
-        schema::SchemaMismatch,
-        table::TableName,
+        schema::{SchemaMismatch, catalog, lacking, other_key},
     },
 };
 
@@ -52,7 +51,8 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                 None => Ok(()),
                 Some(missing) if seen.has_strangers() => Err(self.mismatch(missing)),
                 Some(_) => {
-                    DB::create_outbox(&self.pool, &self.statements, &self.limits).await.map_err(failed::<DB>)
+                    let sql = &self.statements.schema;
+                    DB::create_missing(&self.pool, sql, &self.limits).await.map_err(failed::<DB>)
                 }
             }
         };
@@ -89,10 +89,7 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
     async fn look(&self) -> Result<Seen, StoreError> {
         let statements = &self.statements;
         let mut connection = self.connection().await?;
-        let mut ask = async |sql, table: &TableName| {
-            let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
-            DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>)
-        };
+        let mut ask = async |sql, table| catalog::<DB>(&mut connection, sql, table).await;
         let columns = [
             ask(DB::COLUMNS, &statements.table).await?,
             ask(DB::COLUMNS, &statements.lanes_table).await?,
@@ -124,11 +121,9 @@ impl<DB: SqlDatabase> SqlOutbox<DB> {
                 return Some(format!("the table {table} lacks the columns {}", absent.join(", ")));
             }
         }
-        let key = DB::ROW_KEY;
-        if seen.key.len() != key.len()
-            || !key.iter().all(|column| seen.key.iter().any(|found| found == column))
-        {
-            return Some(format!("the primary key of the table {} is not ({})", tables[0], key.join(", ")));
+        let other = other_key(tables[0], &seen.key, DB::ROW_KEY);
+        if other.is_some() {
+            return other;
         }
         if seen.lanes != i64::from(DB::LANES) {
             return Some(format!("the table {} has not its {} rows", tables[1], DB::LANES));
@@ -144,7 +139,7 @@ impl Seen {
         wanted.map(|wanted| {
             let there = &self.columns[index];
             index += 1;
-            wanted.iter().copied().filter(|column| !there.iter().any(|found| found == column)).collect()
+            lacking(there, wanted)
         })
     }
 

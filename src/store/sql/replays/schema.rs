@@ -8,7 +8,9 @@ use super::{
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
     store::sql::{
-        SqlDatabase, SqlStore, dialect::Value, error::failed, schema::SchemaMismatch, statements::Statements,
+        SqlDatabase, SqlStore,
+        error::failed,
+        schema::{SchemaMismatch, catalog, lacking, other_key},
     },
 };
 
@@ -33,10 +35,8 @@ impl<DB: SqlDatabase> Replays<DB> {
             if store.missing_for_replays().await?.is_none() {
                 return Ok(());
             }
-            // As the database creates the table of the identities, which is not partitioned here.
-            let schema = self.statements().schema.clone();
-            let create = Statements { schema, partition_hours: None, ..(*store.statements).clone() };
-            DB::create(&store.pool, &create, &store.limits).await.map_err(failed::<DB>)
+            let sql = &self.statements().schema;
+            DB::create_missing(&store.pool, sql, &store.limits).await.map_err(failed::<DB>)
         };
         store.answered(StoreErrorKind::Unavailable, creating).await?;
         self.check_schema().await
@@ -69,21 +69,18 @@ impl<DB: SqlDatabase> SqlStore<DB> {
     async fn missing_for_replays(&self) -> Result<Option<String>, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(failed::<DB>)?;
         for ((table, columns), key) in self.replays.tables.iter().zip(COLUMNS).zip(KEYS) {
-            let values = [Value::Text(table.name()), Value::Text(table.schema().unwrap_or_default())];
-            let mut ask = async |sql| DB::strings(&mut connection, sql, &values).await.map_err(failed::<DB>);
-            let (there, keyed) = (ask(DB::COLUMNS).await?, ask(DB::KEY).await?);
+            let there = catalog::<DB>(&mut connection, DB::COLUMNS, table).await?;
+            let keyed = catalog::<DB>(&mut connection, DB::KEY, table).await?;
             if there.is_empty() {
                 return Ok(Some(format!("the table {table} is missing")));
             }
-            let lacks = |found: &[String], wanted: &[&'static str]| -> Vec<&'static str> {
-                wanted.iter().copied().filter(|wanted| !found.iter().any(|found| found == wanted)).collect()
-            };
-            let absent = lacks(&there, columns);
+            let absent = lacking(&there, columns);
             if !absent.is_empty() {
                 return Ok(Some(format!("the table {table} lacks the columns {}", absent.join(", "))));
             }
-            if keyed.len() != key.len() || !lacks(&keyed, key).is_empty() {
-                return Ok(Some(format!("the primary key of the table {table} is not ({})", key.join(", "))));
+            let other = other_key(table, &keyed, key);
+            if other.is_some() {
+                return Ok(other);
             }
         }
         Ok(None)

@@ -29,13 +29,6 @@ pub trait ReplyDialect: OutboxDialect {
         age: Duration,
         limit: u32,
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
-
-    /// Creates what is missing, so that concurrent callers do no harm.
-    fn create_replies(
-        pool: &Pool<Self>,
-        statements: &ReplyStatements,
-        limits: &Limits,
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
 /// Everything that a store says of its replies.
