@@ -11,21 +11,38 @@ trials! {
     original_of_a_replay_that_was_the_first_effect_is_answered<Postgres, MySql, Sqlite>,
 }
 
+/// A consumer that answers replays, of an epoch that is open.
+struct Replaying<K: Kind> {
+    desk: Desk<K>,
+    quote: Quote,
+    serving: Serving,
+    mailbox: String,
+}
+
+impl<K: Kind> Replaying<K> {
+    async fn start() -> Self {
+        let desk = Desk::<K>::open().await;
+        let replays = Replays::new(desk.table.store.clone());
+        replays.create_schema().await.expect("schema");
+        let (scope, epoch) = (Scope::new(super::SCOPE).expect("scope"), Epoch::new("vat").expect("epoch"));
+        replays.open(&scope, &epoch, "ops", "VAT was 16 %").await.expect("open");
+        let quote = Quote::new(&desk.table);
+        let serving = Serving::start(desk.consumer().replays(ReplayPolicy::Opened), quote.clone());
+        let mailbox = desk.mailbox().await;
+        Self { desk, quote, serving, mailbox }
+    }
+}
+
+fn in_epoch() -> FieldTable {
+    let mut headers = FieldTable::default();
+    headers.insert("x-idempotency-replay".into(), AMQPValue::LongString("vat".into()));
+    headers
+}
+
 pub async fn replay_is_answered_once_more_and_copies_of_the_original_as_before<K: Kind>() {
-    let desk = Desk::<K>::open().await;
-    let replays = Replays::new(desk.table.store.clone());
-    replays.create_schema().await.expect("schema");
-    let (scope, epoch) = (Scope::new(super::SCOPE).expect("scope"), Epoch::new("vat").expect("epoch"));
-    replays.open(&scope, &epoch, "ops", "VAT was 16 %").await.expect("open");
-    let quote = Quote::new(&desk.table);
-    let serving = Serving::start(desk.consumer().replays(ReplayPolicy::Opened), quote.clone());
-    let mailbox = desk.mailbox().await;
+    let Replaying::<K> { desk, quote, serving, mailbox } = Replaying::start().await;
     let original = || to(&mailbox).with_correlation_id("c".into());
-    let replayed = || {
-        let mut headers = FieldTable::default();
-        headers.insert("x-idempotency-replay".into(), AMQPValue::LongString("vat".into()));
-        original().with_headers(headers)
-    };
+    let replayed = || original().with_headers(in_epoch());
     let mut ids = Vec::new();
     // One after the other, and each twice: a copy is answered with what its own kind was.
     for (properties, run) in
@@ -46,17 +63,8 @@ pub async fn replay_is_answered_once_more_and_copies_of_the_original_as_before<K
 
 /// The replay counts as the first effect of its original; a copy of that is a duplicate.
 pub async fn original_of_a_replay_that_was_the_first_effect_is_answered<K: Kind>() {
-    let desk = Desk::<K>::open().await;
-    let replays = Replays::new(desk.table.store.clone());
-    replays.create_schema().await.expect("schema");
-    let (scope, epoch) = (Scope::new(super::SCOPE).expect("scope"), Epoch::new("vat").expect("epoch"));
-    replays.open(&scope, &epoch, "ops", "VAT was 16 %").await.expect("open");
-    let quote = Quote::new(&desk.table);
-    let serving = Serving::start(desk.consumer().replays(ReplayPolicy::Opened), quote.clone());
-    let mailbox = desk.mailbox().await;
-    let mut headers = FieldTable::default();
-    headers.insert("x-idempotency-replay".into(), AMQPValue::LongString("vat".into()));
-    desk.ask("order-42", "q", to(&mailbox).with_headers(headers)).await;
+    let Replaying::<K> { desk, quote, serving, mailbox } = Replaying::start().await;
+    desk.ask("order-42", "q", to(&mailbox).with_headers(in_epoch())).await;
     assert_eq!(desk.answer(&mailbox).await.body, "run 0");
     desk.ask("order-42", "q", to(&mailbox)).await;
     let status = eventually("it is settled", async || {
