@@ -2,7 +2,7 @@
 //! message, in the same run: paired, interleaved, medians.
 //!
 //! `make bench`, or `cargo bench --all-features --bench consume -- [messages] [rounds]`, with the
-//! URLs of the servers as `scripts/services env` prints them. Writes `target/bench/consume.json`.
+//! URLs of the servers as `scripts/services env` prints them. Writes into `target/bench`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 

@@ -2,7 +2,7 @@
 //! against the common recipe by hand, in the same run: paired, interleaved, medians.
 //!
 //! `make bench`, or `cargo bench --all-features --bench outbox -- [messages] [rounds]`, with the
-//! URLs of the servers as `scripts/services env` prints them. Writes `target/bench/outbox.json`.
+//! URLs of the servers as `scripts/services env` prints them. Writes into `target/bench`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 

@@ -1,7 +1,7 @@
 //! Publishing, against raw lapin in the same run: paired, interleaved, medians.
 //!
 //! `make bench`, or `AMQP_URL=... cargo bench --bench publish -- [messages] [rounds]`. Writes
-//! what `support::figures` says.
+//! into `target/bench`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 

@@ -2,7 +2,7 @@
 //!
 //! `make bench`, or `cargo bench --all-features --bench stores -- [IDs] [rounds] [rows in
 //! millions]`, with the URLs of the servers as `scripts/services env` prints them. Writes
-//! `target/bench/stores.json`.
+//! into `target/bench`.
 
 #![allow(missing_docs, clippy::expect_used, clippy::cast_precision_loss)]
 

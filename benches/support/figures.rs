@@ -1,6 +1,6 @@
 //! What benches measure, as they write it down: by place and case, each round's figures.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write, fs, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,7 +70,36 @@ impl Figures {
         fs::create_dir_all(&dir).expect("target/bench");
         let text = serde_json::to_string_pretty(self).expect("JSON");
         fs::write(dir.join(format!("{bench}.json")), text + "\n").expect("write");
+        let bars = self.cases.iter().filter_map(|Case { place, name, .. }| {
+            Some((format!("{place}: {name}"), self.median(place, name, PER_SECOND)?))
+        });
+        let plot = plot("messages, or IDs, a second, median", &bars.collect::<Vec<_>>());
+        fs::write(dir.join(format!("{bench}.svg")), plot).expect("write");
     }
+}
+
+/// A bar for each case, as SVG.
+fn plot(title: &str, bars: &[(String, f64)]) -> String {
+    let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
+    let height = 40 + bars.len() * 22;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\" \
+         font-weight=\"bold\">{title}</text>\n"
+    );
+    for (n, (name, value)) in bars.iter().enumerate() {
+        let (y, width) = (34 + n * 22, value / longest * 440.0);
+        let colour = if name.contains("raw") { "#9aa5b1" } else { "#2f6f9f" };
+        let text = y + 13;
+        let end = 330.0 + width;
+        let _ = writeln!(
+            svg,
+            "<text x=\"310\" y=\"{text}\" text-anchor=\"end\">{name}</text><rect x=\"320\" y=\"{y}\" \
+             width=\"{width:.1}\" height=\"16\" fill=\"{colour}\"/><text x=\"{end:.1}\" y=\"{text}\">{value:.0}</text>"
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
 }
 
 /// Whose servers they are; `scripts/suite` says it.
