@@ -301,8 +301,9 @@ async fn tried_beside_an_early_one() -> (Client, String, Arc<Gates>, Running) {
     let builder = IdempotentConsumer::builder(broker(), &queue, MemoryStore::new(100)).scope("ledger");
     let consumer = Running::start(builder.workers(3), Gated(Arc::clone(&gates)));
     consumer.until(ConsumerState::DependencyAway).await;
-    client.publish(&queue, b"500", with_id("next")).await;
     eventually("it is tried again", async || (gates.asked().len() == 3).then_some(())).await;
+    // Not before: of those that wait, the one that was refused least is tried first.
+    client.publish(&queue, b"500", with_id("next")).await;
     eventually("the next one is here", async || (client.ready(&queue).await == 0).then_some(())).await;
     let mut asked = gates.asked();
     assert_eq!(asked.pop().as_deref(), Some("tried"), "beside one that takes long");
