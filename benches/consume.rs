@@ -8,64 +8,54 @@
 
 #[allow(dead_code, reason = "the recipes of outboxes are there, too")]
 mod by_hand;
+mod guarded;
 mod support;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use by_hand::{KEPT, Stopwatch, by_hand, raw, redis_by_hand, table, variable};
+use by_hand::{Stopwatch, in_mariadb, in_postgres, in_sqlite, raw, redis_by_hand, variable};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use guarded::{CONNECTIONS, SqliteFile, consume_with, mariadb, postgres, postgres_store, redis, sqlite};
 use lapin_idempotent::{
-    HandlerResult, IdempotencyStore, IdempotentConsumer, IdempotentHandler, IdempotentPublisher,
-    IncomingMessage, OutgoingMessage, PostgresStore, RedisStore, SqliteStore,
-    consumer::ConsumerBuilder,
-    idempotency::Lease,
-    message::MessageId,
-    store::{PostgresTransaction, SqliteTransaction},
+    IdempotentConsumer, IdempotentPublisher, IncomingMessage, OutgoingMessage, message::MessageId,
 };
-use sqlx::{AssertSqlSafe, postgres::PgPoolOptions};
+use sqlx::{mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use support::{Bench, Queue, Took, body};
-use tokio::sync::Notify;
 
 const RAW: &str = "raw lapin, ack multiple, no guard";
 
-/// One transaction for each message, so many at once.
-const BY_HAND: [(&str, usize); 3] = [
-    ("PostgreSQL by hand, one at a time", 1),
-    ("PostgreSQL by hand, 8 at once", 8),
-    ("PostgreSQL by hand, 32 at once", 32),
-];
-
-const SINGLE: &str = "PostgreSQL, one a transaction";
-const EIGHT: &str = "PostgreSQL, one a transaction, 8 workers";
-const MANY_WORKERS: &str = "PostgreSQL, one a transaction, 32 workers";
 const BATCHES: &str = "PostgreSQL, batches of 256";
 const MANY: &str = "PostgreSQL, batches of 256, handle_batch";
 const MOST: &str = "PostgreSQL, batches of 1,024, handle_batch";
-const SQLITE: &str = "SQLite, one a transaction";
 const SQLITE_BATCHES: &str = "SQLite, batches of 256";
 const SET_NX: &str = "Redis SET NX by hand, 32 at once";
 const REDIS: &str = "Redis, 32 workers";
 const PACED_BY_HAND: &str = "100 msg/s, PostgreSQL by hand";
 const PACED: &str = "100 msg/s, PostgreSQL";
 
-const CASES: [&str; 16] = [
+const CASES: [&str; 27] = [
     RAW,
-    BY_HAND[0].0,
-    BY_HAND[1].0,
-    BY_HAND[2].0,
-    SINGLE,
-    EIGHT,
-    MANY_WORKERS,
+    "PostgreSQL by hand, one at a time",
+    "PostgreSQL by hand, 8 at once",
+    "PostgreSQL by hand, 32 at once",
+    "PostgreSQL, one a transaction",
+    "PostgreSQL, one a transaction, 8 workers",
+    "PostgreSQL, one a transaction, 32 workers",
     BATCHES,
     MANY,
     MOST,
-    SQLITE,
+    "MariaDB by hand, one at a time",
+    "MariaDB by hand, 8 at once",
+    "MariaDB by hand, 32 at once",
+    "MariaDB, one a transaction",
+    "MariaDB, one a transaction, 8 workers",
+    "MariaDB, one a transaction, 32 workers",
+    "SQLite by hand, one at a time",
+    "SQLite by hand, 8 at once",
+    "SQLite by hand, 32 at once",
+    "SQLite, one a transaction",
+    "SQLite, one a transaction, 8 workers",
+    "SQLite, one a transaction, 32 workers",
     SQLITE_BATCHES,
     SET_NX,
     REDIS,
@@ -93,8 +83,8 @@ fn compare(mut bench: Bench) {
                 let messages = match case {
                     PACED | PACED_BY_HAND => PACED_MESSAGES,
                     RAW | MANY | MOST => bench.messages,
-                    SINGLE | SQLITE => bench.messages / 20,
-                    _ if case == BY_HAND[0].0 => bench.messages / 20,
+                    _ if at_once(case) == Some(1) => bench.messages / 20,
+                    _ if at_once(case).is_some() => bench.messages / 8,
                     _ => bench.messages / 4,
                 };
                 bench.measure(case, kind, messages);
@@ -112,26 +102,59 @@ async fn once(case: &str, kind: &str, messages: usize) {
         fill(&amqp, &queue.name, messages).await;
     }
     let name = queue.name.as_str();
-    let run: BoxFuture<'_, Took> = match case {
-        RAW => raw(&amqp, name, messages).map(Took::from).boxed(),
-        SINGLE => postgres(&amqp, name, messages, 1, 1, false).map(Took::from).boxed(),
-        EIGHT => postgres(&amqp, name, messages, 1, 8, false).map(Took::from).boxed(),
-        MANY_WORKERS => postgres(&amqp, name, messages, 1, 32, false).map(Took::from).boxed(),
-        BATCHES => postgres(&amqp, name, messages, 256, 1, false).map(Took::from).boxed(),
-        MANY => postgres(&amqp, name, messages, 256, 1, true).map(Took::from).boxed(),
-        MOST => postgres(&amqp, name, messages, 1024, 1, true).map(Took::from).boxed(),
-        SQLITE => sqlite(&amqp, name, messages, 1).map(Took::from).boxed(),
-        SQLITE_BATCHES => sqlite(&amqp, name, messages, 256).map(Took::from).boxed(),
-        SET_NX => redis_by_hand(&amqp, name, messages).map(Took::from).boxed(),
-        REDIS => redis(&amqp, name, messages).map(Took::from).boxed(),
-        PACED | PACED_BY_HAND => paced_run(&amqp, name, messages, case == PACED).boxed(),
-        case => {
-            let (_, tasks) = BY_HAND.into_iter().find(|(name, _)| *name == case).expect("a case");
-            by_hand(&amqp, name, messages, tasks, None).map(Took::from).boxed()
-        }
+    let run: BoxFuture<'_, Took> = match (case, at_once(case)) {
+        (_, Some(tasks)) => singly(case, tasks, &amqp, name, messages).map(Took::from).boxed(),
+        (RAW, _) => raw(&amqp, name, messages).map(Took::from).boxed(),
+        (BATCHES, _) => postgres(&amqp, name, messages, 256, 1, false).map(Took::from).boxed(),
+        (MANY, _) => postgres(&amqp, name, messages, 256, 1, true).map(Took::from).boxed(),
+        (MOST, _) => postgres(&amqp, name, messages, 1024, 1, true).map(Took::from).boxed(),
+        (SQLITE_BATCHES, _) => sqlite(&amqp, name, messages, 256, 1).map(Took::from).boxed(),
+        (SET_NX, _) => redis_by_hand(&amqp, name, messages).map(Took::from).boxed(),
+        (REDIS, _) => redis(&amqp, name, messages).map(Took::from).boxed(),
+        (PACED | PACED_BY_HAND, _) => paced_run(&amqp, name, messages, case == PACED).boxed(),
+        _ => panic!("no such case: {case}"),
     };
     support::once(messages, run).await;
     queue.delete().await;
+}
+
+/// How many messages are in hand at once, each in a transaction of its own.
+fn at_once(case: &str) -> Option<usize> {
+    let (_, how) = case.split_once(", ")?;
+    match how {
+        "one a transaction" | "one at a time" => Some(1),
+        "one a transaction, 8 workers" | "8 at once" => Some(8),
+        "one a transaction, 32 workers" | "32 at once" => (!case.contains("Redis")).then_some(32),
+        _ => None,
+    }
+}
+
+/// One message in each transaction.
+async fn singly(case: &str, tasks: usize, amqp: &str, queue: &str, messages: usize) -> Duration {
+    match (case.split([' ', ',']).next(), case.contains("by hand")) {
+        (Some("PostgreSQL"), false) => postgres(amqp, queue, messages, 1, tasks, false).await,
+        (Some("MariaDB"), false) => mariadb(amqp, queue, messages, tasks).await,
+        (Some("SQLite"), false) => sqlite(amqp, queue, messages, 1, tasks).await,
+        (Some("PostgreSQL"), true) => {
+            in_postgres(postgres_pool().await, amqp, queue, messages, tasks, None).await
+        }
+        (Some("MariaDB"), true) => {
+            let pool = MySqlPoolOptions::new().max_connections(CONNECTIONS);
+            let pool = pool.connect(&variable("MYSQL_URL")).await.expect("MariaDB");
+            in_mariadb(pool, amqp, queue, messages, tasks, None).await
+        }
+        (Some("SQLite"), true) => {
+            let file = SqliteFile::new();
+            let pool = file.store().await.pool().clone();
+            in_sqlite(pool, amqp, queue, messages, tasks, None).await
+        }
+        _ => panic!("no such case: {case}"),
+    }
+}
+
+async fn postgres_pool() -> sqlx::PgPool {
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS);
+    pool.connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL")
 }
 
 fn message(queue: &str) -> OutgoingMessage {
@@ -165,7 +188,8 @@ async fn paced_run(amqp: &str, queue: &str, messages: usize, ours: bool) -> Took
     };
     let consuming = async {
         if !ours {
-            return by_hand(amqp, queue, messages, 8, Some(Arc::clone(&stopwatch))).await;
+            let stopwatch = Some(Arc::clone(&stopwatch));
+            return in_postgres(postgres_pool().await, amqp, queue, messages, 8, stopwatch).await;
         }
         let (store, effect) = postgres_store(false).await;
         let stopwatch = Arc::clone(&stopwatch);
@@ -175,143 +199,4 @@ async fn paced_run(amqp: &str, queue: &str, messages: usize, ours: bool) -> Took
     };
     let (took, ()) = tokio::join!(consuming, publishing);
     Took { took, latencies: stopwatch.took(), ..Took::default() }
-}
-
-/// Runs a consumer until so many deliveries are decided and, as it returns then, settled.
-async fn consume<S, H>(builder: ConsumerBuilder<S>, handler: H, messages: usize) -> Duration
-where
-    S: IdempotencyStore,
-    H: IdempotentHandler<S> + 'static,
-{
-    consume_with(builder, handler, messages, |_| ()).await
-}
-
-async fn consume_with<S, H>(
-    builder: ConsumerBuilder<S>,
-    handler: H,
-    messages: usize,
-    committed: impl Fn(&IncomingMessage) + Send + Sync + 'static,
-) -> Duration
-where
-    S: IdempotencyStore,
-    H: IdempotentHandler<S> + 'static,
-{
-    let (count, done) = (AtomicUsize::new(0), Arc::new(Notify::new()));
-    let last = Arc::clone(&done);
-    let builder = builder.on_outcome(move |message, outcome| {
-        assert!(outcome.is_handled(), "{outcome:?}");
-        committed(message);
-        if count.fetch_add(1, Ordering::Relaxed) + 1 == messages {
-            last.notify_one();
-        }
-    });
-    let started = Instant::now();
-    tokio::spawn(async move { builder.run_until(handler, async move { done.notified().await }).await })
-        .await
-        .expect("task")
-        .expect("consumer");
-    started.elapsed()
-}
-
-struct Effect {
-    insert: String,
-    many: Option<String>,
-}
-
-impl Effect {
-    fn new(table: &str, many: bool) -> Self {
-        Self {
-            insert: format!("INSERT INTO {table} VALUES ($1, $2)"),
-            many: many.then(|| format!("INSERT INTO {table} SELECT unnest($1::text[]), $2")),
-        }
-    }
-}
-
-impl IdempotentHandler<PostgresStore> for Effect {
-    async fn handle(&self, message: &IncomingMessage, tx: &mut PostgresTransaction) -> HandlerResult {
-        let insert = sqlx::query(AssertSqlSafe(self.insert.as_str())).bind(message.raw_message_id());
-        insert.bind(500_i64).execute(&mut **tx).await?;
-        Ok(())
-    }
-
-    async fn handle_batch(
-        &self,
-        messages: &[&IncomingMessage],
-        tx: &mut PostgresTransaction,
-    ) -> HandlerResult {
-        let Some(many) = &self.many else {
-            for message in messages {
-                IdempotentHandler::<PostgresStore>::handle(self, message, tx).await?;
-            }
-            return Ok(());
-        };
-        let ids: Vec<_> = messages.iter().filter_map(|message| message.raw_message_id()).collect();
-        sqlx::query(AssertSqlSafe(many.as_str())).bind(ids).bind(500_i64).execute(&mut **tx).await?;
-        Ok(())
-    }
-}
-
-impl IdempotentHandler<SqliteStore> for Effect {
-    async fn handle(&self, message: &IncomingMessage, tx: &mut SqliteTransaction) -> HandlerResult {
-        let insert = sqlx::query(AssertSqlSafe(self.insert.as_str())).bind(message.raw_message_id());
-        insert.bind(500_i64).execute(&mut **tx).await?;
-        Ok(())
-    }
-}
-
-/// No effect, as with `SET NX` by hand: what the guard costs.
-struct Nothing;
-
-impl IdempotentHandler<RedisStore> for Nothing {
-    async fn handle(&self, _: &IncomingMessage, _: &mut Lease) -> HandlerResult {
-        Ok(())
-    }
-}
-
-async fn postgres_store(many: bool) -> (PostgresStore, Effect) {
-    // As many connections as by hand, and for 32 workers.
-    let pool = |pool: PgPoolOptions| pool.max_connections(32);
-    let store = PostgresStore::connect_with(&variable("POSTGRES_URL"), pool).await.expect("PostgreSQL");
-    let store = store.table(&table("ids")).expect("name");
-    store.create_schema().await.expect("schema");
-    let effects = table("effects");
-    let create = format!("CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)");
-    sqlx::raw_sql(AssertSqlSafe(create)).execute(store.pool()).await.expect("table");
-    (store, Effect::new(&effects, many))
-}
-
-/// Of three batches at least: one is handled, one is there, one is on its way.
-fn prefetch(batch: usize) -> u16 {
-    u16::try_from((batch * 4).max(256)).expect("prefetch")
-}
-
-async fn postgres(
-    amqp: &str,
-    queue: &str,
-    messages: usize,
-    batch: usize,
-    workers: usize,
-    many: bool,
-) -> Duration {
-    let (store, effect) = postgres_store(many).await;
-    let builder = IdempotentConsumer::builder(amqp, queue, store).batch(batch).workers(workers);
-    consume(builder.prefetch(prefetch(batch)), effect, messages).await
-}
-
-async fn sqlite(amqp: &str, queue: &str, messages: usize, batch: usize) -> Duration {
-    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(table("consume"));
-    let store = SqliteStore::connect(&format!("sqlite:{}", file.display())).await.expect("SQLite");
-    store.create_schema().await.expect("schema");
-    let create = "CREATE TABLE effects (id TEXT NOT NULL, amount INTEGER NOT NULL)";
-    sqlx::raw_sql(create).execute(store.pool()).await.expect("table");
-    let builder = IdempotentConsumer::builder(amqp, queue, store).batch(batch).prefetch(prefetch(batch));
-    let took = consume(builder, Effect::new("effects", false), messages).await;
-    let _ = std::fs::remove_file(file);
-    took
-}
-
-async fn redis(amqp: &str, queue: &str, messages: usize) -> Duration {
-    let store = RedisStore::connect(&variable("REDIS_URL")).await.expect("Redis");
-    let store = store.prefix(&table("bench")).retention(KEPT);
-    consume(IdempotentConsumer::builder(amqp, queue, store).workers(32), Nothing, messages).await
 }

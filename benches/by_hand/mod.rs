@@ -73,54 +73,71 @@ pub(crate) async fn raw(amqp: &str, queue: &str, messages: usize) -> Duration {
     started.elapsed()
 }
 
-/// The vendor's recipe, by hand: begin, insert the ID, insert the effect, commit, ack.
-pub(crate) async fn by_hand(
-    amqp: &str,
-    queue: &str,
-    messages: usize,
-    tasks: usize,
-    stopwatch: Option<Arc<Stopwatch>>,
-) -> Duration {
-    let (ids, effects) = (table("ids"), table("effects"));
-    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(32);
-    let pool = pool.connect(&variable("POSTGRES_URL")).await.expect("PostgreSQL");
-    let create = format!(
-        "CREATE TABLE {ids} (id text PRIMARY KEY); CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)"
-    );
-    sqlx::raw_sql(AssertSqlSafe(create)).execute(&pool).await.expect("tables");
-    let claim = format!("INSERT INTO {ids} VALUES ($1)");
-    let effect = format!("INSERT INTO {effects} VALUES ($1, $2)");
-    let started = Instant::now();
-    let (_connection, channel, mut consumer) = subscribe(amqp, queue, 256).await;
-    let mut working = FuturesUnordered::new();
-    let mut left = messages;
-    while left > 0 || !working.is_empty() {
-        if left == 0 || working.len() >= tasks {
-            working.next().await;
-            continue;
-        }
-        left -= 1;
-        let delivery = consumer.next().await.expect("delivery").expect("delivery");
-        let (pool, channel, claim, effect) = (pool.clone(), channel.clone(), claim.clone(), effect.clone());
-        let stopwatch = stopwatch.clone();
-        working.push(tokio::spawn(async move {
-            let id = delivery.properties.message_id().as_ref().expect("ID").as_str();
-            let mut tx = pool.begin().await.expect("begin");
-            sqlx::query(AssertSqlSafe(claim)).bind(id).execute(&mut *tx).await.expect("new");
-            sqlx::query(AssertSqlSafe(effect))
-                .bind(id)
-                .bind(500_i64)
-                .execute(&mut *tx)
-                .await
-                .expect("effect");
-            tx.commit().await.expect("commit");
-            if let Some(stopwatch) = stopwatch {
-                stopwatch.stop(id);
+/// The vendor's recipe, by hand, so many at once: begin, insert the ID, insert the effect, commit,
+/// ack.
+macro_rules! by_hand {
+    ($name:ident, $DB:ty, ($ids:ident, $effects:ident): $create:expr, $values:expr) => {
+        pub(crate) async fn $name(
+            pool: sqlx::Pool<$DB>,
+            amqp: &str,
+            queue: &str,
+            messages: usize,
+            tasks: usize,
+            stopwatch: Option<Arc<Stopwatch>>,
+        ) -> Duration {
+            let ($ids, $effects) = (table("ids"), table("effects"));
+            let create = format!($create);
+            sqlx::raw_sql(AssertSqlSafe(create)).execute(&pool).await.expect("tables");
+            let (one, two) = $values;
+            let claim: Arc<str> = format!("INSERT INTO {} VALUES ({one})", $ids).into();
+            let effect: Arc<str> = format!("INSERT INTO {} VALUES ({one}, {two})", $effects).into();
+            let started = Instant::now();
+            let (_connection, channel, mut consumer) = subscribe(amqp, queue, 256).await;
+            let mut working = FuturesUnordered::new();
+            let mut left = messages;
+            while left > 0 || !working.is_empty() {
+                if left == 0 || working.len() >= tasks {
+                    working.next().await;
+                    continue;
+                }
+                left -= 1;
+                let delivery = consumer.next().await.expect("delivery").expect("delivery");
+                let (pool, channel) = (pool.clone(), channel.clone());
+                let (claim, effect) = (Arc::clone(&claim), Arc::clone(&effect));
+                let stopwatch = stopwatch.clone();
+                working.push(tokio::spawn(async move {
+                    let id = delivery.properties.message_id().as_ref().expect("ID").as_str();
+                    let mut tx = pool.begin().await.expect("begin");
+                    sqlx::query(AssertSqlSafe(claim)).bind(id).execute(&mut *tx).await.expect("new");
+                    let effect = sqlx::query(AssertSqlSafe(effect)).bind(id).bind(500_i64);
+                    effect.execute(&mut *tx).await.expect("effect");
+                    tx.commit().await.expect("commit");
+                    if let Some(stopwatch) = stopwatch {
+                        stopwatch.stop(id);
+                    }
+                    let ack = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default());
+                    ack.await.expect("ack");
+                }));
             }
-            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("ack");
-        }));
-    }
-    started.elapsed()
+            started.elapsed()
+        }
+    };
+}
+
+by_hand! {
+    in_postgres, sqlx::Postgres,
+    (ids, effects): "CREATE TABLE {ids} (id text PRIMARY KEY); CREATE TABLE {effects} (id text NOT NULL, amount bigint NOT NULL)",
+    ("$1", "$2")
+}
+by_hand! {
+    in_mariadb, sqlx::MySql,
+    (ids, effects): "CREATE TABLE {ids} (id varchar(255) PRIMARY KEY); CREATE TABLE {effects} (id varchar(255) NOT NULL, amount bigint NOT NULL)",
+    ("?", "?")
+}
+by_hand! {
+    in_sqlite, sqlx::Sqlite,
+    (ids, effects): "CREATE TABLE {ids} (id TEXT PRIMARY KEY); CREATE TABLE {effects} (id TEXT NOT NULL, amount INTEGER NOT NULL)",
+    ("?1", "?2")
 }
 
 /// What one would write by hand with Redis: `SET NX` with an expiry, then the ack. It loses the

@@ -19,6 +19,9 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
+/// The processes of stores; MariaDB names itself by its thread.
+const STORES: [&str; 5] = ["postgres", "mariadbd", "mysqld", "redis-server", "valkey-server"];
+
 /// 256 bytes of JSON.
 pub(crate) fn body() -> Bytes {
     let mut body = br#"{"order":"order-0000042","account":"account-17","amount":500,"note":""#.to_vec();
@@ -30,7 +33,7 @@ pub(crate) fn body() -> Bytes {
 pub(crate) struct Bench {
     pub(crate) messages: usize,
     pub(crate) rounds: usize,
-    /// Only cases whose name holds this.
+    /// Only cases whose name holds this, or one of these with | between them.
     filter: String,
     figures: Figures,
 }
@@ -74,7 +77,7 @@ pub(crate) fn child() -> Option<(String, String, usize)> {
 pub(crate) async fn once(messages: usize, run: impl Future<Output = impl Into<Took>>) {
     // Resets the peak of the resident set, see proc(5).
     let _ = fs::write("/proc/self/clear_refs", "5");
-    let measured = || [cpu(), cpu_of(&["beam.smp"]), cpu_of(&["postgres", "redis-server", "valkey-server"])];
+    let measured = || [cpu(), cpu_of(&["beam.smp"]), cpu_of(&STORES)];
     let before = measured();
     let run: Took = run.await.into();
     let after = measured();
@@ -114,7 +117,7 @@ impl Bench {
     /// Runs one case once, in a process of its own: neither memory nor warmed-up threads are
     /// inherited.
     pub(crate) fn measure(&mut self, case: &str, queue: &str, messages: usize) {
-        if !case.contains(&self.filter) {
+        if !self.filter.split('|').any(|part| case.contains(part)) {
             return;
         }
         let output = Command::new(std::env::current_exe().expect("myself"))
@@ -165,7 +168,7 @@ pub(crate) fn in_turn(cases: &[&'static str], round: usize) -> Vec<&'static str>
 
 /// User and system time of this process, of all its threads; 10 ms fine, see proc(5).
 pub(crate) fn cpu() -> Duration {
-    ticks(Path::new("/proc/self/stat"))
+    ticks(Path::new("/proc/self/stat"), 11..13)
 }
 
 /// The same of all processes with these names.
@@ -175,15 +178,15 @@ fn cpu_of(names: &[&str]) -> Duration {
         let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
         names.contains(&name.trim_end())
     });
-    named.map(|process| ticks(&process.join("stat"))).sum()
+    // With that of children that ended: PostgreSQL has a process for each connection.
+    named.map(|process| ticks(&process.join("stat"), 11..15)).sum()
 }
 
-fn ticks(stat: &Path) -> Duration {
+fn ticks(stat: &Path, mut which: std::ops::Range<usize>) -> Duration {
     let stat = fs::read_to_string(stat).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks =
-        |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    Duration::from_millis(which.try_fold(0, |sum, index| Some(sum + ticks(index)?)).unwrap_or_default() * 10)
 }
 
 fn peak_rss_mb() -> f64 {

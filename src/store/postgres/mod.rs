@@ -72,6 +72,8 @@ fn insert(table: &str, columns: (&str, &str), partitioned: bool, known: &str) ->
     )
 }
 
+const BEGIN: &str = "BEGIN; ";
+
 const SKIPPED: &str = "ON CONFLICT DO NOTHING RETURNING scope, message_id";
 
 impl SqlDatabase for Postgres {
@@ -132,10 +134,11 @@ impl Dialect for Postgres {
     const QUOTE: char = '"';
     // COMMIT answers "ROLLBACK", and the driver Ok, in a transaction that an error aborted; SELECT
     // fails there with 25P02, and what follows is not run. A setting that is local to the
-    // transaction shows whether it is still the one that was begun; it is NULL in a session that
-    // never had it, which a pooler may have put in its place.
-    const COMMIT: &'static str = "SELECT 1 / (coalesce(current_setting('lapin_idempotent.transaction', true), '') = 'open')::int; \
-                                  COMMIT; BEGIN";
+    // transaction shows whether it is still the one that was begun: afterwards it is '', which is
+    // no boolean, and in a session that never had it, which a pooler may have put in its place, it
+    // is an error to ask for it.
+    const COMMIT: &'static str =
+        "SELECT current_setting('lapin_idempotent.transaction')::bool; COMMIT AND CHAIN";
     const ROLLBACK: &'static str = "ROLLBACK; BEGIN";
     const ONE_WRITER: bool = false;
     const AFTER_FAILURE: Option<&'static str> = None;
@@ -159,8 +162,8 @@ impl Dialect for Postgres {
 
     fn begin(limits: &Limits) -> String {
         format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL lapin_idempotent.transaction = 'open'",
+            "{BEGIN}SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL lapin_idempotent.transaction = on",
             millis(limits.lock),
             millis(limits.statement),
             millis(limits.idle)
@@ -202,6 +205,13 @@ impl Dialect for Postgres {
         rows: &[&ClaimRequest],
     ) -> Result<(), sqlx::Error> {
         bound(&statements.insert_new, statements, rows).execute(connection).await.map(|_| ())
+    }
+
+    /// Statements that are sent together are one transaction, which BEGIN keeps open (PostgreSQL
+    /// manual, "Multiple Statements in a Simple Query"): what fails before it leaves none.
+    fn begin_with_new(begin: &str, statements: &Statements, request: &ClaimRequest) -> Option<String> {
+        let (settings, insert) = (begin.strip_prefix(BEGIN)?, literal(statements, request)?);
+        Some(format!("{settings}; {insert}; BEGIN"))
     }
 
     async fn select(
@@ -307,6 +317,26 @@ impl Dialect for Postgres {
     }
 
     runs_statements!(str::to_owned);
+}
+
+/// The plain INSERT of a row with its values in it. `None` of an identity with characters that a
+/// server might read as anything else than data, whatever it is set to.
+fn literal(statements: &Statements, request: &ClaimRequest) -> Option<String> {
+    let plain =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\'' | b'\\'));
+    let (scope, id) = (request.scope.as_str(), request.message_id.as_str());
+    if !plain(scope) || !plain(id) {
+        return None;
+    }
+    let (id_time, value) = match statements.partition_hours {
+        Some(_) => (", id_time", format!(", {}", partitions::id_time(&request.message_id))),
+        None => ("", String::new()),
+    };
+    Some(format!(
+        "INSERT INTO {} (scope, message_id, fingerprint, processed_at{id_time}) \
+         VALUES ('{scope}', '{id}', decode('{}', 'hex'), now(){value})",
+        statements.quoted, request.fingerprint
+    ))
 }
 
 /// An INSERT with its rows, as arrays.

@@ -1,10 +1,11 @@
 //! Identities and effects in one SQL transaction: what PostgreSQL, MySQL and SQLite share.
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
-//! `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
+//! `begin`, `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
 //! the handler), `schema`, `inspect`, `replays`, `replies`, `outbox`. `dialect` is what a database
 //! has to say for itself.
 
+mod begin;
 mod claim;
 mod dialect;
 mod driver_macros;
@@ -33,13 +34,13 @@ pub(super) use self::outbox::Ear;
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(super) use self::outbox::without;
 pub(super) use self::{
+    begin::begun,
     dialect::{Cause, Dialect, Found, NewLease, Value},
     driver_macros::{found, runs_statements},
     options::{Limits, micros, millis},
     outbox::{Cells, OutboxDialect, OutboxStatements, OutboxSyntax, cells},
     replays::ReplaySyntax,
     replies::{KeptRow, ReplyDialect, ReplyStatements, orphans},
-    session::begun,
     statements::{Statements, Syntax},
     table::TableName,
 };

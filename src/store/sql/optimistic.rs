@@ -17,26 +17,48 @@ use crate::idempotency::ClaimRequest;
 /// A batch of fewer rows gains less than the round trips that a failure costs.
 const WORTH: usize = 32;
 
-/// How many claims must meet nothing that is known before one is made plainly again: where copies
-/// are common, few are made in vain.
-const CARE: u32 = 32;
+/// How many claims must meet nothing that is known before one is made plainly again: twice as many
+/// after each that was made in vain, so that few are where copies are common. What is in vain is an
+/// error in the server's log.
+const CARE: (u32, u32) = (32, 4096);
 
 /// Whether to expect that a batch is new.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct OptimisticInsert {
     /// Claims to be made with care.
     careful: AtomicU32,
+    /// So many after the next copy.
+    care: AtomicU32,
+}
+
+impl Default for OptimisticInsert {
+    fn default() -> Self {
+        Self { careful: AtomicU32::new(0), care: AtomicU32::new(CARE.0 / 2) }
+    }
 }
 
 impl OptimisticInsert {
     /// For so many identities.
     pub(super) fn is_worth_it(&self, identities: usize) -> bool {
-        identities >= WORTH && self.careful.load(Ordering::Relaxed) == 0
+        identities >= WORTH && self.is_likely()
+    }
+
+    /// Whether what comes next is likely to be new.
+    pub(super) fn is_likely(&self) -> bool {
+        self.careful.load(Ordering::Relaxed) == 0
+    }
+
+    /// A claim was made plainly, in vain.
+    pub(super) fn missed(&self) {
+        let doubled = |care: u32| Some(care.saturating_mul(2).min(CARE.1));
+        let _ = self.care.fetch_update(Ordering::Relaxed, Ordering::Relaxed, doubled);
+        self.learn(false);
     }
 
     /// What a claim met: whether all were new.
     pub(super) fn learn(&self, all_new: bool) {
-        let next = |careful: u32| if all_new { careful.checked_sub(1) } else { Some(CARE) };
+        let care = self.care.load(Ordering::Relaxed);
+        let next = |careful: u32| if all_new { careful.checked_sub(1) } else { Some(care.max(CARE.0)) };
         // Nothing to count down is no failure.
         let _ = self.careful.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
@@ -62,16 +84,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_copy_makes_the_next_claims_careful() {
+    fn each_claim_in_vain_makes_more_of_the_next_ones_careful() {
         let optimistic = OptimisticInsert::default();
         assert!(optimistic.is_worth_it(WORTH) && !optimistic.is_worth_it(WORTH - 1));
         optimistic.learn(true);
         assert!(optimistic.is_worth_it(1024));
+        for care in [32, 64, 128, 256, 512, 1024, 2048, 4096, 4096] {
+            optimistic.missed();
+            for _ in 0..care {
+                assert!(!optimistic.is_worth_it(1024) && !optimistic.is_likely());
+                optimistic.learn(true);
+            }
+            assert!(optimistic.is_worth_it(1024) && optimistic.is_likely(), "after {care}");
+        }
+    }
+
+    #[test]
+    fn copy_that_a_careful_claim_meets_prolongs_the_care() {
+        let optimistic = OptimisticInsert::default();
         optimistic.learn(false);
-        for _ in 0..CARE {
-            assert!(!optimistic.is_worth_it(1024));
+        optimistic.learn(true);
+        optimistic.learn(false);
+        for _ in 0..32 {
+            assert!(!optimistic.is_likely());
             optimistic.learn(true);
         }
-        assert!(optimistic.is_worth_it(1024));
+        assert!(optimistic.is_likely());
     }
 }

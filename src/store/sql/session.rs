@@ -2,12 +2,12 @@
 
 use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
-use sqlx::{AssertSqlSafe, Connection, Pool, Transaction};
+use sqlx::{Connection, Transaction};
 use tokio::time::timeout;
-use tracing::Instrument;
 
 use super::{
     SqlDatabase, SqlStore,
+    begin::begun,
     claim::{Answer, NotClaimed, claim_all},
     dialect::{Cause, NewLease},
     error::{cause, failed, is_conflict, not_claimed, not_committed},
@@ -72,6 +72,10 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         &self,
         requests: &[ClaimRequest],
     ) -> Result<Claims<Transaction<'static, DB>>, NotClaimedError> {
+        if let Some(transaction) = self.begun_with_new(requests).await? {
+            let claims = vec![Claim::Acquired; requests.len()];
+            return Ok(Claims { session: Some(transaction), claims });
+        }
         let mut transaction = self.begin().await?;
         if DB::OPTIMISTIC && self.optimistic.is_worth_it(requests.len()) {
             match claim_new::<DB>(&mut *transaction, &self.statements, requests).await {
@@ -80,6 +84,7 @@ impl<DB: SqlDatabase> SqlStore<DB> {
                     return Ok(Claims { session: Some(transaction), claims });
                 }
                 Err(error) if cause::<DB>(&error) == Some(Cause::Duplicate) => {
+                    self.optimistic.missed();
                     self.begin_anew(&mut transaction).await.map_err(failed::<DB>)?;
                 }
                 // With care it is asked once more.
@@ -97,6 +102,30 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         }
         end(transaction, DB::ROLLBACK).await.map_err(failed::<DB>)?;
         Ok(Claims { session: None, claims })
+    }
+
+    /// Begins a transaction that has the one identity already, in one round trip, if it is new as it
+    /// nearly always is.
+    async fn begun_with_new(
+        &self,
+        requests: &[ClaimRequest],
+    ) -> Result<Option<Transaction<'static, DB>>, NotClaimedError> {
+        let [request] = requests else { return Ok(None) };
+        let begin =
+            self.optimistic.is_likely().then(|| DB::begin_with_new(&self.begin, &self.statements, request));
+        let Some(begin) = begin.flatten() else { return Ok(None) };
+        let error = match begun(&self.pool, begin).await {
+            Ok(transaction) => return Ok(Some(transaction)),
+            Err(error) => error,
+        };
+        match cause::<DB>(&error) {
+            // To ask once more would be to wait once more.
+            None | Some(Cause::Busy | Cause::Conflict) => return Err(not_claimed::<DB>(error).into()),
+            Some(Cause::Duplicate) => self.optimistic.missed(),
+            // What is the matter shows at the claim with care.
+            Some(_) => {}
+        }
+        Ok(None)
     }
 
     /// Claims all in a transaction that is open, and gives it back with the answers.
@@ -153,20 +182,6 @@ impl<DB: SqlDatabase> SqlStore<DB> {
             }
         }
         not_claimed::<DB>(error)
-    }
-}
-
-/// Begins a transaction, in a task of its own: if the claim is dropped while the server begins it,
-/// the driver would not know of it, and would put the connection back into its pool as it is.
-pub(in crate::store) async fn begun<DB: SqlDatabase>(
-    pool: &Pool<DB>,
-    statement: impl Into<Arc<str>>,
-) -> Result<Transaction<'static, DB>, sqlx::Error> {
-    let (pool, statement) = (pool.clone(), AssertSqlSafe(statement.into()));
-    let beginning = async move { pool.begin_with(statement).await };
-    match tokio::spawn(beginning.in_current_span()).await {
-        Ok(begun) => begun,
-        Err(ended) => Err(sqlx::Error::Io(std::io::Error::other(ended))),
     }
 }
 

@@ -10,10 +10,10 @@ use crate::{
     idempotency::{StoreError, StoreErrorKind},
     outbox::{Failed, Lane, Next, RowId, Term},
     store::sql::{
+        begin::begun,
         dialect::Value,
         error::{failed as error, not_committed},
         options::micros,
-        session::begun,
     },
 };
 

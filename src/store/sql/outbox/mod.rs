@@ -39,11 +39,11 @@ pub(in crate::store) use self::{
 };
 use super::{
     InvalidTableName, SqlDatabase, TableName,
+    begin::begun,
     dialect::{Cause, Value},
     error::{cause, failed},
     options::Limits,
     pool::{connected, lazy},
-    session::begun,
 };
 use crate::{
     idempotency::{StoreError, StoreErrorKind},
