@@ -101,6 +101,7 @@ mod now;
 pub mod outbox;
 pub mod publisher;
 pub mod store;
+mod task;
 #[cfg(all(test, feature = "metrics"))]
 #[allow(clippy::unwrap_used)]
 mod test_support;

@@ -128,7 +128,7 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ConsumeError>
     where
-        H: IdempotentHandler<S>,
+        H: IdempotentHandler<S> + 'static,
     {
         // However this ends.
         let _stopped = StoppedOnDrop(self.monitor.clone());

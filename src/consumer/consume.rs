@@ -1,6 +1,6 @@
 //! `IdempotentConsumer`: what a builder gives, and what runs.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, sync::Arc};
 
 use super::{
     builder::ConsumerBuilder,
@@ -106,7 +106,7 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     /// As there.
     pub async fn run<H>(self, handler: H) -> Result<(), ConsumeError>
     where
-        H: IdempotentHandler<S>,
+        H: IdempotentHandler<S> + 'static,
     {
         self.run_until(handler, std::future::pending()).await
     }
@@ -145,7 +145,8 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     /// # Cancellation
     ///
     /// Dropping the future drops the running handlers, whose sessions are released; their
-    /// deliveries come again.
+    /// deliveries come again. With several [`workers`](ConsumerBuilder::workers) each handler runs
+    /// in a task of its own, and one that computes at that moment ends where it next waits.
     ///
     /// # Panics
     ///
@@ -156,14 +157,14 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ConsumeError>
     where
-        H: IdempotentHandler<S>,
+        H: IdempotentHandler<S> + 'static,
     {
         // However this ends.
         let _stopped = StoppedOnDrop(self.monitor.clone());
         let Self { guard, connect, options, monitor, control } = self;
         let context = ConsumerContext::new(guard, handler, connect, options, monitor, control);
         // On the heap: it is large, and would be a part of every future that awaits it.
-        Box::pin(context.run(shutdown)).await
+        Box::pin(Arc::new(context).run(shutdown)).await
     }
 }
 

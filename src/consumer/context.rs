@@ -1,6 +1,8 @@
 //! What a consumer was built of, and how a batch is handled.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
 
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -19,6 +21,7 @@ use crate::{
     amqp::ConnectOptions,
     error::Chain,
     idempotency::{Batch, Guard, IdempotencyStore, IdempotentHandler, Outcome, StoreError},
+    task::{EndedOnDrop, Temper},
 };
 
 /// How long everything may take, once handlers were let finish, to give back what is unsettled and
@@ -33,6 +36,7 @@ pub(crate) struct ConsumerContext<S: IdempotencyStore, H> {
     pub(super) settler: Settler,
     pub(super) monitor: ConsumerMonitor,
     pub(super) control: ConsumerControl,
+    temper: Temper,
 }
 
 /// A batch that has its outcomes.
@@ -55,7 +59,16 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         let scope = guard.scope().as_str();
         let forwarder = Forwarder::new(format!("{scope} (parking)"), connect.clone());
         let settler = Settler::new(options.clone(), scope, forwarder, monitor.clone());
-        Self { guard: guard.coalesced(), handler, connect, options, settler, monitor, control }
+        Self {
+            guard: guard.coalesced(),
+            handler,
+            connect,
+            options,
+            settler,
+            monitor,
+            control,
+            temper: Temper::default(),
+        }
     }
 
     /// Answers what has taken effect.
@@ -70,14 +83,26 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
         self.monitor.failed(&error);
     }
 
-    /// Lets the guard decide about a batch.
-    pub(super) async fn handle(&self, batch: Vec<Unsettled>) -> Done {
+    /// Lets the guard decide about a batch: in a task of its own if there are others and handlers
+    /// compute, so that they hold up neither each other nor the renewal of leases nor acks.
+    pub(super) fn work<'a>(self: &'a Arc<Self>, batch: Vec<Unsettled>) -> BoxFuture<'a, Done>
+    where
+        H: 'static,
+    {
+        if self.options.workers == 1 || self.temper.is_quick() {
+            return self.handle(batch).boxed();
+        }
+        let context = Arc::clone(self);
+        EndedOnDrop::new(tokio::spawn(async move { context.handle(batch).await })).boxed()
+    }
+
+    async fn handle(&self, batch: Vec<Unsettled>) -> Done {
         let begun = Instant::now();
         let (messages, deliveries): (Vec<_>, Vec<Unacked>) =
             batch.into_iter().map(|unsettled| (unsettled.message, unsettled.delivery)).unzip();
         let span = telemetry::span(&self.options.queue, self.guard.scope().as_str(), &messages);
         let Batch { outcomes, together } =
-            self.guard.batch(&messages, &self.handler).instrument(span.clone()).await;
+            self.temper.watched(self.guard.batch(&messages, &self.handler).instrument(span.clone())).await;
         telemetry::finish(&span, &messages, &outcomes);
         #[cfg(feature = "metrics")]
         telemetry::record(self.guard.scope().as_str(), &outcomes, begun.elapsed());

@@ -1,6 +1,6 @@
 //! Consumers that answer.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use super::{
     builder::ConsumerBuilder,
@@ -47,7 +47,7 @@ impl<S: ReplyStore> ConsumerBuilder<S> {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ConsumeError>
     where
-        H: RpcHandler<S>,
+        H: RpcHandler<S> + 'static,
     {
         // However this ends.
         let _stopped = StoppedOnDrop(self.monitor.clone());
@@ -63,7 +63,7 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
     /// # Errors
     ///
     /// As there.
-    pub async fn run_rpc<H: RpcHandler<S>>(self, handler: H) -> Result<(), ConsumeError> {
+    pub async fn run_rpc<H: RpcHandler<S> + 'static>(self, handler: H) -> Result<(), ConsumeError> {
         self.run_rpc_until(handler, std::future::pending()).await
     }
 
@@ -120,7 +120,7 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ConsumeError>
     where
-        H: RpcHandler<S>,
+        H: RpcHandler<S> + 'static,
     {
         let _stopped = StoppedOnDrop(self.monitor.clone());
         let Self { guard, connect, options, monitor, control } = self;
@@ -131,6 +131,6 @@ impl<S: ReplyStore> IdempotentConsumer<S> {
         let answers = Answers::new(store.clone(), options.unclaimed, options.lost);
         let handler = Answering::new(store, handler)?;
         let context = ConsumerContext::new(guard, handler, connect, options, monitor, control);
-        Box::pin(context.answering(answers).run(shutdown)).await
+        Box::pin(Arc::new(context.answering(answers)).run(shutdown)).await
     }
 }

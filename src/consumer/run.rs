@@ -1,6 +1,6 @@
 //! Subscribes again and again, until the consumer is told to stop.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
@@ -29,8 +29,11 @@ use crate::{
 )]
 struct NoDelayedRetries(ServerVersion);
 
-impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
-    pub(crate) async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ConsumeError> {
+impl<S: IdempotencyStore, H: IdempotentHandler<S> + 'static> ConsumerContext<S, H> {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ConsumeError> {
         let shutdown = async {
             tokio::select! {
                 () = shutdown => {}

@@ -216,8 +216,9 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// Sets how many batches, or messages where there are none, are handled concurrently, at least
-    /// 1; more gives up the order of the queue. They share one task: a handler that blocks its
-    /// thread holds up the others and their leases; see `tokio::task::spawn_blocking`. Default: 1.
+    /// 1; more gives up the order of the queue. Each batch is then a task of its own, so that on a
+    /// runtime of several threads handlers that compute do so side by side. What blocks its thread
+    /// for long belongs into `tokio::task::spawn_blocking`. Default: 1.
     pub fn workers(mut self, workers: usize) -> Self {
         self.options.workers = workers.max(1);
         self

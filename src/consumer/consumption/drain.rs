@@ -11,7 +11,7 @@ use crate::{
     idempotency::{IdempotencyStore, IdempotentHandler},
 };
 
-impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
+impl<S: IdempotencyStore, H: IdempotentHandler<S> + 'static> Consumption<'_, S, H> {
     /// Lets those that are at work finish.
     pub(super) async fn drain(&mut self, end: &End, mut driving: Pin<&mut impl Future<Output = Infallible>>) {
         let monitor = &self.context.monitor;

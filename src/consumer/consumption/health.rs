@@ -16,7 +16,7 @@ use crate::{
     idempotency::{IdempotencyStore, IdempotentHandler, Outcome, StoreError},
 };
 
-impl<S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'_, S, H> {
+impl<S: IdempotencyStore, H: IdempotentHandler<S> + 'static> Consumption<'_, S, H> {
     /// Learns from the outcomes of a batch that began then; gives whether the store could not be
     /// asked, or what the handler depends on is away.
     pub(super) fn judge(&mut self, begun: Instant, handled: &[(Unsettled, Outcome)]) -> bool {

@@ -1,6 +1,6 @@
 //! The loop over one subscription: deliveries in, settlements out.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt, StreamExt,
@@ -47,7 +47,7 @@ pub(super) enum End {
 /// One subscription, and all that is done about what it delivers. Settles only on the channel that
 /// delivered.
 pub(super) struct Consumption<'a, S: IdempotencyStore, H> {
-    context: &'a ConsumerContext<S, H>,
+    context: &'a Arc<ConsumerContext<S, H>>,
     carried: &'a mut Carried,
     session: Subscription,
     buffer: DeliveryBuffer,
@@ -85,9 +85,9 @@ fn ticking(period: Duration) -> Interval {
     ticking
 }
 
-impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
+impl<'a, S: IdempotencyStore, H: IdempotentHandler<S> + 'static> Consumption<'a, S, H> {
     pub(super) fn new(
-        context: &'a ConsumerContext<S, H>,
+        context: &'a Arc<ConsumerContext<S, H>>,
         carried: &'a mut Carried,
         session: Subscription,
     ) -> Self {
@@ -261,7 +261,7 @@ impl<'a, S: IdempotencyStore, H: IdempotentHandler<S>> Consumption<'a, S, H> {
         self.dependency.begins();
         self.in_hand += batch.len();
         self.context.monitor.in_hand(self.in_hand);
-        self.working.push(self.context.handle(batch).boxed());
+        self.working.push(self.context.work(batch));
     }
 
     /// With all that are ready as well: an ack costs the broker more than a delivery.

@@ -95,7 +95,7 @@ where
 async fn consume<S, H>(options: &Options, store: S, handler: H) -> Result<(), BoxError>
 where
     S: IdempotencyStore + Clone,
-    H: IdempotentHandler<Aborting<S>>,
+    H: IdempotentHandler<Aborting<S>> + 'static,
 {
     let stopped = asked_to_stop()?;
     let sweeper =
