@@ -70,7 +70,7 @@ fuzz: cargo ## Fuzz what reads foreign bytes, each target for FUZZ_SECONDS (15);
 
 BENCHES = --bench publish --bench consume --bench outbox --bench stores
 
-bench: up ## Throughput against raw lapin, in one run, and the aims that were reached; BENCH_STRICT=1 fails if one was missed. A short one: ARGS="500 1" (messages, rounds)
+bench: up ## Throughput against raw lapin, in one run, and the aims that were reached; BENCH_STRICT=1 fails if one was missed, BENCH_PUBLISH=1 writes benches/README.md. A short one: ARGS="500 1" (messages, rounds)
 	@$(WITH_SERVICES) cargo bench --all-features $(BENCHES) -- $(ARGS)
 	@cargo bench --all-features --bench report
 

@@ -22,6 +22,7 @@ mod service {
     mod at_rebalance;
     mod at_sending;
     mod broker_restart;
+    mod computing;
     mod cuts;
     mod delayed_retries;
     mod dependency;
@@ -60,6 +61,7 @@ mod service {
                 at_rebalance::trials,
                 at_sending::trials,
                 broker_restart::trials,
+                computing::trials,
                 cuts::trials,
                 delayed_retries::trials,
                 dependency::trials,

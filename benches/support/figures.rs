@@ -102,9 +102,14 @@ fn plot(title: &str, bars: &[(String, f64)]) -> String {
     svg
 }
 
-/// Whose servers they are; `scripts/suite` says it.
+/// Whose servers they are: `scripts/suite` says it, or they are the machine's own.
 fn suite() -> String {
-    std::env::var("LAPIN_IDEMPOTENT_SUITE").unwrap_or_else(|_| "own".to_owned())
+    let of = |release: String| {
+        let value = |name: &str| release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        Some(format!("{}{}", value("ID")?, value("VERSION_ID")?.trim_matches('"')))
+    };
+    let machine = || fs::read_to_string("/etc/os-release").ok().and_then(of);
+    std::env::var("LAPIN_IDEMPOTENT_SUITE").ok().or_else(machine).unwrap_or_else(|| "own".to_owned())
 }
 
 /// `None` of nothing.

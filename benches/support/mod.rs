@@ -1,6 +1,8 @@
 //! Measuring: time, CPU of this process, peak memory; a process of its own for each sample.
 
 pub(crate) mod figures;
+#[allow(dead_code, reason = "the report writes it")]
+pub(crate) mod readme;
 pub(crate) mod report;
 #[cfg(all(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
 #[allow(dead_code, reason = "not all benches ask databases")]

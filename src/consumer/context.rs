@@ -85,7 +85,7 @@ impl<S: IdempotencyStore, H: IdempotentHandler<S>> ConsumerContext<S, H> {
 
     /// Lets the guard decide about a batch: in a task of its own if there are others and handlers
     /// compute, so that they hold up neither each other nor the renewal of leases nor acks.
-    pub(super) fn work<'a>(self: &'a Arc<Self>, batch: Vec<Unsettled>) -> BoxFuture<'a, Done>
+    pub(super) fn work(self: &Arc<Self>, batch: Vec<Unsettled>) -> BoxFuture<'_, Done>
     where
         H: 'static,
     {

@@ -216,9 +216,10 @@ impl<S: IdempotencyStore> ConsumerBuilder<S> {
     }
 
     /// Sets how many batches, or messages where there are none, are handled concurrently, at least
-    /// 1; more gives up the order of the queue. Each batch is then a task of its own, so that on a
-    /// runtime of several threads handlers that compute do so side by side. What blocks its thread
-    /// for long belongs into `tokio::task::spawn_blocking`. Default: 1.
+    /// 1; more gives up the order of the queue. Where handlers compute, each batch is a task of its
+    /// own, so that on a runtime of several threads they do so side by side. One that blocks its
+    /// thread for as long as its lease runs loses it; see `tokio::task::spawn_blocking`.
+    /// Default: 1.
     pub fn workers(mut self, workers: usize) -> Self {
         self.options.workers = workers.max(1);
         self

@@ -8,7 +8,6 @@ use tokio::time::{Instant, interval_at, timeout_at};
 use crate::{
     error::Chain,
     idempotency::{ClaimRequest, StoreError, StoreErrorKind},
-    task::EndedOnDrop,
 };
 
 /// How long a lease runs unless it is renewed, if nothing else is said.
@@ -18,17 +17,16 @@ pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 /// when the lease is lost.
 ///
 /// A store that does not answer is asked again until the lease has run out by this process's clock:
-/// from then on somebody else may hold it. In a task of its own, so that a handler that computes
-/// keeps no lease from being renewed, its own included.
+/// from then on somebody else may hold it.
 pub(super) fn keep_alive<R, F>(lease: Duration, renew: R) -> BoxFuture<'static, StoreError>
 where
     R: Fn() -> F + Send + 'static,
-    F: Future<Output = Result<(), StoreError>> + Send + 'static,
+    F: Future<Output = Result<(), StoreError>> + Send,
 {
     // A longer one would overflow.
     let lease = lease.min(Duration::from_secs(31_536_000));
     let period = (lease / 3).max(Duration::from_millis(1));
-    let renewing = async move {
+    async move {
         let start = Instant::now();
         let mut tick = interval_at(start + period, period);
         let mut runs_out = start + lease;
@@ -43,8 +41,8 @@ where
                 Err(elapsed) => return ran_out(elapsed),
             }
         }
-    };
-    EndedOnDrop::new(tokio::spawn(renewing)).boxed()
+    }
+    .boxed()
 }
 
 fn ran_out(error: impl Into<crate::error::BoxError>) -> StoreError {

@@ -38,6 +38,8 @@ trials! {
     deadlock_of_two_handlers_ends_with_both_effects<Postgres, MySql>,
     serialization_failure_is_done_again,
     nul_and_other_invalid_ids_reach_no_table<Postgres, MySql, Sqlite>,
+    copy_leaves_its_connection_as_it_was<Postgres, MySql, Sqlite>,
+    quotes_in_scope_and_id_are_data<Postgres, MySql, Sqlite>,
 }
 
 pub fn request(scope: &str, id: &str) -> ClaimRequest {
@@ -297,4 +299,50 @@ pub async fn nul_and_other_invalid_ids_reach_no_table<K: Kind>() {
     }
     assert_eq!((table.identities().await, table.effects().await.0), (0, 0));
     assert!(Scope::new("a\0").is_err());
+}
+
+/// What was claimed in vain, and then with care, leaves no transaction open: what others write over
+/// the same connection is there for all.
+pub async fn copy_leaves_its_connection_as_it_was<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let one = SqlStore::<K>::connect_with(&table.url, |pool| pool.max_connections(1)).await.expect("connect");
+    let one = one.table(&table.name).expect("name");
+    for n in 0..3 {
+        let asked = [request("test", "order-42")];
+        let claims = one.claim(&asked).await.expect("claim");
+        assert_eq!(claims.session.is_some(), n == 0, "{:?}", claims.claims);
+        if let Some(session) = claims.session {
+            one.complete(session).await.expect("complete");
+        }
+        let mut connection = one.pool().acquire().await.expect("connection");
+        let write = format!("INSERT INTO {} VALUES ('{n}')", table.effects);
+        K::run(&mut connection, &write).await.expect("write");
+        assert_eq!(table.effects().await, (n + 1, n + 1), "another session sees it");
+    }
+}
+
+/// Whether it was new; it is completed then.
+async fn is_new<K: Kind>(table: &Table<K>, scope: &str, id: &str) -> bool {
+    let claims = table.store.claim(&[request(scope, id)]).await.expect("claim");
+    let new = claims.claims == [Claim::Acquired];
+    if let Some(session) = claims.session {
+        table.store.complete(session).await.expect("complete");
+    }
+    new
+}
+
+pub async fn quotes_in_scope_and_id_are_data<K: Kind>() {
+    let table = Table::<K>::create().await;
+    let odd = ["it's", "a\\", "a\\'", "'); DROP TABLE x; --", "$1", "\"", "ä", "a b", "?", "{}", "%s"];
+    for scope in odd {
+        for id in odd {
+            assert!(is_new(&table, scope, id).await, "{scope} {id}");
+        }
+    }
+    for scope in odd {
+        for id in odd {
+            assert!(!is_new(&table, scope, id).await, "{scope} {id}");
+        }
+    }
+    assert_eq!(table.identities().await, i64::try_from(odd.len() * odd.len()).unwrap());
 }

@@ -105,8 +105,8 @@ pub trait Dialect: Database + HasStatementCache + Sized {
         std::future::ready(Err(sqlx::Error::Protocol("insert_new is not supported".to_owned())))
     }
 
-    /// What [`begin`](Self::begin) gave, with the INSERT of a new identity: one round trip for both.
-    /// If it fails, no transaction is left open. `None` where that cannot be had.
+    /// What [`begin`](Self::begin) gave, with the INSERT of a new identity: one round trip for
+    /// both. If it fails, no transaction is left open. `None` where that cannot be had.
     fn begin_with_new(begin: &str, statements: &Statements, request: &ClaimRequest) -> Option<String> {
         let _ = (begin, statements, request);
         None

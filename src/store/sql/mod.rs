@@ -1,9 +1,9 @@
 //! Identities and effects in one SQL transaction: what PostgreSQL, MySQL and SQLite share.
 //!
 //! Reads: `claim` (which of the identities are new), `optimistic` (all of them, it is assumed),
-//! `begin`, `session` (the transaction, its guarded commit), `leased` (claims without a transaction around
-//! the handler), `schema`, `inspect`, `replays`, `replies`, `outbox`. `dialect` is what a database
-//! has to say for itself.
+//! `begin`, `session` (the transaction, its guarded commit), `leased` (claims without a transaction
+//! around the handler), `schema`, `inspect`, `replays`, `replies`, `outbox`. `dialect` is what a
+//! database has to say for itself.
 
 mod begin;
 mod claim;
