@@ -39,10 +39,11 @@ pub use self::outbox::PostgresOutbox;
 /// as the driver sends it); where prepared statements get lost, a consumer does not start. With
 /// `pool_mode = session` any version does.
 ///
-/// One identity, or a batch of 32 or more, is inserted in the expectation that all are new; one alone
-/// in the round trip that begins its transaction, if scope and ID are printable ASCII without quotes
-/// and backslashes. One that is not new leaves an error 23505 in the server's log, and is claimed
-/// again with care, as are the next 32; 64 after the second such error, and so on up to 4,096.
+/// One identity, or a batch of 32 or more, is inserted in the expectation that all are new; one
+/// alone in the round trip that begins its transaction, if scope and ID are printable ASCII without
+/// quotes and backslashes. One that is not new leaves an error 23505 in the server's log, and is
+/// claimed again with care, as are the next 32; 64 after the second such error, and so on up to
+/// 4,096.
 pub type PostgresStore = SqlStore<Postgres>;
 
 /// The session of a [`PostgresStore`]: the transaction that the handler writes its effects in.

@@ -104,8 +104,8 @@ impl<DB: SqlDatabase> SqlStore<DB> {
         Ok(Claims { session: None, claims })
     }
 
-    /// Begins a transaction that has the one identity already, in one round trip, if it is new as it
-    /// nearly always is.
+    /// Begins a transaction that has the one identity already, in one round trip, if it is new as
+    /// it nearly always is.
     async fn begun_with_new(
         &self,
         requests: &[ClaimRequest],
