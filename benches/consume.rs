@@ -13,11 +13,12 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use by_hand::{Stopwatch, in_mariadb, in_postgres, in_sqlite, raw, redis_by_hand, variable};
+use by_hand::{Stopwatch, in_mariadb, in_postgres, in_sqlite, outbox::File, raw, redis_by_hand, variable};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
-use guarded::{CONNECTIONS, SqliteFile, consume_with, mariadb, postgres, postgres_store, redis, sqlite};
+use guarded::{CONNECTIONS, consume_with, mariadb, postgres, postgres_store, redis, sqlite};
 use lapin_idempotent::{
-    IdempotentConsumer, IdempotentPublisher, IncomingMessage, OutgoingMessage, message::MessageId,
+    IdempotentConsumer, IdempotentPublisher, IncomingMessage, OutgoingMessage, SqliteStore,
+    message::MessageId,
 };
 use sqlx::{mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use support::{Bench, Queue, Took, body};
@@ -144,8 +145,8 @@ async fn singly(case: &str, tasks: usize, amqp: &str, queue: &str, messages: usi
             in_mariadb(pool, amqp, queue, messages, tasks, None).await
         }
         (Some("SQLite"), true) => {
-            let file = SqliteFile::new();
-            let pool = file.store().await.pool().clone();
+            let file = File::new();
+            let pool = SqliteStore::connect(&file.url()).await.expect("SQLite").pool().clone();
             in_sqlite(pool, amqp, queue, messages, tasks, None).await
         }
         _ => panic!("no such case: {case}"),

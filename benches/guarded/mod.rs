@@ -1,7 +1,6 @@
 //! Consumers of this crate, as they are measured.
 
 use std::{
-    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +18,7 @@ use lapin_idempotent::{
 use sqlx::{AssertSqlSafe, mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use tokio::sync::Notify;
 
-use super::by_hand::{KEPT, table, variable};
+use super::by_hand::{KEPT, outbox::File, table, variable};
 
 /// Of a pool: as many by hand, and for 32 workers.
 pub(crate) const CONNECTIONS: u32 = 32;
@@ -165,25 +164,6 @@ pub(crate) async fn mariadb(amqp: &str, queue: &str, messages: usize, workers: u
     consume(builder.prefetch(prefetch(1)), Effect { insert, many: None }, messages).await
 }
 
-/// A database that is removed in the end.
-pub(crate) struct SqliteFile(PathBuf);
-
-impl SqliteFile {
-    pub(crate) fn new() -> Self {
-        Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(table("consume")))
-    }
-
-    pub(crate) async fn store(&self) -> SqliteStore {
-        SqliteStore::connect(&format!("sqlite:{}", self.0.display())).await.expect("SQLite")
-    }
-}
-
-impl Drop for SqliteFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 pub(crate) async fn sqlite(
     amqp: &str,
     queue: &str,
@@ -191,8 +171,8 @@ pub(crate) async fn sqlite(
     batch: usize,
     workers: usize,
 ) -> Duration {
-    let file = SqliteFile::new();
-    let store = file.store().await;
+    let file = File::new();
+    let store = SqliteStore::connect(&file.url()).await.expect("SQLite");
     store.create_schema().await.expect("schema");
     let create = "CREATE TABLE effects (id TEXT NOT NULL, amount INTEGER NOT NULL)";
     sqlx::raw_sql(create).execute(store.pool()).await.expect("table");
