@@ -15,6 +15,7 @@ mod redis {
     mod faults;
     mod kit;
     mod leases;
+    mod old_layout;
     mod safety;
     mod sentinel;
     mod server;
@@ -39,6 +40,7 @@ mod redis {
                 faults::trials,
                 kit::trials,
                 leases::trials,
+                old_layout::trials,
                 safety::trials,
                 sentinel::trials,
                 settings::trials,

@@ -53,7 +53,7 @@ pub(crate) async fn later_leases_have_greater_tokens() {
     // As if the clock had been set back by a day.
     let ahead = forgotten.token() + 86_400_000_000;
     store.release(forgotten).await.expect("release");
-    ask::<u32>(&url, &["HSET", &key, "t", &ahead.to_string()]).await;
+    ask::<redis::Value>(&url, &["SET", &key, &format!("{ahead}f"), "PX", "60000"]).await;
     let set_back = acquire(&store, "s", "x").await;
     assert_eq!(set_back.token(), ahead + 1, "exact to the last digit");
     store.complete(set_back.clone()).await.expect("complete");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin_idempotent::{
     IdempotencyStore, MessageId,
-    idempotency::{Claim, Inspect, Record, Scope, StoreErrorKind},
+    idempotency::{Claim, Inspect, Lease, Record, Scope, StoreErrorKind},
     message::Fingerprint,
 };
 use tokio::time::Instant;
@@ -189,6 +189,13 @@ pub(crate) async fn what_is_not_ours_is_an_error_and_is_left_alone() {
     let url = variable("REDIS_URL");
     for (id, words) in [
         ("string", ["SET", "KEY", "x", "PX", "60000"].as_slice()),
+        ("words", &["SET", "KEY", "words of somebody else, as long as a record is", "PX", "60000"]),
+        ("digits", &["SET", "KEY", "0000000000000001", "PX", "60000"]),
+        ("short", &["SET", "KEY", "0000000000000001c0000000000001short", "PX", "60000"]),
+        ("soon", &["SET", "KEY", "0000000000000001c         soonshort", "PX", "60000"]),
+        ("end", &["SET", "KEY", "000000000000000al0000000000000x", "PX", "60000"]),
+        ("list", &["LPUSH", "KEY", "x"]),
+        ("hash", &["HSET", "KEY", "x", "1"]),
         ("fingerprint", &["HSET", "KEY", "t", "1", "a", "1", "f", "short"]),
         ("time", &["HSET", "KEY", "t", "1", "a", "soon", "f", "x"]),
     ] {
@@ -196,11 +203,19 @@ pub(crate) async fn what_is_not_ours_is_an_error_and_is_left_alone() {
         let words: Vec<&str> =
             words.iter().map(|word| if *word == "KEY" { key.as_str() } else { word }).collect();
         ask::<redis::Value>(&url, &words).await;
+        let before = ask::<redis::Value>(&url, &["DUMP", &key]).await;
         // Beside a neighbour in the same batch, which must not suffer.
         let mut answers =
             store.claim_each(&[request("s", id), request("s", &format!("{id}'s neighbour"))]).await;
         assert_eq!(answers.remove(1).expect("claim").claims, [Claim::Acquired]);
         let error = answers.remove(0).expect_err(id);
         assert_eq!(error.kind(), StoreErrorKind::Schema, "{id}: {}", told(&error));
+        let stale = Lease::new(&request("s", id), 1_700_000_000_000_000);
+        for failed in [store.complete(stale.clone()).await, store.release(stale).await] {
+            let kind = failed.expect_err(id).kind();
+            assert!(matches!(kind, StoreErrorKind::Schema | StoreErrorKind::LeaseLost), "{id}: {kind}");
+        }
+        let now = ask::<redis::Value>(&url, &["DUMP", &key]).await;
+        assert_eq!(now, before, "{id} is as it was");
     }
 }

@@ -1,30 +1,42 @@
--- Claims an identity, unless it was completed or a lease on it runs.
+-- Claims identities, each unless it was completed or a lease on it runs.
 --
--- KEYS[1]  the identity: a hash of t (token), e (end of the lease, ms), n (who asked for it), a (completed at, ms), f (fingerprint)
--- ARGV[1]  how long the lease runs, ms
--- ARGV[2]  how long the key is kept, ms; not shorter than the lease
+-- KEYS     the identities
+-- ARGV[1]  how long a lease runs, ms
+-- ARGV[2]  how long a key is kept, ms; not shorter than the lease
 -- ARGV[3]  who asks: unique to the call, so that a call that is sent twice is told of one lease
-local known = redis.call('HMGET', KEYS[1], 't', 'e', 'n', 'a', 'f')
-local token, ends, asked, completed = known[1], tonumber(known[2]), known[3], known[4]
-if completed then
-    return {'completed', completed, known[5]}
-end
-
-local time = redis.call('TIME')
-local micros = tonumber(time[1]) * 1000000 + tonumber(time[2])
+--
+-- Answers for each: a and its token, l and for how long somebody has it, c and when and with which fingerprint it was completed.
+local micros = clock()
 local now = math.floor(micros / 1000)
-if ends and ends > now then
-    if asked == ARGV[3] then
-        return {'acquired', token}
+local token = string.format('%016.0f', micros)
+local leased = 'l' .. string.format('%013.0f', now + tonumber(ARGV[1])) .. ARGV[3]
+local value, acquired = token .. leased, 'a' .. token
+
+local function judged(key, refused)
+    local known, failed = record(key)
+    if not known then
+        return failed or refused
     end
-    return {'leased', string.format('%.0f', ends - now)}
+    local state, ends = string.sub(known, 17, 17), tonumber(string.sub(known, 18, 30))
+    if state == 'l' and ends and ends > now then
+        if string.sub(known, 31) == ARGV[3] then
+            return 'a' .. string.sub(known, 1, 16)
+        end
+        return 'l' .. string.format('%.0f', ends - now)
+    end
+    local last = tonumber(string.sub(known, 1, 16))
+    if not last or (state ~= 'l' and state ~= 'f') then
+        return string.sub(known, 17)
+    end
+    -- The clock alone would do, were it never set back; the last token alone, were it never forgotten.
+    local token = string.format('%016.0f', math.max(micros, last + 1))
+    local set = redis.pcall('SET', key, token .. leased, 'PX', ARGV[2])
+    return set.err and set or 'a' .. token
 end
 
--- The clock alone would do, were it never set back; the old token alone, were it never forgotten.
-if token then
-    micros = math.max(micros, tonumber(token) + 1)
+local answers = {}
+for i, key in ipairs(KEYS) do
+    local set = redis.pcall('SET', key, value, 'NX', 'PX', ARGV[2])
+    answers[i] = set and set.ok and acquired or judged(key, set)
 end
-token = string.format('%.0f', micros)
-redis.call('HSET', KEYS[1], 't', token, 'e', string.format('%.0f', now + tonumber(ARGV[1])), 'n', ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {'acquired', token}
+return answers

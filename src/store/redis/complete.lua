@@ -1,26 +1,35 @@
--- Completes an identity for the lease whose token it bears.
+-- Completes identities, each for the lease whose token it bears.
 --
--- KEYS[1]  the identity
--- ARGV[1]  the token
--- ARGV[2]  the fingerprint
--- ARGV[3]  how long the key is kept from now on, ms
-local known = redis.call('HMGET', KEYS[1], 't', 'e', 'a')
-if known[1] ~= ARGV[1] then
-    return {'lost'}
-end
-if known[3] then
-    -- By this very lease: the reply was lost, and the caller asks again.
-    return {'done'}
-end
-if not known[2] then
-    return {'lost'}
+-- KEYS       the identities
+-- ARGV[1]    how long the keys are kept from now on, ms
+-- ARGV[1+i]  the token and the fingerprint of the identity i
+--
+-- Answers for each: 1, or 0 if the lease was lost.
+local at = 'c' .. string.format('%013.0f', math.floor(clock() / 1000))
+local written = false
+
+local function completed(key, lease)
+    local known, failed = record(key)
+    local token, state = string.sub(lease, 1, 16), known and string.sub(known, 17, 17)
+    if not known or string.sub(known, 1, 16) ~= token or state == 'f' then
+        return failed or 0
+    end
+    if state == 'c' then
+        -- By this very lease: the reply was lost, and the caller asks again.
+        return 1
+    end
+    if not written then
+        -- First what is allowed without free memory: Redis does not stop a script that has written. The effect is done by now, and a
+        -- full server must not refuse to remember it.
+        redis.call('PEXPIRE', key, ARGV[1])
+        written = true
+    end
+    local set = redis.pcall('SET', key, token .. at .. string.sub(lease, 17), 'PX', ARGV[1])
+    return set.err and set or 1
 end
 
-local time = redis.call('TIME')
-local now = math.floor(tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000)
--- First what is allowed without free memory: Redis does not stop a script that has written. The effect is done by now, and a full
--- server must not refuse to remember it.
-redis.call('HDEL', KEYS[1], 'e', 'n')
-redis.call('HSET', KEYS[1], 'a', string.format('%.0f', now), 'f', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {'done'}
+local answers = {}
+for i, key in ipairs(KEYS) do
+    answers[i] = completed(key, ARGV[1 + i])
+end
+return answers

@@ -13,11 +13,12 @@ use redis::{
 };
 use tokio::{
     sync::Mutex,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep},
 };
 
 use super::{
     address::{Addresses, refused},
+    deadline::Deadline,
     error::{Failure, Secrets},
     script::Call,
     sentinel::Sentinels,
@@ -26,6 +27,11 @@ use crate::idempotency::StoreError;
 
 /// The first pause before something is asked again; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(25);
+
+/// At most so many identities in one script: while it runs, Redis does nothing else.
+const TOGETHER: usize = 64;
+
+type Answer = Result<Value, Failure>;
 
 /// A connection of your own, for [`RedisStore::new`](super::RedisStore::new).
 ///
@@ -129,30 +135,28 @@ impl SharedConnection {
         matches!(self.opener, Opener::Cluster(_) | Opener::Given(Live::Cluster(_)))
     }
 
-    /// Runs scripts, all together, and answers in their order; one that fails fails alone. Ends
-    /// within `limit`.
-    pub(super) async fn run(
-        &self,
-        calls: &[Call],
-        limit: Duration,
-        again: Again,
-    ) -> Vec<Result<Value, Failure>> {
+    /// Runs a script on all of its identities, in one round trip, and answers in their order; one
+    /// that fails fails alone. Ends within `limit`.
+    pub(super) async fn run(&self, call: &Call, limit: Duration, again: Again) -> Vec<Answer> {
         let deadline = Deadline::after(limit);
+        let all: Vec<usize> = (0..call.len()).collect();
         if !self.is_cluster() {
-            return self.run_together(calls, deadline, again).await;
+            return self.run_together(call, &all, deadline, again).await;
         }
-        // Each by itself: a node that does not answer keeps nobody waiting but those who asked it.
-        let each = calls.chunks(1).map(|call| self.run_together(call, deadline, again));
+        // Each by itself: a script has the keys of one slot only, and a node that does not answer
+        // keeps nobody waiting but those who asked it.
+        let each = all.chunks(1).map(|identity| self.run_together(call, identity, deadline, again));
         join_all(each).await.into_iter().flatten().collect()
     }
 
     async fn run_together(
         &self,
-        calls: &[Call],
+        call: &Call,
+        identities: &[usize],
         deadline: Deadline,
         again: Again,
-    ) -> Vec<Result<Value, Failure>> {
-        let mut answers = self.run_once(calls.iter(), deadline).await;
+    ) -> Vec<Answer> {
+        let mut answers = self.run_once(call, identities, deadline).await;
         let mut pause = PAUSE;
         loop {
             let repeat = which(&answers, |failure| match again {
@@ -164,7 +168,8 @@ impl SharedConnection {
             }
             sleep(pause).await;
             pause *= 2;
-            let fresh = self.run_once(repeat.iter().map(|&index| &calls[index]), deadline).await;
+            let again: Vec<usize> = repeat.iter().map(|&index| identities[index]).collect();
+            let fresh = self.run_once(call, &again, deadline).await;
             for (index, mut answer) in repeat.into_iter().zip(fresh) {
                 if let (Err(before), Err(now)) = (&answers[index], &mut answer) {
                     now.sent |= before.sent;
@@ -174,31 +179,39 @@ impl SharedConnection {
         }
     }
 
-    async fn run_once<'a>(
-        &self,
-        calls: impl Iterator<Item = &'a Call> + Clone,
-        deadline: Deadline,
-    ) -> Vec<Result<Value, Failure>> {
-        let commands: Vec<Cmd> = calls.clone().map(Call::by_hash).collect();
+    async fn run_once(&self, call: &Call, identities: &[usize], deadline: Deadline) -> Vec<Answer> {
+        let parts: Vec<&[usize]> = identities.chunks(TOGETHER).collect();
+        let commands: Vec<Cmd> = parts.iter().map(|part| call.by_hash(part)).collect();
         let mut answers = self.send(&commands, deadline).await;
         let unknown = which(&answers, |failure| failure.unknown_script);
         if !unknown.is_empty() {
-            let calls: Vec<&Call> = calls.collect();
-            let commands: Vec<Cmd> = unknown.iter().map(|&index| calls[index].by_text()).collect();
+            let commands: Vec<Cmd> = unknown.iter().map(|&index| call.by_text(parts[index])).collect();
             let fresh = self.send(&commands, deadline).await;
             for (index, answer) in unknown.into_iter().zip(fresh) {
                 answers[index] = answer;
             }
         }
-        answers
+        let each = parts.iter().zip(answers).flat_map(|(part, answer)| self.apart(answer, part.len()));
+        each.collect()
+    }
+
+    /// What a script answered of each of its identities.
+    fn apart(&self, answer: Answer, identities: usize) -> Vec<Answer> {
+        match answer {
+            Ok(Value::Array(each)) if each.len() == identities => {
+                each.into_iter().map(|value| self.checked(value)).collect()
+            }
+            Ok(_) => vec![Err(Failure::unexpected()); identities],
+            Err(failure) => vec![Err(failure); identities],
+        }
     }
 
     /// Sends commands, each to the node that has its key: over one connection in one round trip.
-    pub(super) async fn commands(&self, commands: &[Cmd], limit: Duration) -> Vec<Result<Value, Failure>> {
+    pub(super) async fn commands(&self, commands: &[Cmd], limit: Duration) -> Vec<Answer> {
         self.send(commands, Deadline::after(limit)).await
     }
 
-    async fn send(&self, commands: &[Cmd], deadline: Deadline) -> Vec<Result<Value, Failure>> {
+    async fn send(&self, commands: &[Cmd], deadline: Deadline) -> Vec<Answer> {
         let (live, generation) = match self.live(deadline).await {
             Ok(live) => live,
             Err(failure) => return vec![Err(failure); commands.len()],
@@ -225,7 +238,7 @@ impl SharedConnection {
         mut node: impl ConnectionLike,
         commands: &[Cmd],
         deadline: Deadline,
-    ) -> Vec<Result<Value, Failure>> {
+    ) -> Vec<Answer> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command.clone());
@@ -233,10 +246,18 @@ impl SharedConnection {
         let sent = node.req_packed_commands(&pipeline, 0, commands.len());
         match self.answer(deadline.wait(sent).await, deadline) {
             Ok(values) if values.len() == commands.len() => {
-                values.into_iter().map(|value| self.answer(Some(value.extract_error()), deadline)).collect()
+                values.into_iter().map(|value| self.checked(value)).collect()
             }
             Ok(_) => vec![Err(Failure::unexpected()); commands.len()],
             Err(failure) => vec![Err(failure); commands.len()],
+        }
+    }
+
+    /// The errors of a script's identities are not those of the script.
+    fn checked(&self, value: Value) -> Answer {
+        match value {
+            Value::ServerError(error) => Err(self.secrets.failed(&error.into())),
+            value => Ok(value),
         }
     }
 
@@ -358,24 +379,7 @@ fn unlimited() -> redis::AsyncConnectionConfig {
     redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
 
-#[derive(Clone, Copy)]
-struct Deadline {
-    at: Instant,
-    limit: Duration,
-}
-
-impl Deadline {
-    fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit, limit }
-    }
-
-    /// `None` if it took too long.
-    async fn wait<F: Future>(self, work: F) -> Option<F::Output> {
-        timeout_at(self.at, work).await.ok()
-    }
-}
-
-fn which(answers: &[Result<Value, Failure>], failed: impl Fn(&Failure) -> bool) -> Vec<usize> {
-    let failed = |answer: &Result<Value, Failure>| answer.as_ref().is_err_and(&failed);
+fn which(answers: &[Answer], failed: impl Fn(&Failure) -> bool) -> Vec<usize> {
+    let failed = |answer: &Answer| answer.as_ref().is_err_and(&failed);
     answers.iter().enumerate().filter(|(_, answer)| failed(answer)).map(|(index, _)| index).collect()
 }

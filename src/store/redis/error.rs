@@ -19,6 +19,8 @@ pub(super) struct Failure {
     /// The connection is of no more use.
     pub(super) broken: bool,
     pub(super) unknown_script: bool,
+    /// The key holds something else.
+    pub(super) wrong_type: bool,
     text: String,
 }
 
@@ -67,6 +69,7 @@ impl Secrets {
                 || matches!(error.kind(), ErrorKind::Io)
                 || not_the_primary(error),
             unknown_script: error.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
+            wrong_type: error.code() == Some("WRONGTYPE"),
             text,
         }
     }
@@ -76,18 +79,16 @@ impl Failure {
     /// No answer came in time.
     pub(super) fn timed_out(limit: Duration, sent: bool) -> Self {
         let text = format!("no answer within {limit:?}");
-        Self { kind: StoreErrorKind::Unavailable, sent, broken: true, unknown_script: false, text }
+        Self { sent, broken: true, ..Self::of(StoreErrorKind::Unavailable, text) }
     }
 
     /// An answer that is none of the scripts'.
     pub(super) fn unexpected() -> Self {
-        Self {
-            kind: StoreErrorKind::Schema,
-            sent: false,
-            broken: false,
-            unknown_script: false,
-            text: "the server's answer has an unknown form".to_owned(),
-        }
+        Self::of(StoreErrorKind::Schema, "the server's answer has an unknown form".to_owned())
+    }
+
+    fn of(kind: StoreErrorKind, text: String) -> Self {
+        Self { kind, sent: false, broken: false, unknown_script: false, wrong_type: false, text }
     }
 
     /// Whether asking again may help.
@@ -126,6 +127,7 @@ fn kind(error: &RedisError) -> StoreErrorKind {
             "OOM" | "-OOM" => StoreErrorKind::Full,
             "WRONGTYPE" | "-WRONGTYPE" => StoreErrorKind::Schema,
             "NOAUTH" | "WRONGPASS" | "DENIED" => StoreErrorKind::Configuration,
+            IN_A_SCRIPT => unnamed(detail),
             // BUSY, MISCONF, NOREPLICAS and whatever else a server says of its own state.
             _ => StoreErrorKind::Unavailable,
         },
@@ -139,15 +141,19 @@ fn not_the_primary(error: &RedisError) -> bool {
     let detail = error.detail().unwrap_or_default();
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => true,
-        ErrorKind::Server(ServerErrorKind::ResponseError) => {
+        ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::Extension => {
             inside_of_a_script(detail, "READONLY") || inside_of_a_script(detail, "MASTERDOWN")
         }
         _ => false,
     }
 }
 
+/// What is there instead of a code, before Redis 7, if a script hands out the error of one of its
+/// commands.
+const IN_A_SCRIPT: &str = "@user_script:";
+
 /// Before Redis 7 the error of a command inside of a script has no code of its own: `Error running
-/// script (..): @user_script:1: -OOM ..`.
+/// script (..): @user_script:1: -OOM ..`, or `@user_script: 1: -OOM ..`.
 fn inside_of_a_script(detail: &str, code: &str) -> bool {
     detail.contains(&format!("-{code} "))
 }
@@ -214,6 +220,11 @@ mod tests {
         answer(&format!("ERR Error running script (call to f_1): @user_script:30: @user_script: 30: -{line}"))
     }
 
+    /// And if the script caught it, and answers with it.
+    fn handed_out(line: &str) -> RedisError {
+        answer(&format!("@user_script: 30: -{line}"))
+    }
+
     #[test]
     fn inside_of_a_script_an_error_means_the_same() {
         use StoreErrorKind::{Full, Unavailable};
@@ -232,7 +243,7 @@ mod tests {
             ("BUSY Redis is busy running a script.", Unavailable, false),
             ("OOM command not allowed when used memory > 'maxmemory'.", Full, false),
         ] {
-            for error in [answer(line), in_a_script(line)] {
+            for error in [answer(line), in_a_script(line), handed_out(line)] {
                 let failure = Secrets::default().failed(&error);
                 assert_eq!((failure.kind, failure.broken), (expected, broken), "{error}");
             }

@@ -1,14 +1,18 @@
 -- What is remembered of an identity.
 --
 -- KEYS[1]  the identity
-local known = redis.call('HMGET', KEYS[1], 'e', 'a', 'f')
-if known[2] then
-    return {'completed', known[2], known[3]}
+--
+-- Answers 0 if nothing is; l and for how long somebody has it; c and when and with which fingerprint it was completed.
+local known, failed = record(KEYS[1])
+if not known then
+    return {failed or 0}
 end
-local time = redis.call('TIME')
-local now = math.floor(tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000)
-local ends = tonumber(known[1])
-if ends and ends > now then
-    return {'leased', string.format('%.0f', ends - now)}
+local state, ends = string.sub(known, 17, 17), tonumber(string.sub(known, 18, 30))
+if state == 'f' then
+    return {0}
 end
-return {'unknown'}
+if state ~= 'l' or not ends then
+    return {string.sub(known, 17)}
+end
+local left = ends - math.floor(clock() / 1000)
+return {left > 0 and 'l' .. string.format('%.0f', left) or 0}

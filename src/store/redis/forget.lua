@@ -1,7 +1,14 @@
--- Forgets that an identity was completed. The token stays, so that the next one is greater.
+-- Forgets that an identity was completed.
 --
 -- KEYS[1]  the identity
-if redis.call('HDEL', KEYS[1], 'a', 'f') > 0 then
-    return {'done'}
+-- ARGV[1]  how long its token is kept, ms
+--
+-- Answers 1, or 0 if it was not completed.
+local known, failed = record(KEYS[1])
+if not known or string.sub(known, 17, 17) ~= 'c' then
+    return {failed or 0}
 end
-return {'unknown'}
+-- First what is allowed without free memory.
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[1], string.sub(known, 1, 16) .. 'f', 'PX', ARGV[1])
+return {1}

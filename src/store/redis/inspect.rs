@@ -5,11 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use redis::{Cmd, Value, cmd, from_redis_value};
+use redis::{Value, cmd, from_redis_value};
 
 use super::{
     RedisStore,
-    connection::Again,
     error::Failure,
     script::{Answer, FIND, FORGET},
 };
@@ -24,9 +23,9 @@ const PAGE: u32 = 1000;
 
 impl Inspect for RedisStore {
     async fn find(&self, scope: &Scope, message_id: &MessageId) -> Result<Option<Record>, StoreError> {
-        match self.ask(FIND.on(self.key(scope, message_id)), Again::Once).await? {
+        match self.ask(FIND.on(self.key(scope, message_id))).await? {
             Answer::Known(record) => Ok(Some(record)),
-            Answer::Unknown => Ok(None),
+            Answer::Not => Ok(None),
             _ => Err(Failure::unexpected().into()),
         }
     }
@@ -44,14 +43,7 @@ impl Inspect for RedisStore {
                 let page = self.link()?.to_slot(&scan, slot, self.options.limit()).await?;
                 let (next, keys): (String, Vec<Vec<u8>>) =
                     from_redis_value(page).map_err(|_| Failure::unexpected())?;
-                let asked: Vec<Cmd> =
-                    keys.iter().map(|key| cmd("HEXISTS").arg(key).arg("a").take()).collect();
-                let answers = self.link()?.commands(&asked, self.options.limit()).await;
-                for (key, answer) in keys.into_iter().zip(answers) {
-                    if from_redis_value(answer?).map_err(|_| Failure::unexpected())? {
-                        completed.insert(key);
-                    }
-                }
+                completed.extend(self.completed(keys).await?);
                 if next == "0" {
                     break;
                 }
@@ -62,9 +54,10 @@ impl Inspect for RedisStore {
     }
 
     async fn forget(&self, scope: &Scope, message_id: &MessageId) -> Result<bool, StoreError> {
-        let forgotten = match self.ask(FORGET.on(self.key(scope, message_id)), Again::Once).await? {
+        let call = FORGET.on(self.key(scope, message_id)).millis(self.options.retention);
+        let forgotten = match self.ask(call).await? {
             Answer::Done => true,
-            Answer::Unknown => false,
+            Answer::Not => false,
             _ => return Err(Failure::unexpected().into()),
         };
         if forgotten {
@@ -90,6 +83,31 @@ impl RedisStore {
             from_redis_value(link.to_slot(&cmd("TIME"), 0, limit).await?).map_err(unexpected)?;
         let clock = Duration::from_secs(seconds) + Duration::from_micros(micros.into());
         Ok(ServerFacts { version: version.trim().to_owned(), clock: SystemTime::UNIX_EPOCH + clock })
+    }
+
+    /// Those of the keys whose identity was completed.
+    async fn completed(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, StoreError> {
+        let (link, limit) = (self.link()?, self.options.limit());
+        let state = |key: &Vec<u8>| cmd("GETRANGE").arg(key).arg(16).arg(16).take();
+        let (mut completed, mut hashes) = (Vec::new(), Vec::new());
+        let states = link.commands(&keys.iter().map(state).collect::<Vec<_>>(), limit).await;
+        for (key, state) in keys.into_iter().zip(states) {
+            match state {
+                Ok(Value::BulkString(state)) if state == b"c" => completed.push(key),
+                Ok(_) => {}
+                Err(failure) if failure.wrong_type => hashes.push(key),
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        // Of before 0.1.0.
+        let is_completed = |key: &Vec<u8>| cmd("HEXISTS").arg(key).arg("a").take();
+        let answers = link.commands(&hashes.iter().map(is_completed).collect::<Vec<_>>(), limit).await;
+        for (key, answer) in hashes.into_iter().zip(answers) {
+            if from_redis_value(answer?).map_err(|_| Failure::unexpected())? {
+                completed.push(key);
+            }
+        }
+        Ok(completed)
     }
 
     /// For each primary one slot that it has.

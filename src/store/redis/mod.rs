@@ -3,6 +3,7 @@
 mod address;
 mod check;
 mod connection;
+mod deadline;
 mod error;
 mod inspect;
 mod options;
@@ -23,7 +24,7 @@ use self::{
     connection::{Again, SharedConnection},
     error::Failure,
     options::Options,
-    script::{Answer, CLAIM, COMPLETE, Call, FIND, RELEASE, RENEW},
+    script::{Answer, CLAIM, COMPLETE, Call, FIND, RELEASE, RENEW, completion},
 };
 use super::lease;
 use crate::{
@@ -41,9 +42,10 @@ use crate::{
 /// lease has run out. An effect in a database is better guarded by a store of that database; an
 /// effect elsewhere should take [`Lease::token`] or the message ID as its own idempotency key.
 ///
-/// Claiming, completing, renewing and releasing are each one script on one key, so that nothing
-/// comes between: of several claims on an identity one is acquired, and a stale lease changes
-/// nothing. Times are the server's. The token of a later lease is greater, also after the identity
+/// Claiming, completing, renewing and releasing are scripts, so that nothing comes between: of
+/// several claims on an identity one is acquired, and a stale lease changes nothing. What is asked
+/// together is one script for up to 64 identities, in a cluster one for each. Times are the
+/// server's. The token of a later lease is greater, also after the identity
 /// was forgotten, unless the server's clock was set back meanwhile.
 ///
 /// Redis forgets what was completed longer ago than the [`retention`](Self::retention), by itself;
@@ -71,8 +73,9 @@ use crate::{
 /// if it may have been executed and no answer came, the error is
 /// [`StoreErrorKind::OutcomeUnknown`].
 ///
-/// Needs Redis 5 or later, or Valkey, and the rights to `EVALSHA`, `EVAL`, `HMGET`, `HSET`, `HDEL`,
-/// `PEXPIRE`, `TIME` and `INFO`. With the feature `tls`, `rediss://` trusts the system's
+/// Needs Redis 5 or later, or Valkey, and the rights to `EVALSHA`, `EVAL`, `GET`, `SET`, `PEXPIRE`,
+/// `TIME` and `INFO`; for keys of before 0.1.0, which were hashes, `HMGET`; and to count
+/// identities, `SCAN`, `GETRANGE` and `HEXISTS`. With the feature `tls`, `rediss://` trusts the system's
 /// certificates; a program in which rustls has more than one crypto provider must have installed
 /// one.
 ///
@@ -237,52 +240,52 @@ impl RedisStore {
         self.key(lease.scope(), lease.message_id())
     }
 
-    fn claiming(&self, request: &ClaimRequest) -> Call {
-        let key = self.key(&request.scope, &request.message_id);
-        CLAIM
-            .on(key)
-            .millis(self.options.lease)
-            .millis(self.options.retention)
-            .bytes(Uuid::new_v4().as_bytes())
+    fn claiming(&self, requests: &[ClaimRequest]) -> Call {
+        let mut call = CLAIM.call().millis(self.options.lease).millis(self.options.retention);
+        call = call.bytes(Uuid::new_v4().as_bytes());
+        for request in requests {
+            call.add(self.key(&request.scope, &request.message_id), None);
+        }
+        call
     }
 
-    fn completing(&self, lease: &Lease) -> Call {
-        COMPLETE
-            .on(self.key_of(lease))
-            .number(lease.token())
-            .bytes(lease.fingerprint().as_bytes())
-            .millis(self.options.retention)
+    fn completing(&self, leases: &[Lease]) -> Call {
+        let mut call = COMPLETE.call().millis(self.options.retention);
+        for lease in leases {
+            call.add(self.key_of(lease), Some(completion(lease.token(), lease.fingerprint())));
+        }
+        call
     }
 
-    async fn ask(&self, call: Call, again: Again) -> Result<Answer, StoreError> {
-        let mut answers = self.run(&[call], again).await?;
-        Ok(Answer::parse(answers.pop().ok_or_else(Failure::unexpected)??)?)
+    /// The answer to a script on one identity.
+    async fn ask(&self, call: Call) -> Result<Answer, StoreError> {
+        Ok(Answer::parse(&one(self.run(&call, Again::Once).await?)?)?)
     }
 
-    async fn run(&self, calls: &[Call], again: Again) -> Result<Vec<Result<Value, Failure>>, StoreError> {
-        Ok(self.link()?.run(calls, self.options.limit(), again).await)
+    async fn run(&self, call: &Call, again: Again) -> Result<Vec<Result<Value, Failure>>, StoreError> {
+        Ok(self.link()?.run(call, self.options.limit(), again).await)
     }
 
     async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
-        let call = RENEW
-            .on(self.key_of(lease))
-            .number(lease.token())
-            .millis(self.options.lease)
-            .millis(self.options.retention);
-        done(&self.ask(call, Again::Once).await?)
+        let call = RENEW.on(self.key_of(lease)).millis(self.options.retention);
+        done(&self.ask(call.token(lease.token()).millis(self.options.lease)).await?)
     }
+}
+
+fn one(mut answers: Vec<Result<Value, Failure>>) -> Result<Value, Failure> {
+    answers.pop().ok_or_else(Failure::unexpected)?
 }
 
 fn done(answer: &Answer) -> Result<(), StoreError> {
     match answer {
         Answer::Done => Ok(()),
-        Answer::Lost => Err(StoreErrorKind::LeaseLost.into()),
+        Answer::Not => Err(StoreErrorKind::LeaseLost.into()),
         _ => Err(Failure::unexpected().into()),
     }
 }
 
 fn claimed(request: &ClaimRequest, answer: Result<Value, Failure>) -> Result<Claims<Lease>, StoreError> {
-    match Answer::parse(answer?)? {
+    match Answer::parse(&answer?)? {
         Answer::Acquired { token } => Ok(Claims::leased(Lease::new(request, token))),
         Answer::Known(record) => Ok(Claims::taken(record)),
         _ => Err(Failure::unexpected().into()),
@@ -291,7 +294,7 @@ fn claimed(request: &ClaimRequest, answer: Result<Value, Failure>) -> Result<Cla
 
 fn completed(answer: Result<Value, Failure>) -> Result<(), StoreError> {
     match answer {
-        Ok(value) => done(&Answer::parse(value)?),
+        Ok(value) => done(&Answer::parse(&value)?),
         Err(failure) if failure.sent => {
             Err(StoreError::new(StoreErrorKind::OutcomeUnknown, StoreError::from(failure)))
         }
@@ -304,33 +307,31 @@ impl IdempotencyStore for RedisStore {
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Result<Claims<Lease>, StoreError> {
         let request = lease::single(requests)?;
-        let mut answers = self.run(&[self.claiming(request)], Again::Once).await?;
-        claimed(request, answers.pop().ok_or_else(Failure::unexpected)?)
+        claimed(request, one(self.run(&self.claiming(requests), Again::Once).await?))
     }
 
     async fn claim_each(&self, requests: &[ClaimRequest]) -> Vec<Result<Claims<Lease>, StoreError>> {
-        let calls: Vec<Call> = requests.iter().map(|request| self.claiming(request)).collect();
-        let Ok(answers) = self.run(&calls, Again::Once).await else { return self.refused(calls.len()) };
+        let Ok(answers) = self.run(&self.claiming(requests), Again::Once).await else {
+            return self.refused(requests.len());
+        };
         requests.iter().zip(answers).map(|(request, answer)| claimed(request, answer)).collect()
     }
 
     /// Completed twice under the same lease is completed once: the second answers `Ok`, too.
     async fn complete(&self, session: Lease) -> Result<(), StoreError> {
-        let mut answers = self.run(&[self.completing(&session)], Again::Persistently).await?;
-        completed(answers.pop().ok_or_else(Failure::unexpected)?)
+        completed(one(self.run(&self.completing(&[session]), Again::Persistently).await?))
     }
 
     async fn complete_each(&self, sessions: Vec<Lease>) -> Vec<Result<(), StoreError>> {
-        let calls: Vec<Call> = sessions.iter().map(|session| self.completing(session)).collect();
-        let Ok(answers) = self.run(&calls, Again::Persistently).await else {
-            return self.refused(calls.len());
+        let Ok(answers) = self.run(&self.completing(&sessions), Again::Persistently).await else {
+            return self.refused(sessions.len());
         };
         answers.into_iter().map(completed).collect()
     }
 
     async fn release(&self, session: Lease) -> Result<(), StoreError> {
-        let call = RELEASE.on(self.key_of(&session)).number(session.token());
-        done(&self.ask(call, Again::Once).await?)
+        let call = RELEASE.on(self.key_of(&session)).millis(self.options.retention);
+        done(&self.ask(call.token(session.token())).await?)
     }
 
     /// Does nothing and returns 0: Redis forgets by itself, after the retention that the identity
@@ -374,7 +375,7 @@ impl IdempotencyStore for RedisStore {
     async fn check(&self) -> Result<(), StoreError> {
         check::check(self.link()?, self.options.limit(), self.options.eviction_allowed).await?;
         // Not a key of any identity: those have a colon after the braces.
-        self.ask(FIND.on(format!("{}{{}}", self.options.prefix)), Again::Once).await?;
+        self.ask(FIND.on(format!("{}{{}}", self.options.prefix))).await?;
         Ok(())
     }
 }

@@ -1,10 +1,15 @@
--- Gives an identity back. The token stays, so that the next one is greater. Released twice is released: the first reply was lost.
+-- Gives an identity back. Released twice is released: the first reply was lost.
 --
 -- KEYS[1]  the identity
--- ARGV[1]  the token
-local known = redis.call('HMGET', KEYS[1], 't', 'a')
-if known[1] ~= ARGV[1] or known[2] then
-    return {'lost'}
+-- ARGV[1]  how long its token is kept, ms
+-- ARGV[2]  the token
+--
+-- Answers 1, or 0 if the lease was lost.
+local known, failed = record(KEYS[1])
+if not known or string.sub(known, 1, 16) ~= ARGV[2] or string.sub(known, 17, 17) == 'c' then
+    return {failed or 0}
 end
-redis.call('HDEL', KEYS[1], 'e', 'n')
-return {'done'}
+-- First what is allowed without free memory.
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[1], ARGV[2] .. 'f', 'PX', ARGV[1])
+return {1}

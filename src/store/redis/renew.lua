@@ -1,16 +1,17 @@
 -- Lets a lease run anew. One that has run out is still its owner's as long as nobody else took it.
 --
 -- KEYS[1]  the identity
--- ARGV[1]  the token
--- ARGV[2]  how long the lease runs, ms
--- ARGV[3]  how long the key is kept, ms; not shorter than the lease
-local known = redis.call('HMGET', KEYS[1], 't', 'e')
-if known[1] ~= ARGV[1] or not known[2] then
-    return {'lost'}
+-- ARGV[1]  how long the key is kept, ms; not shorter than the lease
+-- ARGV[2]  the token
+-- ARGV[3]  how long the lease runs, ms
+--
+-- Answers 1, or 0 if the lease was lost.
+local known, failed = record(KEYS[1])
+if not known or string.sub(known, 1, 17) ~= ARGV[2] .. 'l' then
+    return {failed or 0}
 end
-local time = redis.call('TIME')
-local now = math.floor(tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000)
+local ends = string.format('%013.0f', math.floor(clock() / 1000) + tonumber(ARGV[3]))
 -- First what is allowed without free memory.
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('HSET', KEYS[1], 'e', string.format('%.0f', now + tonumber(ARGV[2])))
-return {'done'}
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[1], ARGV[2] .. 'l' .. ends .. string.sub(known, 31), 'PX', ARGV[1])
+return {1}
