@@ -192,7 +192,10 @@ pub(crate) async fn what_is_not_ours_is_an_error_and_is_left_alone() {
         ("words", &["SET", "KEY", "words of somebody else, as long as a record is", "PX", "60000"]),
         ("digits", &["SET", "KEY", "0000000000000001", "PX", "60000"]),
         ("short", &["SET", "KEY", "0000000000000001c0000000000001short", "PX", "60000"]),
-        ("soon", &["SET", "KEY", "0000000000000001c         soonshort", "PX", "60000"]),
+        (
+            "soon",
+            &["SET", "KEY", "0000000000000001c0123456789abcdef0123456789abcdef         soon", "PX", "60000"],
+        ),
         ("end", &["SET", "KEY", "000000000000000al0000000000000x", "PX", "60000"]),
         ("list", &["LPUSH", "KEY", "x"]),
         ("hash", &["HSET", "KEY", "x", "1"]),

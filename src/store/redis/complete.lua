@@ -2,19 +2,22 @@
 --
 -- KEYS       the identities
 -- ARGV[1]    how long the keys are kept from now on, ms
--- ARGV[1+i]  the token and the fingerprint of the identity i
+-- ARGV[1+i]  what is kept of the identity i, except for the time: its token, c, the fingerprint
 --
 -- Answers for each: 1, or 0 if the lease was lost.
-local at = 'c' .. string.format('%013.0f', math.floor(clock() / 1000))
+local now = format('%013.0f', math.floor(clock() / 1000))
 local written = false
 
-local function completed(key, lease)
+local function completed(key, value)
     local known, failed = record(key)
-    local token, state = string.sub(lease, 1, 16), known and string.sub(known, 17, 17)
-    if not known or string.sub(known, 1, 16) ~= token or state == 'f' then
+    if not known then
         return failed or 0
     end
-    if state == 'c' then
+    local state = byte(known, 17)
+    if (state ~= LEASED and state ~= COMPLETED) or sub(known, 1, 16) ~= sub(value, 1, 16) then
+        return 0
+    end
+    if state == COMPLETED then
         -- By this very lease: the reply was lost, and the caller asks again.
         return 1
     end
@@ -24,7 +27,7 @@ local function completed(key, lease)
         redis.call('PEXPIRE', key, ARGV[1])
         written = true
     end
-    local set = redis.pcall('SET', key, token .. at .. string.sub(lease, 17), 'PX', ARGV[1])
+    local set = try('SET', key, value .. now, 'PX', ARGV[1])
     return set.err and set or 1
 end
 

@@ -5,10 +5,10 @@
 --
 -- Answers 1, or 0 if it was not completed.
 local known, failed = record(KEYS[1])
-if not known or string.sub(known, 17, 17) ~= 'c' then
+if not known or byte(known, 17) ~= COMPLETED then
     return {failed or 0}
 end
 -- First what is allowed without free memory.
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[1], string.sub(known, 1, 16) .. 'f', 'PX', ARGV[1])
+redis.call('SET', KEYS[1], sub(known, 1, 16) .. 'f', 'PX', ARGV[1])
 return {1}

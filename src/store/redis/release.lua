@@ -6,7 +6,7 @@
 --
 -- Answers 1, or 0 if the lease was lost.
 local known, failed = record(KEYS[1])
-if not known or string.sub(known, 1, 16) ~= ARGV[2] or string.sub(known, 17, 17) == 'c' then
+if not known or sub(known, 1, 16) ~= ARGV[2] or byte(known, 17) == COMPLETED then
     return {failed or 0}
 end
 -- First what is allowed without free memory.

@@ -7,11 +7,11 @@
 --
 -- Answers 1, or 0 if the lease was lost.
 local known, failed = record(KEYS[1])
-if not known or string.sub(known, 1, 17) ~= ARGV[2] .. 'l' then
+if not known or sub(known, 1, 17) ~= ARGV[2] .. 'l' then
     return {failed or 0}
 end
-local ends = string.format('%013.0f', math.floor(clock() / 1000) + tonumber(ARGV[3]))
+local ends = format('%013.0f', math.floor(clock() / 1000) + tonumber(ARGV[3]))
 -- First what is allowed without free memory.
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[1], ARGV[2] .. 'l' .. ends .. string.sub(known, 31), 'PX', ARGV[1])
+redis.call('SET', KEYS[1], ARGV[2] .. 'l' .. ends .. sub(known, 31), 'PX', ARGV[1])
 return {1}

@@ -124,9 +124,9 @@ impl Call {
     }
 }
 
-/// What completing an identity needs of its lease.
+/// What is kept of an identity that is completed, except for the time.
 pub(super) fn completion(token: u64, fingerprint: &Fingerprint) -> Vec<u8> {
-    [digits(token).as_bytes(), fingerprint.as_bytes()].concat()
+    [digits(token).as_bytes(), b"c", fingerprint.as_bytes()].concat()
 }
 
 fn digits(token: u64) -> String {
@@ -153,7 +153,7 @@ impl Answer {
 }
 
 fn record(completed: &[u8]) -> Option<Record> {
-    let (at, fingerprint) = completed.split_at_checked(13)?;
+    let (fingerprint, at) = completed.split_at_checked(32)?;
     let fingerprint = Fingerprint::from_bytes(fingerprint.try_into().ok()?);
     let processed_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(number(at)?))?;
     Some(Record::Completed { fingerprint, processed_at })
