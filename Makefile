@@ -28,10 +28,10 @@ test: up ## All tests, with real servers and a browser; none is left out
 	@scripts/services browser
 	@$(WITH_SERVICES) export REQUIRE_SERVICES=1 RUST_BACKTRACE=0; \
 	if cargo nextest --version >/dev/null 2>&1; then \
-		cargo nextest run --all-features --no-fail-fast; \
+		cargo nextest run --package lapin-idempotent --package lapin-idempotent-model --all-features --no-fail-fast; \
 		cargo test --quiet --all-features --doc; \
 	else \
-		cargo test --all-features; \
+		cargo test --package lapin-idempotent --package lapin-idempotent-model --all-features; \
 	fi
 
 # Each suite has a turn, also after one that failed. Nothing of this needs nextest; without it, a filter is left out.

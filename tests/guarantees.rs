@@ -23,9 +23,9 @@ fn fault(name: &str) -> Option<String> {
     let path = place.replace("::", "/");
     let candidates = match path.strip_prefix("src/") {
         Some(path) => vec![format!("src/{path}.rs"), format!("src/{path}/mod.rs")],
-        None => {
-            vec![format!("tests/{path}.rs"), format!("tests/{path}/mod.rs"), format!("tests/{path}/main.rs")]
-        }
+        None => ["{}.rs", "{}/mod.rs", "{}/main.rs", "{}/{}.rs"]
+            .map(|form| format!("tests/{}", form.replace("{}", &path)))
+            .to_vec(),
     };
     let Some(code) = candidates.iter().find_map(|path| read(path)) else {
         return Some(format!("{name}: none of {candidates:?} is there"));

@@ -146,7 +146,8 @@ impl<S: IdempotencyStore> IdempotentConsumer<S> {
     ///
     /// Dropping the future drops the running handlers, whose sessions are released; their
     /// deliveries come again. With several [`workers`](ConsumerBuilder::workers) each handler runs
-    /// in a task of its own, and one that computes at that moment ends where it next waits.
+    /// in a task of its own, unless handlers are known to be quick, and one that computes at that
+    /// moment ends where it next waits.
     ///
     /// # Panics
     ///

@@ -74,8 +74,8 @@ use crate::{
 /// [`StoreErrorKind::OutcomeUnknown`].
 ///
 /// Needs Redis 5 or later, or Valkey, and the rights to `EVALSHA`, `EVAL`, `GET`, `SET`, `PEXPIRE`,
-/// `TIME` and `INFO`; for keys of before 0.1.0, which were hashes, `HMGET`; and to count
-/// identities, `SCAN`, `GETRANGE` and `HEXISTS`. With the feature `tls`, `rediss://` trusts the system's
+/// `TIME` and `INFO`; for keys of before 0.1.0, which were hashes, `HMGET`; to count identities
+/// `SCAN`, `GETRANGE` and `HEXISTS`. With the feature `tls`, `rediss://` trusts the system's
 /// certificates; a program in which rustls has more than one crypto provider must have installed
 /// one.
 ///
