@@ -1,12 +1,12 @@
 //! The protocol as a model, checked exhaustively: every order of steps, and every choice of faults
 //! up to a budget.
 //!
-//! `cargo test -p lapin-idempotent-model`; with `-- --nocapture` it prints the number of states, and
-//! how each mutant goes wrong. `MODEL_FAULTS=4` allows one fault more than the three of the default
-//! run (two in the worlds with two messages): ten times the states and the time. Two consumers with
-//! a delivery limit stay at three, for that world did not end within eight minutes, and two with
-//! replays at one. The outbox has worlds, properties and mutants of its own, in `outbox/`, with one
-//! fault less.
+//! `cargo test -p lapin-idempotent-model`; with `-- --nocapture` it prints the number of states,
+//! and how each mutant goes wrong. `MODEL_FAULTS=4` allows one fault more than the three of the
+//! default run (two in the worlds with two messages): ten times the states and the time. Two
+//! consumers with a delivery limit stay at three, for that world did not end within eight minutes,
+//! and two with replays at one. The outbox has worlds, properties and mutants of its own, in
+//! `outbox/`, with one fault less.
 //!
 //! # The delivery limit
 //!
