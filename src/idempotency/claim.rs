@@ -117,8 +117,9 @@ pub struct Claims<S> {
 /// offer.
 ///
 /// The effect is *not* committed together with the identity. A crash between the two repeats the
-/// effect after the lease has run out, so an effect elsewhere should take [`token`](Self::token) or
-/// the message ID as its own idempotency key.
+/// effect after the lease has run out, so an effect elsewhere should take the message ID as its
+/// idempotency key, or [`token`](Self::token) as its fence: leases of different identities may have
+/// the same one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a lease that is neither completed nor released blocks its message until it runs out"]
 pub struct Lease {

@@ -3,7 +3,7 @@
 //! What is asked at the same moment is answered together. Nobody waits for others to ask, nor for
 //! their handlers: each message is still claimed, handled and completed by itself.
 
-use std::{convert::Infallible, fmt, future::Future, mem::take, sync::Mutex};
+use std::{collections::HashSet, convert::Infallible, fmt, future::Future, mem::take, sync::Mutex};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::{Notify, oneshot};
@@ -63,7 +63,7 @@ impl<S: IdempotencyStore> Coalescer<S> {
             let mut claims = take(&mut *locked(&self.claims));
             // Nobody would release what is claimed for one who is gone.
             claims.retain(|(_, answer)| !answer.is_closed());
-            for (requests, answers) in parts(claims) {
+            for (requests, answers) in turns(claims).into_iter().flat_map(parts) {
                 rounds.push(Box::pin(async move { send(answers, store.claim_each(&requests)).await }));
             }
             for (sessions, answers) in parts(take(&mut *locked(&self.completions))) {
@@ -75,6 +75,21 @@ impl<S: IdempotencyStore> Coalescer<S> {
             }
         }
     }
+}
+
+/// Claims in turns in each of which no identity occurs twice: copies ask by themselves.
+fn turns<A>(mut asked: Asked<ClaimRequest, A>) -> Vec<Asked<ClaimRequest, A>> {
+    let mut turns = Vec::new();
+    while !asked.is_empty() {
+        let mut seen = HashSet::with_capacity(asked.len());
+        let is_first = |(request, _): &(ClaimRequest, _)| {
+            seen.insert((request.scope.clone(), request.message_id.clone()))
+        };
+        let (turn, later): (Vec<_>, Vec<_>) = asked.into_iter().partition(is_first);
+        turns.push(turn);
+        asked = later;
+    }
+    turns
 }
 
 /// What is asked, in parts for one round trip each, apart from who asked.
@@ -211,6 +226,19 @@ mod tests {
             assert_eq!(sizes.iter().sum::<usize>(), 40, "{what}");
             assert!(sizes.len() <= 6 && sizes.iter().all(|size| *size <= ROUND), "{what}: {sizes:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn copies_are_not_asked_about_together() {
+        let (guard, handler) = (guard(false), Handler(Notify::new()));
+        let messages = ["a", "b", "a", "a"].map(message);
+        let all = join_all(messages.iter().map(|message| guard.process(message, &handler)));
+        beside(&guard, all).await;
+        let rounds = guard.store().rounds.lock().unwrap().clone();
+        let mut claims: Vec<usize> =
+            rounds.iter().filter(|round| round.0 == "claim").map(|round| round.1).collect();
+        claims.sort_unstable();
+        assert_eq!(claims, [1, 1, 2]);
     }
 
     #[tokio::test]

@@ -54,7 +54,8 @@ pub trait IdempotencyStore: Send + Sync + 'static {
         requests: &[ClaimRequest],
     ) -> impl Future<Output = Result<Claims<Self::Session>, StoreError>> + Send;
 
-    /// Claims every identity in a session of its own; answers in the order of `requests`.
+    /// Claims every identity in a session of its own; answers in the order of `requests`. No
+    /// identity occurs twice in them.
     ///
     /// Stores of leases do it in one round trip. By default each is claimed with
     /// [`claim`](Self::claim), all together.

@@ -23,6 +23,7 @@ trials! {
     frozen_server_keeps_nobody_waiting_for_long,
     frozen_node_of_a_cluster_keeps_only_its_own_waiting,
     full_server_refuses_claims_and_still_completes,
+    demoted_server_is_connected_to_anew,
     password_is_never_told,
     lost_memory_is_a_lost_lease,
 }
@@ -201,6 +202,25 @@ pub(crate) async fn full_server_refuses_claims_and_still_completes() {
     assert!(matches!(claim(&store, "s", "a").await, Claim::Completed { .. }), "nothing was forgotten");
     server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
     complete(&store, "s", "new").await;
+}
+
+/// Behind the same name there may be its successor by now.
+pub(crate) async fn demoted_server_is_connected_to_anew() {
+    let server = Server::start("redis", &[]).await;
+    let store = RedisStore::connect(server.url()).await.expect("connect");
+    complete(&store, "s", "before").await;
+    server.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let connections = async || -> u64 {
+        let info: String = ask(server.url(), &["INFO", "stats"]).await;
+        let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.expect("counted").trim().parse().expect("number")
+    };
+    assert_eq!(fails(&store).await, StoreErrorKind::Unavailable);
+    let before = connections().await;
+    assert_eq!(fails(&store).await, StoreErrorKind::Unavailable);
+    assert_eq!(connections().await, before + 2, "the store's own, and the one that counts");
+    server.command(&["REPLICAOF", "NO", "ONE"]).await;
+    complete(&store, "s", "after").await;
 }
 
 pub(crate) async fn password_is_never_told() {

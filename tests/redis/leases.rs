@@ -18,6 +18,7 @@ trials! {
     lease_is_kept_alive_and_its_end_is_told,
     lease_that_ran_out_is_still_ours_until_somebody_takes_it,
     of_two_rivals_one_acquires,
+    of_copies_in_one_call_one_is_acquired,
     batch_is_answered_in_order_also_by_servers_that_forgot_the_scripts,
 }
 
@@ -194,5 +195,32 @@ pub(crate) async fn batch_is_answered_in_order_also_by_servers_that_forgot_the_s
         .await;
         assert!(store.claim_each(&[]).await.is_empty());
         assert!(store.complete_each(Vec::new()).await.is_empty());
+    }
+}
+
+pub(crate) async fn of_copies_in_one_call_one_is_acquired() {
+    for store in both().await.into_iter().map(short) {
+        // More than one script is asked for: of what is new, was released, or ran out.
+        for id in ["new", "released", "ended"] {
+            if id != "new" {
+                let lease = acquire(&store, "s", id).await;
+                if id == "released" {
+                    store.release(lease).await.expect("release");
+                } else {
+                    drop(lease);
+                    let ended = async || {
+                        let request = request("s", id);
+                        let found = store.find(&request.scope, &request.message_id).await.expect("find");
+                        found.is_none().then_some(())
+                    };
+                    eventually("its lease ran out", ended).await;
+                }
+            }
+            let store = store.clone().lease(Duration::from_secs(30));
+            let copies: Vec<_> = (0..70).map(|_| request("s", id)).collect();
+            let claims = store.claim_each(&copies).await;
+            let acquired = claims.iter().filter(|claims| claims.as_ref().expect("claim").session.is_some());
+            assert_eq!(acquired.count(), 1, "{id}");
+        }
     }
 }

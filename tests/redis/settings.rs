@@ -159,6 +159,12 @@ pub(crate) async fn server_that_does_not_tell_is_refused_unless_that_is_accepted
     assert_eq!(error.kind(), StoreErrorKind::Configuration);
     assert!(told(&error).contains("evalsha"), "{}", told(&error));
 
+    // It could claim, and complete nothing of that.
+    server.command(&["ACL", "SETUSER", "half", "on", ">pass", "~*", "+@all", "-pexpire"]).await;
+    let error = RedisStore::connect(&user("half")).await.expect_err("no right to complete");
+    assert_eq!(error.kind(), StoreErrorKind::Configuration);
+    assert!(told(&error).contains("pexpire"), "{}", told(&error));
+
     server.command(&["CONFIG", "SET", POLICY, "allkeys-lfu"]).await;
     let error = RedisStore::connect(&user("asks")).await.expect_err("CONFIG GET tells");
     assert!(told(&error).contains("allkeys-lfu"), "{}", told(&error));

@@ -227,7 +227,7 @@ impl SharedConnection {
                 join_all(each).await
             }
         };
-        if !which(&answers, |failure| failure.broken).is_empty() {
+        if answers.iter().any(|answer| self.is_broken(answer)) {
             self.retire(generation, deadline).await;
         }
         answers
@@ -250,6 +250,19 @@ impl SharedConnection {
             }
             Ok(_) => vec![Err(Failure::unexpected()); commands.len()],
             Err(failure) => vec![Err(failure); commands.len()],
+        }
+    }
+
+    /// Also by what a script answers of its identities: that the server became a replica.
+    fn is_broken(&self, answer: &Answer) -> bool {
+        let told = |value: &Value| match value {
+            Value::ServerError(error) => self.secrets.failed(&error.clone().into()).broken,
+            _ => false,
+        };
+        match answer {
+            Err(failure) => failure.broken,
+            Ok(Value::Array(each)) => each.iter().any(told),
+            Ok(_) => false,
         }
     }
 

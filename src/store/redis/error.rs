@@ -170,7 +170,10 @@ fn unnamed(detail: &str) -> StoreErrorKind {
         || detail.contains("max number of clients")
     {
         StoreErrorKind::Unavailable
-    } else if detail.contains("unknown command") || detail.contains("NOPERM") {
+    } else if ["unknown command", "NOPERM", "can't run this command", "ACL failure"]
+        .iter()
+        .any(|words| detail.contains(words))
+    {
         StoreErrorKind::Configuration
     } else {
         StoreErrorKind::Schema
@@ -208,6 +211,14 @@ mod tests {
             ("ERR max number of clients reached", Unavailable),
             ("NOAUTH Authentication required.", Configuration),
             ("NOPERM this user has no permissions to run the 'evalsha' command", Configuration),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: 1, on @user_script:9.",
+                Configuration,
+            ),
+            (
+                "ERR ACL failure in script: User x has no permissions to run the 'pexpire' command",
+                Configuration,
+            ),
             ("MOVED 3999 127.0.0.1:6381", Configuration),
             ("ERR unknown command `EVALSHA`, with args beginning with: `x`", Configuration),
         ] {

@@ -7,12 +7,11 @@ local known, failed = record(KEYS[1])
 if not known then
     return {failed or 0}
 end
-local state, ends = byte(known, 17), tonumber(sub(known, 18, 30))
+local state = byte(known, 17)
 if state == FREE then
     return {0}
-end
-if state ~= LEASED or not ends then
+elseif state == COMPLETED then
     return {sub(known, 17)}
 end
-local left = ends - math.floor(clock() / 1000)
+local left = tonumber(sub(known, 18, 30)) - math.floor(clock() / 1000)
 return {left > 0 and 'l' .. format('%.0f', left) or 0}

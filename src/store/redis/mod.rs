@@ -39,14 +39,15 @@ use crate::{
 ///
 /// The session is a [`Lease`]. The effect is **not** committed together with the identity: a
 /// process that dies between the two leaves an effect whose message is handled again, once the
-/// lease has run out. An effect in a database is better guarded by a store of that database; an
-/// effect elsewhere should take [`Lease::token`] or the message ID as its own idempotency key.
+/// lease has run out. An effect in a database is better guarded by a store of that database; one
+/// elsewhere should take the message ID as its idempotency key, or [`Lease::token`] as its fence.
 ///
 /// Claiming, completing, renewing and releasing are scripts, so that nothing comes between: of
 /// several claims on an identity one is acquired, and a stale lease changes nothing. What is asked
-/// together is one script for up to 64 identities, in a cluster one for each. Times are the
-/// server's. The token of a later lease is greater, also after the identity
-/// was forgotten, unless the server's clock was set back meanwhile.
+/// together is one script for up to 64 identities, in a cluster one for each: a proxy in front of
+/// several servers that goes by the first key cannot be used. Times are the server's. The token of
+/// a later lease is greater, also after the identity was forgotten, unless the server's clock was
+/// set back meanwhile.
 ///
 /// Redis forgets what was completed longer ago than the [`retention`](Self::retention), by itself;
 /// there is nothing to purge.
@@ -242,9 +243,9 @@ impl RedisStore {
 
     fn claiming(&self, requests: &[ClaimRequest]) -> Call {
         let mut call = CLAIM.call().millis(self.options.lease).millis(self.options.retention);
-        call = call.bytes(Uuid::new_v4().as_bytes());
         for request in requests {
-            call.add(self.key(&request.scope, &request.message_id), None);
+            let asks = Uuid::new_v4().as_bytes().to_vec();
+            call.add(self.key(&request.scope, &request.message_id), Some(asks));
         }
         call
     }
@@ -375,7 +376,11 @@ impl IdempotencyStore for RedisStore {
     async fn check(&self) -> Result<(), StoreError> {
         check::check(self.link()?, self.options.limit(), self.options.eviction_allowed).await?;
         // Not a key of any identity: those have a colon after the braces.
-        self.ask(FIND.on(format!("{}{{}}", self.options.prefix))).await?;
+        let key = format!("{}{{}}", self.options.prefix);
+        self.ask(FIND.on(key.clone())).await?;
+        // The right without which nothing that is claimed could be completed.
+        let expire = redis::cmd("PEXPIRE").arg(key).arg(1).take();
+        one(self.link()?.commands(&[expire], self.options.limit()).await)?;
         Ok(())
     }
 }

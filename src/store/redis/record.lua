@@ -1,5 +1,7 @@
-local try, sub, byte, format = redis.pcall, string.sub, string.byte, string.format
+local try, sub, byte, find, format = redis.pcall, string.sub, string.byte, string.find, string.format
 local LEASED, COMPLETED, FREE = byte('l'), byte('c'), byte('f')
+local TIME = '^' .. string.rep('%d', 13)
+local START = '^' .. string.rep('%d', 16) .. '[lcf]'
 
 -- What is kept of an identity is a string: the token (16 digits), then one of
 --   l, the end of the lease (13 digits, ms), who asked for it
@@ -7,22 +9,51 @@ local LEASED, COMPLETED, FREE = byte('l'), byte('c'), byte('f')
 --   f: released or forgotten; the token stays, so that the next one is greater.
 --
 -- Before it was a hash of t (token), e (end of the lease), n (who asked), a (completed at), f (fingerprint): what is left of those is
--- read as if it had been written today. Answers with an error for what is neither, and with nothing for what is not there.
+-- read as if it had been written today.
+local function is_record(value)
+    local state = find(value, START) and byte(value, 17)
+    if state == LEASED then
+        return find(value, TIME, 18) and #value > 30
+    elseif state == COMPLETED then
+        return find(value, TIME, 50) and #value == 62
+    end
+    return state == FREE and #value == 17
+end
+
+local function is_number(text, digits)
+    return text and #text > 0 and #text <= digits and not find(text, '%D')
+end
+
+local function of_hash(t, e, n, a, f)
+    local number = a or e or '0'
+    if not is_number(t, 16) or not is_number(number, 13) or (a and (not f or #f ~= 32)) then
+        return nil
+    end
+    local token, number = format('%016.0f', tonumber(t)), format('%013.0f', tonumber(number))
+    if a then
+        return token .. 'c' .. f .. number
+    end
+    return e and n and token .. 'l' .. number .. n or token .. 'f'
+end
+
+-- Answers with an error for what is neither, and with nothing for what is not there.
 local function record(key)
     local value = try('GET', key)
-    if type(value) ~= 'table' then
+    if not value or (type(value) == 'string' and is_record(value)) then
         return value or nil
     end
-    local known = try('HMGET', key, 't', 'e', 'n', 'a', 'f')
-    local token, number = tonumber(known[1]), tonumber(known[4] or known[2] or 0)
-    if known.err or not token or not number then
+    local foreign = {err = 'WRONGTYPE what the key holds was not written by lapin-idempotent'}
+    if type(value) == 'string' then
+        return nil, foreign
+    elseif not find(value.err, 'WRONGTYPE', 1, true) then
         return nil, value
     end
-    token, number = format('%016.0f', token), format('%013.0f', number)
-    if known[4] then
-        return token .. 'c' .. (known[5] or '') .. number
+    local known = try('HMGET', key, 't', 'e', 'n', 'a', 'f')
+    if known.err then
+        return nil, known
     end
-    return token .. (known[2] and 'l' .. number .. (known[3] or '') or 'f')
+    local read = of_hash(known[1], known[2], known[3], known[4], known[5])
+    return read, not read and foreign or nil
 end
 
 -- Microseconds since 1970, which a double holds exactly.
