@@ -36,6 +36,7 @@ mod databases {
     mod commit;
     mod conformance;
     mod consuming;
+    mod copies;
     mod crashes;
     mod database;
     mod examples;
@@ -75,6 +76,7 @@ mod databases {
                 claims::trials,
                 commit::trials,
                 conformance::trials,
+                copies::trials,
                 crashes::trials,
                 examples::trials,
                 kit::trials,
