@@ -24,10 +24,10 @@ trials! {
 }
 
 /// How often each message took effect.
-#[derive(Default)]
-struct Effects(Mutex<HashMap<String, u32>>);
+#[derive(Clone, Default)]
+struct Effects(Arc<Mutex<HashMap<String, u32>>>);
 
-impl IdempotentHandler<RedisStore> for Arc<Effects> {
+impl IdempotentHandler<RedisStore> for Effects {
     async fn handle(&self, message: &IncomingMessage, _: &mut Lease) -> HandlerResult {
         // Others come in between.
         tokio::task::yield_now().await;
@@ -50,9 +50,9 @@ pub async fn copies_that_are_claimed_at_once_take_effect_once_in_redis() {
             client.publish(&queue, b"500", with_id(&format!("m{n}"))).await;
         }
     }
-    let effects = Arc::new(Effects::default());
+    let effects = Effects::default();
     let builder = IdempotentConsumer::builder(broker(), &queue, store).workers(32);
-    let consumer = Running::start(builder, Arc::clone(&effects));
+    let consumer = Running::start(builder, effects.clone());
     // A copy is held while the first one is in progress, and that is an outcome, too.
     let of = |outcomes: &[&str], name: &str| outcomes.iter().filter(|outcome| **outcome == name).count();
     let mut outcomes = consumer.decided(MESSAGES * COPIES).await;
@@ -61,7 +61,7 @@ pub async fn copies_that_are_claimed_at_once_take_effect_once_in_redis() {
     }
     consumer.stop().await;
     assert_eq!(of(&outcomes, "processed"), MESSAGES);
-    let effects = effects.0.lock().unwrap();
+    let effects = effects.0.lock().unwrap().clone();
     assert!(effects.len() == MESSAGES && effects.values().all(|times| *times == 1), "{effects:?}");
     client.delete(&queue).await;
     client.delete(&format!("{queue}.parked")).await;

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     address::{Addresses, refused},
     deadline::Deadline,
-    error::{Failure, Secrets},
+    error::{Failure, Particular, Secrets},
     script::Call,
     sentinel::Sentinels,
 };
@@ -183,7 +183,7 @@ impl SharedConnection {
         let parts: Vec<&[usize]> = identities.chunks(TOGETHER).collect();
         let commands: Vec<Cmd> = parts.iter().map(|part| call.by_hash(part)).collect();
         let mut answers = self.send(&commands, deadline).await;
-        let unknown = which(&answers, |failure| failure.unknown_script);
+        let unknown = which(&answers, |failure| failure.particular == Some(Particular::UnknownScript));
         if !unknown.is_empty() {
             let commands: Vec<Cmd> = unknown.iter().map(|&index| call.by_text(parts[index])).collect();
             let fresh = self.send(&commands, deadline).await;

@@ -18,10 +18,16 @@ pub(super) struct Failure {
     pub(super) sent: bool,
     /// The connection is of no more use.
     pub(super) broken: bool,
-    pub(super) unknown_script: bool,
-    /// The key holds something else.
-    pub(super) wrong_type: bool,
+    pub(super) particular: Option<Particular>,
     text: String,
+}
+
+/// A failure after which there is another way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Particular {
+    UnknownScript,
+    /// The key holds something else.
+    WrongType,
 }
 
 impl Secrets {
@@ -68,8 +74,11 @@ impl Secrets {
             broken: error.is_unrecoverable_error()
                 || matches!(error.kind(), ErrorKind::Io)
                 || not_the_primary(error),
-            unknown_script: error.kind() == ErrorKind::Server(ServerErrorKind::NoScript),
-            wrong_type: error.code() == Some("WRONGTYPE"),
+            particular: match error.kind() {
+                ErrorKind::Server(ServerErrorKind::NoScript) => Some(Particular::UnknownScript),
+                _ if error.code() == Some("WRONGTYPE") => Some(Particular::WrongType),
+                _ => None,
+            },
             text,
         }
     }
@@ -88,7 +97,7 @@ impl Failure {
     }
 
     fn of(kind: StoreErrorKind, text: String) -> Self {
-        Self { kind, sent: false, broken: false, unknown_script: false, wrong_type: false, text }
+        Self { kind, sent: false, broken: false, particular: None, text }
     }
 
     /// Whether asking again may help.

@@ -9,7 +9,7 @@ use redis::{Value, cmd, from_redis_value};
 
 use super::{
     RedisStore,
-    error::Failure,
+    error::{Failure, Particular},
     script::{Answer, FIND, FORGET},
 };
 use crate::{
@@ -95,7 +95,7 @@ impl RedisStore {
             match state {
                 Ok(Value::BulkString(state)) if state == b"c" => completed.push(key),
                 Ok(_) => {}
-                Err(failure) if failure.wrong_type => hashes.push(key),
+                Err(failure) if failure.particular == Some(Particular::WrongType) => hashes.push(key),
                 Err(failure) => return Err(failure.into()),
             }
         }
