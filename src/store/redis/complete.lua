@@ -6,7 +6,6 @@
 --
 -- Answers for each: 1, or 0 if the lease was lost.
 local now = format('%013.0f', math.floor(clock() / 1000))
-local written = false
 
 local function completed(key, value)
     local known, failed = record(key)
@@ -21,14 +20,7 @@ local function completed(key, value)
         -- By this very lease: the reply was lost, and the caller asks again.
         return 1
     end
-    if not written then
-        -- First what is allowed without free memory: Redis does not stop a script that has written. The effect is done by now, and a
-        -- full server must not refuse to remember it.
-        redis.call('PEXPIRE', key, ARGV[1])
-        written = true
-    end
-    local set = try('SET', key, value .. now, 'PX', ARGV[1])
-    return set.err and set or 1
+    return keep(key, value .. now, ARGV[1])
 end
 
 local answers = {}

@@ -8,7 +8,4 @@ local known, failed = record(KEYS[1])
 if not known or byte(known, 17) ~= COMPLETED then
     return {failed or 0}
 end
--- First what is allowed without free memory.
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[1], sub(known, 1, 16) .. 'f', 'PX', ARGV[1])
-return {1}
+return {keep(KEYS[1], sub(known, 1, 16) .. 'f', ARGV[1])}

@@ -62,3 +62,16 @@ local function clock()
     return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
+local written = false
+
+-- Keeps a record for so long; answers with 1, or with the error. First what is allowed without free memory: Redis does not stop a script
+-- that has written, and a full server must not refuse to remember what was done.
+local function keep(key, value, kept)
+    if not written then
+        redis.call('PEXPIRE', key, kept)
+        written = true
+    end
+    local set = try('SET', key, value, 'PX', kept)
+    return set.err and set or 1
+end
+

@@ -9,7 +9,4 @@ local known, failed = record(KEYS[1])
 if not known or sub(known, 1, 16) ~= ARGV[2] or byte(known, 17) == COMPLETED then
     return {failed or 0}
 end
--- First what is allowed without free memory.
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[1], ARGV[2] .. 'f', 'PX', ARGV[1])
-return {1}
+return {keep(KEYS[1], ARGV[2] .. 'f', ARGV[1])}

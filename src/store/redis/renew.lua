@@ -11,7 +11,4 @@ if not known or sub(known, 1, 17) ~= ARGV[2] .. 'l' then
     return {failed or 0}
 end
 local ends = format('%013.0f', math.floor(clock() / 1000) + tonumber(ARGV[3]))
--- First what is allowed without free memory.
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[1], ARGV[2] .. 'l' .. ends .. sub(known, 31), 'PX', ARGV[1])
-return {1}
+return {keep(KEYS[1], ARGV[2] .. 'l' .. ends .. sub(known, 31), ARGV[1])}
